@@ -1,0 +1,55 @@
+"""Token log-probabilities from a language model's hidden states, without all positions' logits at once."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def token_logps(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    labels: Int[Array, " N"],
+    *,
+    chunk: int = 1024,
+) -> Float[Array, " N"]:
+    """The log-probability of each position's label under the softmax over the vocabulary.
+
+    log softmax(hidden_n . unembedding')[label_n]
+
+    At most `chunk` rows of logits exist at a time: with more rows than that, they are recomputed in the
+    backward pass rather than kept. Products of bfloat16 inputs are accumulated in float32, and so is the
+    unembedding's gradient over the chunks. `chunk` changes memory and speed, not the result, so
+    `reference.logps.token_logps` has no such argument.
+
+    Shapes: hidden [N, D], unembedding [V, D], labels [N] in 0..V-1 -> float32 [N] (float64 for float64),
+    nats.
+    """
+    if len(hidden) <= chunk:
+        return _chunk_logps(hidden, unembedding, labels)
+    wide = unembedding.astype(
+        _at_least_float32(unembedding)
+    )  # so that the chunks' gradients add up in float32
+    one = jax.checkpoint(lambda rows: _chunk_logps(rows[0], wide.astype(unembedding.dtype), rows[1]))
+    return jax.lax.map(one, _in_chunks(hidden, labels, chunk)).reshape(-1)[: len(hidden)]
+
+
+def _in_chunks(
+    hidden: Float[Array, "N D"], labels: Int[Array, " N"], chunk: int
+) -> tuple[Float[Array, "chunks {chunk} D"], Int[Array, "chunks {chunk}"]]:
+    """Rows padded to a whole number of chunks."""
+    padding = -len(hidden) % chunk
+    hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
+    return hidden.reshape(-1, chunk, hidden.shape[1]), jnp.pad(labels, (0, padding)).reshape(-1, chunk)
+
+
+def _chunk_logps(
+    hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], labels: Int[Array, " N"]
+) -> Float[Array, " N"]:
+    """The same, with all of the logits."""
+    logits = jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=_at_least_float32(hidden))
+    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+    return label_logits - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _at_least_float32(array: Float[Array, "..."]) -> jnp.dtype:
+    return jnp.promote_types(array.dtype, jnp.float32)

@@ -1,0 +1,364 @@
+"""The paper's objectives, on one example each: jit, vmap and differentiate at will.
+
+The same functions, in the same order, as `reference/objectives.py`, which is the place to read what they
+mean. Inputs of lower precision are promoted to float32 first. Everything is in nats (a squared loss: nats
+squared). Functions take scalars of ONE pair, so callers `vmap` and reduce; those that minimise over a batch
+say so.
+
+h denotes `margin`, the log-ratio margin of Eq. 6; rho = r(y1) - r(y2) denotes a `reward_margin`.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int, Real, Shaped
+
+Scalar: TypeAlias = Real[ArrayLike, ""]
+Loss: TypeAlias = Float[Array, ""]
+
+
+def sequence_logp(token_logps: Float[Array, " T"], mask: Shaped[Array, " T"]) -> Loss:
+    """How probable one response is: the SUM of its tokens' log-probabilities, never their mean.
+
+    log pi(y | x) = sum_t mask_t log pi(y_t | x, y_<t)
+
+    Masked positions may hold NaN or -inf: neither value nor gradient reads them. A response without tokens
+    has log-probability 0.
+
+    Shapes: token_logps [T], mask [T] (0 or 1) -> scalar, nats. Source: section 3.1, where pi(y | x) is of
+    sequences.
+    """
+    (token_logps,) = _wide(token_logps)
+    return jnp.sum(jnp.where(mask, token_logps, 0.0))
+
+
+def log_ratio_margin(
+    policy_chosen: Scalar, policy_rejected: Scalar, ref_chosen: Scalar, ref_rejected: Scalar
+) -> Loss:
+    """By how much more than the reference the policy prefers the chosen response.
+
+    h = [log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]
+
+    Shapes: four scalars, sequence log-probabilities -> scalar, nats. Source: the argument of Eq. 6 and Eq. 7.
+    """
+    logps = _wide(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = logps
+    return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)  # Eq. 6
+
+
+def bradley_terry(reward_margin: Scalar) -> Loss:
+    """The loss that fits a reward model to preferences.
+
+    -log sigmoid(r(y_w) - r(y_l))
+
+    Shapes: scalar -> scalar, nats. Source: Eq. 2.
+    """
+    (reward_margin,) = _wide(reward_margin)
+    return -jax.nn.log_sigmoid(reward_margin)  # Eq. 2
+
+
+def dpo(margin: Scalar, beta: Scalar) -> Loss:
+    """Direct preference optimization: Bradley-Terry with the policy's implicit reward beta log(pi / pi_ref).
+
+    -log sigmoid(beta h)
+
+    Shapes: scalars -> scalar, nats. Source: Eq. 6.
+    """
+    margin, beta = _wide(margin, beta)
+    return bradley_terry(beta * margin)  # Eq. 6
+
+
+def ipo(margin: Scalar, tau: Scalar) -> Loss:
+    """Identity preference optimization: regress the margin on a constant.
+
+    (h - 1/tau)^2
+
+    The paper's convention. IPO's own authors use the target 1/(2 tau): their tau is half of this one. Margins
+    are of summed token log-probabilities, where some implementations average.
+
+    Shapes: scalars -> scalar, nats squared. Source: section 7.1; Azar et al. (2024), Eq. 17.
+    """
+    margin, tau = _wide(margin, tau)
+    return (margin - 1.0 / tau) ** 2  # section 7.1
+
+
+def distillation(margin: Scalar, reward_margin: Scalar, beta: Scalar) -> Loss:
+    """Reward model distillation: match the policy's implicit reward difference to the reward model's.
+
+    (r(y1) - r(y2) - beta h)^2
+
+    Shapes: scalars -> scalar, nats squared. Source: Eq. 7.
+    """
+    margin, reward_margin, beta = _wide(margin, reward_margin, beta)
+    return (reward_margin - beta * margin) ** 2  # Eq. 7
+
+
+def mean_distillation(margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar) -> Loss:
+    """Distil the ensemble's average: Eq. 7 averaged over the batch, against the mean of the K rewards.
+
+    mean_b (mean_k rho_kb - beta h_b)^2
+
+    With K = 1 this is Eq. 7 itself. With more it is the baseline without pessimism, which the paper does not
+    run.
+
+    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: Eq. 7.
+    """
+    margins, reward_margins, beta = _wide(margins, reward_margins, beta)
+    return _batch_distillation(margins, jnp.mean(reward_margins, axis=0), beta)
+
+
+def mean_weights(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Float[Array, " K"]:
+    """The weight of each reward model in `mean_distillation`: 1/K.
+
+    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
+    """
+    (reward_margins,) = _wide(reward_margins)
+    return jnp.full(len(reward_margins), 1.0 / len(reward_margins), reward_margins.dtype)
+
+
+def ensemble_distillation(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Loss:
+    """Distil the reward model that is nearest to the policy on this batch.
+
+    min_k mean_b (rho_kb - beta h_b)^2
+
+    Eq. 11 has the minimum outside the whole expectation; footnote 5 takes it per minibatch, as here. The mean
+    of such minima is below the minimum of the mean.
+
+    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: first term of Eq. 11, footnote
+    5.
+    """
+    return jnp.min(_member_losses(margins, reward_margins, beta))  # Eq. 11
+
+
+def ensemble_weights(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Float[Array, " K"]:
+    """Which reward model `ensemble_distillation` chose, as a one-hot vector (the first of equals).
+
+    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
+    """
+    losses = _member_losses(margins, reward_margins, beta)
+    return jax.nn.one_hot(jnp.argmin(losses), len(losses), dtype=losses.dtype)
+
+
+def hull_distillation(margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar) -> Loss:
+    """Distil the MIXTURE of reward models that is nearest to the policy on this batch.
+
+    min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2
+
+    Departs from the paper: the proof of Theorem 2 exchanges a minimum with a maximum, which needs a convex
+    set of reward models; the finite set's corners (`ensemble_distillation`) are replaced by their convex
+    hull. The weights are held constant in the gradient, which is exact at a minimum over them (envelope
+    theorem).
+
+    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: ours, after Theorem 2 and Eq.
+    11.
+    """
+    margins, reward_margins, beta = _wide(margins, reward_margins, beta)
+    weights = hull_weights(margins, reward_margins, beta)
+    return _batch_distillation(margins, _mix(weights, reward_margins), beta)
+
+
+def hull_weights(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Float[Array, " K"]:
+    """The simplex weights at which `hull_distillation` has its minimum; constants to differentiation.
+
+    argmin_{w in simplex} w' Q w, with residuals e_k = rho_k - beta h and Q_jk = mean_b e_jb e_kb
+
+    Exact up to a ridge of 8 K machine epsilons on Q's diagonal, which also chooses among weights that give
+    the same mixture. Costs a K x K solve for each change of the set of members in use, rarely more than 2 K
+    of them.
+
+    Shapes: margins [B], reward_margins [K, B] -> [K], non-negative, sums to 1. Source: ours.
+    """
+    margins, reward_margins, beta = lax.stop_gradient(_wide(margins, reward_margins, beta))
+    residuals = reward_margins - beta * margins
+    gram = jnp.matmul(residuals, residuals.T, precision=lax.Precision.HIGHEST) / margins.size
+    return _minimise_on_simplex(gram)
+
+
+def forward_kl(
+    ref_logps: Float[Array, "*batch Y"], policy_logps: Float[Array, "*batch Y"]
+) -> Float[Array, "*batch"]:
+    """How badly the policy covers what the reference would say.
+
+    KL(pi_ref || pi) = sum_y pi_ref(y) [log pi_ref(y) - log pi(y)]
+
+    Outcomes of reference probability 0 contribute 0, whatever the policy. An outcome that the reference
+    allows and the policy does not makes the divergence infinite.
+
+    Shapes: [..., Y], [..., Y], normalised log-probabilities -> [...], nats. Source: Eq. 9.
+    """
+    ref_logps, policy_logps = _wide(ref_logps, policy_logps)
+    possible = jnp.exp(ref_logps) > 0
+    ref, policy = jnp.where(possible, ref_logps, 0.0), jnp.where(possible, policy_logps, 0.0)
+    return jnp.sum(jnp.where(possible, jnp.exp(ref) * (ref - policy), 0.0), axis=-1)  # Eq. 9
+
+
+def sampled_forward_kl(ref_logp: Scalar, policy_logp: Scalar) -> Loss:
+    """The one-sample estimate of `forward_kl` at a response y drawn from the reference.
+
+    log pi_ref(y) - log pi(y)
+
+    Unbiased, and so sometimes negative.
+
+    Shapes: scalars, sequence log-probabilities of the same y -> scalar, nats. Source: second term of Eq. 11.
+    """
+    ref_logp, policy_logp = _wide(ref_logp, policy_logp)
+    return ref_logp - policy_logp  # Eq. 11
+
+
+def pessimistic(loss: Scalar, kl: Scalar, gamma: Scalar) -> Loss:
+    """A pair loss with the pull towards the reference that makes it pessimistic.
+
+    loss + gamma KL(pi_ref || pi)
+
+    The paper defines gamma twice. Eq. 10 weighs the KL by beta and the loss by alpha, so Eq. 11 has gamma =
+    beta / alpha; section 6.1 says gamma = alpha / beta. Either way gamma is the number that multiplies the KL
+    here.
+
+    Shapes: scalars -> scalar. Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
+    """
+    loss, kl, gamma = _wide(loss, kl, gamma)
+    return loss + gamma * kl  # Eq. 11, Eq. 13
+
+
+def rlhf(
+    policy_logps: Float[Array, " Y"], ref_logps: Float[Array, " Y"], rewards: Float[Array, " Y"], beta: Scalar
+) -> Loss:
+    """A policy's value at one prompt, to be MAXIMISED: expected reward less divergence from the reference.
+
+    E_{y ~ pi} r(y) - beta KL(pi || pi_ref)
+
+    The divergence is the reverse of `forward_kl`'s.
+
+    Shapes: policy_logps [Y], ref_logps [Y], rewards [Y] -> scalar, nats. Source: Eq. 1.
+    """
+    policy_logps, ref_logps, rewards, beta = _wide(policy_logps, ref_logps, rewards, beta)
+    reverse_kl = forward_kl(policy_logps, ref_logps)
+    return jnp.sum(jnp.exp(policy_logps) * rewards, axis=-1) - beta * reverse_kl  # Eq. 1
+
+
+def pessimistic_rlhf(
+    policy_logps: Float[Array, "X Y"],
+    ref_logps: Float[Array, "X Y"],
+    rewards: Float[Array, "K X Y"],
+    beta: Scalar,
+) -> Loss:
+    """The value of a policy under the worst of K reward models, to be MAXIMISED.
+
+    min_k mean_x [E_{y ~ pi} r_k - E_{y ~ pi_ref} r_k - beta KL(pi || pi_ref)]
+
+    Prompts are equally likely, and the minimum is outside their mean. The reference's own `rlhf` value is its
+    expected reward, so the bracket is a difference of two values.
+
+    Shapes: policy_logps [X, Y], ref_logps [X, Y], rewards [K, X, Y] -> scalar, nats. Source: Eq. 8.
+    """
+    values = jax.vmap(jax.vmap(rlhf, (0, 0, 0, None)), (None, None, 0, None))
+    advantages = values(policy_logps, ref_logps, rewards, beta) - values(ref_logps, ref_logps, rewards, beta)
+    return jnp.min(jnp.mean(advantages, axis=-1))  # Eq. 8
+
+
+def _wide(*inputs: Shaped[ArrayLike, "..."]) -> tuple[Array, ...]:
+    """The inputs as arrays of one dtype, at least float32."""
+    dtype = jnp.result_type(jnp.float32, *inputs)
+    return tuple(jnp.asarray(x, dtype) for x in inputs)
+
+
+def _mix(weights: Float[Array, " K"], reward_margins: Float[Array, "K B"]) -> Float[Array, " B"]:
+    """The mixture's reward margins, in full float32 on every device."""
+    return jnp.matmul(weights, reward_margins, precision=lax.Precision.HIGHEST)
+
+
+def _batch_distillation(
+    margins: Float[Array, " B"], reward_margins: Float[Array, " B"], beta: Scalar
+) -> Loss:
+    """The batch mean of Eq. 7 for one reward model."""
+    return jnp.mean(jax.vmap(distillation, (0, 0, None))(margins, reward_margins, beta))
+
+
+def _member_losses(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Float[Array, " K"]:
+    """The batch mean of Eq. 7 for each reward model."""
+    return jax.vmap(_batch_distillation, (None, 0, None))(margins, reward_margins, beta)
+
+
+class _ActiveSet(NamedTuple):
+    """A point u >= 0 and the members free to be positive; `done` once no other member would lower it."""
+
+    point: Float[Array, " K"]
+    free: Bool[Array, " K"]
+    done: Bool[Array, ""]
+    steps: Int[Array, ""]
+
+
+def _minimise_on_simplex(gram: Float[Array, "K K"]) -> Float[Array, " K"]:
+    """argmin of w' Q w over the simplex.
+
+    Adding 1 to every entry of Q does not move it, since sum(w) = 1, and it is u / sum(u) for the u >= 0 that
+    minimises u' (Q + 11') u / 2 - 1' u. That one is found by the active-set method of Lawson and Hanson
+    (1974, chapter 23), started at the best corner, from where the objective only falls.
+    """
+    ridge = 8 * len(gram) * jnp.finfo(gram.dtype).eps
+    shifted = _scaled(gram) + 1.0
+    matrix = shifted + ridge * jnp.diag(jnp.diag(shifted))
+    corner = jax.nn.one_hot(jnp.argmin(jnp.diag(gram)), len(gram), dtype=bool)
+    start = _ActiveSet(jnp.zeros(len(gram), gram.dtype), corner, jnp.array(False), jnp.array(0))
+    running = lambda state: ~state.done & (state.steps < 10 * len(gram))  # noqa: E731
+    point = lax.while_loop(running, lambda state: _step(matrix, ridge, state), start).point
+    return point / jnp.sum(point)
+
+
+def _scaled(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
+    """Q in units of its best member: one bad member in the unit would push the others below rounding."""
+    diagonal = jnp.diag(gram)
+    unit = jnp.maximum(jnp.min(diagonal), jnp.finfo(gram.dtype).eps ** 2 * jnp.max(diagonal))
+    return gram / jnp.where(unit > 0, unit, 1.0)
+
+
+def _step(matrix: Float[Array, "K K"], ridge: Scalar, state: _ActiveSet) -> _ActiveSet:
+    """Go to the free members' minimum and free one more; or as far as signs allow, and fix who reached 0."""
+    target = _solve_free(matrix, state.free)
+    blocked = state.free & (target <= 0)
+    arrived = ~jnp.any(blocked)
+    entering, done = _entering(matrix, ridge, target, state.free)
+    stopped, kept = _step_to_boundary(state.point, target, state.free, blocked)
+    point = jnp.where(arrived, target, stopped)
+    free = jnp.where(arrived, state.free | entering, kept)
+    return _ActiveSet(point, free, arrived & done, state.steps + 1)
+
+
+def _solve_free(matrix: Float[Array, "K K"], free: Bool[Array, " K"]) -> Float[Array, " K"]:
+    """The minimiser over the free members, the others at 0."""
+    both = free[:, None] & free[None, :]
+    masked = jnp.where(both, matrix, jnp.eye(len(matrix), dtype=matrix.dtype))
+    return jax.scipy.linalg.solve(masked, free.astype(matrix.dtype), assume_a="pos")
+
+
+def _entering(
+    matrix: Float[Array, "K K"], ridge: Scalar, point: Float[Array, " K"], free: Bool[Array, " K"]
+) -> tuple[Bool[Array, " K"], Bool[Array, ""]]:
+    """The fixed member along which the objective falls fastest, one-hot, and whether none does noticeably."""
+    descent = (1.0 - jnp.sum(matrix * point, axis=-1)) / jnp.sqrt(jnp.diag(matrix))
+    descent = jnp.where(free, -jnp.inf, descent)
+    return jax.nn.one_hot(jnp.argmax(descent), len(free), dtype=bool), ~(jnp.max(descent) > 4 * ridge)
+
+
+def _step_to_boundary(
+    point: Float[Array, " K"], target: Float[Array, " K"], free: Bool[Array, " K"], blocked: Bool[Array, " K"]
+) -> tuple[Float[Array, " K"], Bool[Array, " K"]]:
+    """The last point before an entry turns negative on the way to the target, and who is positive there."""
+    gap = jnp.where(blocked & (point > target), point - target, 1.0)
+    fractions = jnp.where(blocked, point / gap, jnp.inf)
+    fraction = jnp.min(fractions, initial=1.0)
+    kept = free & ~(fractions <= fraction)
+    return jnp.where(kept, jnp.maximum(point + fraction * (target - point), 0.0), 0.0), kept

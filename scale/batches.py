@@ -1,0 +1,150 @@
+"""Rows of text to shared-prefix arrays, and the batch of a step as a function of (seed, step) alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from minipref.sequences import Batch
+from scale.rows import DataError
+from scale.tokenizer import PAD, Codec
+
+REF_LOGPS = {"chosen": "ref_chosen_logps", "rejected": "ref_rejected_logps", "ref_sample": "ref_sample_logps"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a row may be, and what happens to one that is longer. Never silent: the counts are printed."""
+
+    prompt: int = 64
+    """Tokens of a prompt at most."""
+    response: int = 32
+    """Tokens of a response at most, its end-of-sequence token included."""
+    overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
+    """An over-long prompt: drop the row, keep the prompt's start or its end, or stop. An over-long response is
+    never cut: its row is dropped, or `error` stops."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`data` holds row `kept[i]` of the file in its i-th row."""
+
+    data: Batch
+    kept: list[int]
+
+    def rows(self, rows: Sequence[dict]) -> list[dict]:
+        return [rows[i] for i in self.kept]
+
+
+def fit_prompt(ids: list[int], limits: Limits) -> list[int] | None:
+    """The prompt within its limit (its closing assistant token always stays), or None where the row must go."""
+    if len(ids) <= limits.prompt:
+        return ids
+    if limits.overlong == "keep-start":
+        return [*ids[: limits.prompt - 1], ids[-1]]
+    return ids[-limits.prompt :] if limits.overlong == "keep-end" else None
+
+
+def encode(
+    codec: Codec, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits, source: str = "data"
+) -> Encoded:
+    """Token arrays of the rows' prompts with the responses named by `fields`, their columns where present."""
+    pieces, kept, cut = [], [], 0
+    for i, row in enumerate(rows):
+        ids = codec.prompt_ids(row["prompt"])
+        prompt = fit_prompt(ids, limits)
+        responses = [codec.response_ids(row[f], row.get(f"{f}_complete", True)) for f in fields]
+        if prompt is None or max(map(len, responses), default=0) > limits.response:
+            if limits.overlong == "error":
+                raise DataError(f"{source}: row {i + 1}: longer than {limits.prompt} + {limits.response} tokens")
+            continue
+        cut += len(prompt) < len(ids)
+        pieces.append((prompt, responses))
+        kept.append(i)
+    report(source, len(rows), len(kept), cut, limits)
+    return Encoded(pack(pieces, [rows[i] for i in kept], fields), kept)
+
+
+def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None:
+    if not kept:
+        raise DataError(f"{source}: all {total} rows are longer than {limits.prompt} + {limits.response} tokens")
+    if kept < total or cut:
+        bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
+        print(f"{source}: {total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})")
+
+
+def pack(pieces: list[tuple[list[int], list[list[int]]]], rows: list[dict], fields: Sequence[str]) -> Batch:
+    n = len(fields)
+    width = round_up(max(len(p) + sum(map(len, rs)) for p, rs in pieces))
+    labels = round_up(max((sum(map(len, rs)) for _, rs in pieces), default=0))
+    packed = [pack_row(prompt, responses, width, labels) for prompt, responses in pieces]
+    arrays: list[Any] = [np.stack(column) for column in zip(*packed, strict=True)]
+    return Batch(*arrays, *(ref_logps(rows, fields), scores(rows, n)))  # type: ignore[arg-type]  # NumPy until jit
+
+
+def round_up(length: int, multiple: int = 16) -> int:
+    """Few distinct shapes, so few compilations."""
+    return -(-length // multiple) * multiple
+
+
+def pack_row(prompt: list[int], responses: list[list[int]], width: int, labels: int) -> tuple[np.ndarray, ...]:
+    """One row's tokens, positions, segments, labels, predictors, owners and last slots; see `minipref.sequences`."""
+    p, lengths = len(prompt), [len(r) for r in responses]
+    flat = [token for response in responses for token in response]
+    owners = np.repeat(np.arange(len(responses)), lengths)
+    offsets = np.concatenate([np.arange(length) for length in lengths]) if responses else np.arange(0)
+    slots = p + np.arange(len(flat))
+    return (
+        fill([*prompt, *flat], width, PAD),
+        fill([*range(p), *(p + offsets)], width, 0),
+        fill([*[0] * p, *(owners + 1)], width, -1),
+        fill(flat, labels, PAD),
+        fill(np.where(offsets == 0, p - 1, slots - 1), labels, 0),
+        fill(owners, labels, len(responses)),
+        (p - 1 + np.cumsum(lengths)).astype(np.int32),
+    )
+
+
+def fill(values: Iterable[int] | np.ndarray, width: int, pad: int) -> np.ndarray:
+    values = np.asarray(values, np.int32)
+    return np.pad(values, (0, width - len(values)), constant_values=pad)
+
+
+def ref_logps(rows: list[dict], fields: Sequence[str]) -> np.ndarray:
+    """[N, n] of the columns that `score --reference` adds; [N, 0] where the file has none."""
+    names = [REF_LOGPS[f] for f in fields if f in REF_LOGPS]
+    have = [name for name in names if name in rows[0]]
+    return np.asarray([[row[name] for name in have] for row in rows], np.float32).reshape(len(rows), len(have))
+
+
+def scores(rows: list[dict], n: int) -> np.ndarray:
+    """[N, 2, K] of the columns that `score --rewards` adds; K of 0 where the file has none."""
+    if n < 2 or "score_chosen" not in rows[0]:
+        return np.zeros((len(rows), 2, 0), np.float32)
+    pairs = [[np.atleast_1d(row["score_chosen"]), np.atleast_1d(row["score_rejected"])] for row in rows]
+    return np.asarray(pairs, np.float32)
+
+
+@lru_cache(maxsize=64)
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def batch_indices(n: int, size: int, seed: int, step: int) -> np.ndarray:
+    """Rows of batch `step`: a window on the endless run of one fresh permutation of the n rows per epoch."""
+    at = step * size + np.arange(size)
+    return np.asarray([permutation(n, seed, int(i // n))[i % n] for i in at])
+
+
+def take(data: Batch, indices: np.ndarray) -> Batch:
+    return jax.tree.map(lambda a: a[indices], data)
+
+
+def map_batches(function: Callable[[Batch], Any], data: Batch, size: int) -> Any:
+    """`function` over all rows in batches of one shape (the last is filled up with row 0); NumPy arrays out."""
+    n = len(data.tokens)
+    parts = [function(take(data, np.arange(i, i + size) % n)) for i in range(0, n, size)]
+    return jax.tree.map(lambda *a: np.concatenate([np.asarray(x) for x in a])[:n], *parts)

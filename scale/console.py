@@ -1,0 +1,20 @@
+"""What a person sees while a stage runs."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+
+def track(items: Iterable[Any], label: str, start: int = 0, total: int | None = None) -> Iterator[Any]:
+    """The items, under a progress bar with an ETA; one line once done where output is not a terminal."""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("eta"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(label, total=total, completed=start)
+        for item in items:
+            yield item
+            progress.advance(task)

@@ -1,0 +1,54 @@
+"""Running trained models over rows of text: samples, log-probabilities, rewards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from minipref.reward_models import ensemble_rewards
+from scale.batches import Encoded, Limits, encode, map_batches, take
+from scale.console import track
+from scale.folders import Folder
+from scale.model import logps
+from scale.sampling import Samples, sample
+from scale.tokenizer import EOS, PAD
+
+BATCH = 128
+
+jitted_logps = eqx.filter_jit(logps)
+jitted_rewards = eqx.filter_jit(ensemble_rewards)
+
+
+def generate(
+    policy: Folder, encoded: Encoded, *, n: int, max_new: int, seed: int, temperature: float, label: str
+) -> list[list[tuple[str, bool]]]:
+    """For each encoded prompt, n texts, each with whether it ended by itself within `max_new` tokens."""
+    data, size = encoded.data, max(1, BATCH * 4 // n)
+    key, found = jax.random.key(seed), []
+    for i in track(range(0, len(data.tokens), size), label):
+        part = take(data, np.arange(i, i + size) % len(data.tokens))
+        lengths = (part.segments == 0).sum(1)
+        samples = sample(policy.model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new,
+                         eos=EOS, pad=PAD, temperature=temperature)
+        found += texts(policy, samples)
+    return found[: len(data.tokens)]
+
+
+def texts(policy: Folder, samples: Samples) -> list[list[tuple[str, bool]]]:
+    tokens, complete = np.asarray(samples.tokens), np.asarray(samples.complete)
+    return [[(policy.codec.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
+            for row in zip(tokens, complete, strict=True)]
+
+
+def sequence_logps(policy: Folder, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits) -> np.ndarray:
+    """[N, n] log pi(y | x) in nats of the rows' responses; every row must fit."""
+    data = encode(policy.codec, rows, fields, limits).data
+    return map_batches(lambda batch: jitted_logps(policy.model, batch), data, BATCH)
+
+
+def rewards(models: Folder, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits) -> np.ndarray:
+    """[N, n, K] rewards of the rows' responses under K reward models; every row must fit."""
+    data = encode(models.codec, rows, fields, limits).data
+    return map_batches(lambda batch: jitted_rewards(models.model, batch), data, BATCH)

@@ -1,0 +1,53 @@
+"""`python -m scale.run`: the paper in miniature, end to end; or one of its stages on your own data."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from scale.console import console
+from scale.paper import PRESETS, Paper
+from scale.rows import DataError
+from scale.stages.align import Align
+from scale.stages.base import Stage, execute
+from scale.stages.bias import Bias
+from scale.stages.corpus import Corpus
+from scale.stages.evaluate import Evaluate
+from scale.stages.pairs import Pairs
+from scale.stages.reward import Reward
+from scale.stages.sample import Sample
+from scale.stages.score import Score
+from scale.stages.sft import Sft
+
+STAGES: dict[str, Callable[..., Stage]] = {
+    stage.__name__.lower(): stage
+    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Evaluate)
+}
+
+
+def parse(argv: Sequence[str]) -> Stage:
+    """The stage that the command line describes; without a subcommand, `paper`."""
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv = ["paper", *argv]
+    if argv[0] == "paper":
+        return tyro.cli(Paper, prog="python -m scale.run paper", default=preset(argv), args=argv[1:])
+    return tyro.extras.subcommand_cli_from_dict(STAGES, prog="python -m scale.run", description=__doc__, args=argv)
+
+
+def preset(argv: Sequence[str]) -> Paper:
+    """The defaults of the other options."""
+    named = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--preset"]
+    return PRESETS.get(named[-1] if named else "miniature", PRESETS["miniature"])
+
+
+def main() -> None:
+    stage = parse(sys.argv[1:])
+    try:
+        execute(stage)
+    except (DataError, FloatingPointError) as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

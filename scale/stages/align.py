@@ -1,0 +1,108 @@
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import equinox as eqx
+import numpy as np
+
+from minipref.methods import METHODS
+from minipref.training import init_state, preference_loss, train_step
+from scale import folders
+from scale.batches import Limits, batch_indices, encode, map_batches, take
+from scale.model import Transformer, logps
+from scale.rows import DataError, read, require
+from scale.stages.base import Stage
+from scale.stages.score import roomy
+from scale.train import OPTIMIZER, Training, hyper, train
+
+MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
+MONITORED = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(Stage):
+    """Train a policy on scored preference pairs by one of the eight methods of `minipref.methods`."""
+
+    data: Path
+    """Preference rows with the columns of the score stage."""
+    policy: Path
+    """Folder of the policy to start from: the pi_ref that the columns were computed with."""
+    method: MethodName = "e-dpo"
+    """Which row of the table of methods."""
+    strength: float = 0.3
+    """beta, or IPO's tau (the target margin is 1/tau)."""
+    gamma: tuple[float, float] | None = None
+    """KL weight at the first and the last step. Default: the method's own."""
+    validation: Path | None = None
+    """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
+    snapshots: int = 0
+    """Also keep the policy at this many evenly spaced steps before the last, in `step-N/`."""
+    training: Training = field(default_factory=lambda: Training(200, 16, 3e-3))
+    """The training run."""
+    limits: Limits = field(default_factory=Limits)
+    """Length limits: those of the score stage."""
+
+    def inputs(self) -> list[Path]:
+        return [path for path in (self.data, self.policy, self.validation) if path]
+
+    def run(self) -> dict[str, Any]:
+        policy = folders.load_policy(self.policy)
+        row = METHODS[self.method]
+        gamma = row.gamma if self.gamma is None else self.gamma
+        fields = ["chosen", "rejected"] + ["ref_sample"] * bool(max(row.gamma))
+        data = self.load(policy, self.data, fields)
+        self.check(data, row.rewards, gamma)
+        state = init_state(policy.model, OPTIMIZER, hyper(self.training, self.strength, gamma))
+        indices = partial(batch_indices, len(data.tokens), self.training.batch, self.training.seed)
+        model = train(partial(align_step, self.method), state, lambda i: take(data, indices(i)),
+                      self.training.steps, self.out, f"{self.method} {self.strength:g}",
+                      self.probe(policy), self.training.steps // (self.snapshots + 1))
+        folders.save(self.out, model, policy.config, policy.codec)
+        return {"pairs": len(data.tokens)}
+
+    def load(self, policy: folders.Folder, path: Path, fields: list[str]):
+        require(path, **policy.hashes, limits=str(self.limits))
+        rows = read(path)
+        if "ref_chosen_logps" not in rows[0]:
+            raise DataError(f"{path}: no column 'ref_chosen_logps'; run `score --reference {self.policy}` first")
+        limits = roomy(self.limits) if "ref_sample" in fields else self.limits
+        return encode(policy.codec, rows, fields, limits, str(path)).data
+
+    def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
+        members = data.scores.shape[2]
+        if rewards != "none" and not members:
+            raise DataError(f"{self.data}: no column 'score_chosen'; {self.method} distils rewards: run `score --rewards`")
+        if rewards == "single" and members > 1:
+            raise DataError(f"{self.data}: field 'score_chosen': {self.method} distils one reward model, not {members}")
+        if max(gamma) and not max(METHODS[self.method].gamma):
+            raise DataError(f"--gamma: {self.method} has no KL term")
+
+    def probe(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
+        """Keeps the snapshots, and watches the validation rows (Figure B.1)."""
+        watched = self.validation and self.load(policy, self.validation, ["chosen", "rejected", "ref_sample"])
+        sample = watched and take(watched, np.arange(min(MONITORED, len(watched.tokens))))
+
+        def probe(model: Transformer, step: int) -> dict[str, Any]:
+            if self.snapshots and 0 < step < self.training.steps:
+                folders.save(self.out / f"step-{step}", model, policy.config, policy.codec)
+            return monitor(model, sample) if sample else {}
+
+        return probe
+
+
+@eqx.filter_jit
+def align_step(method, state, batch):
+    return train_step(logps, partial(preference_loss, method), OPTIMIZER, state, batch)
+
+
+monitored_logps = eqx.filter_jit(logps)
+
+
+def monitor(model: Transformer, data) -> dict[str, float]:
+    """Held-out log-probs of chosen and rejected responses, and the sampled forward KL to pi_ref (nats)."""
+    values = map_batches(lambda batch: monitored_logps(model, batch), data, MONITORED)
+    kl = (data.ref_logps - values)[:, 2]
+    return {"validation/logps/chosen": float(values[:, 0].mean()),
+            "validation/logps/rejected": float(values[:, 1].mean()), "validation/kl": float(kl.mean())}

@@ -1,0 +1,72 @@
+"""What every stage shares: one folder out, skipped when complete, resumed when not, refused when it differs."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from scale.console import console
+from scale.files import fingerprint, read_json, write_json
+from scale.rows import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    out: Path
+    """Folder that the stage writes. If it holds this stage complete, nothing is done; if part of it, it resumes."""
+
+    def inputs(self) -> list[Path]:
+        """The files and folders that the stage reads: a run is the same run only if their contents are."""
+        raise NotImplementedError
+
+    def run(self) -> dict[str, Any]:
+        """Do the work; returns the findings that the stage prints and records."""
+        raise NotImplementedError
+
+
+def execute(stage: Stage) -> dict[str, Any]:
+    """Run the stage unless its folder says that exactly this was done; returns its findings."""
+    path = stage.out / "stage.json"
+    record = description(stage)
+    old = read_json(path) if path.exists() else record
+    refuse_other(stage, old, record)
+    if "findings" in old:
+        return old["findings"]
+    write_json(path, record)
+    findings = stage.run()
+    write_json(path, record | {"findings": findings})
+    (stage.out / "checkpoint.safetensors").unlink(missing_ok=True)
+    for name, value in findings.items():
+        console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
+    return findings
+
+
+def description(stage: Stage) -> dict[str, Any]:
+    missing = [str(path) for path in stage.inputs() if not path.exists()]
+    if missing:
+        raise DataError(f"{', '.join(missing)}: no such file or folder")
+    options = {k: plain(v) for k, v in asdict(stage).items() if not is_path(v)}
+    inputs = [fingerprint(path) for path in stage.inputs()]
+    return {"stage": type(stage).__name__, "options": options, "inputs": inputs}
+
+
+def plain(value: Any) -> Any:
+    """As JSON would give it back."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def is_path(value: Any) -> bool:
+    """Paths are not compared: a run may move, and the inputs' contents are."""
+    return isinstance(value, Path) or (isinstance(value, tuple) and any(map(is_path, value)))
+
+
+def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
+    if old["stage"] != new["stage"]:
+        raise DataError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
+    differing = [k for k in new["options"] if old["options"].get(k) != new["options"][k]]
+    differing += ["the contents of the inputs"] * (old["inputs"] != new["inputs"])
+    if differing:
+        raise DataError(f"{stage.out}: was begun with other {', '.join(differing)}; name another --out or delete it")

@@ -1,0 +1,32 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scale.corpus import docstrings
+from scale.rows import read, split, write
+from scale.stages.base import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus(Stage):
+    """Split rows by prompt into train, validation and test. Without --data: the TL;DRs of installed docstrings."""
+
+    data: Path | None = None
+    """Rows with `prompt` and `completion`, or preference rows. Default: the embedded docstring corpus."""
+    validation: float = 0.1
+    """Share of the prompts for model selection."""
+    test: float = 0.1
+    """Share of the prompts for the final evaluation."""
+    seed: int = 0
+    """Seed of the split."""
+
+    def inputs(self) -> list[Path]:
+        return [self.data] if self.data else []
+
+    def run(self) -> dict[str, Any]:
+        rows = read(self.data, need=("prompt", "completion")) if self.data else docstrings()
+        shares = {"train": 1 - self.validation - self.test, "validation": self.validation, "test": self.test}
+        parts = split(rows, shares, self.seed)
+        for name, part in parts.items():
+            write(self.out / f"{name}.parquet", part, {})
+        return {name: len(part) for name, part in parts.items()}

@@ -1,0 +1,95 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale import folders
+from scale.batches import Limits, encode
+from scale.inference import generate, rewards, sequence_logps
+from scale.rows import read, write
+from scale.stages.base import Stage
+from scale.stages.score import roomy
+from scale.stats import bootstrap_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Sample from policies and from pi_ref on held-out prompts, and compare them under an oracle reward model.
+
+    `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean reward of pi_ref, wins, ties, losses,
+    KL, tokens, one sample.
+    """
+
+    data: Path
+    """Rows with `prompt`."""
+    policies: tuple[Path, ...]
+    """Folders of the policies."""
+    reference: Path
+    """Folder of pi_ref."""
+    rewards: Path
+    """Folder of the oracle reward model (the mean, where it has several members)."""
+    n: int = 2
+    """Samples of each prompt."""
+    seed: int = 0
+    """Seed of the samples."""
+    limits: Limits = field(default_factory=Limits)
+    """Length limits; `response` is the most tokens a sample may have."""
+
+    def inputs(self) -> list[Path]:
+        return [self.data, *self.policies, self.reference, self.rewards]
+
+    def run(self) -> dict[str, Any]:
+        reference, oracle = folders.load_policy(self.reference), folders.load_rewards(self.rewards)
+        prompts = read(self.data, need=("prompt",))
+        baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)
+        tables = []
+        for i, path in enumerate(self.policies):
+            found = self.outcomes(folders.load_policy(path), reference, oracle, prompts, self.seed + 1)
+            tables.append(per_prompt(i, found, baseline))
+        write(self.out / "rows.parquet", [row for table in tables for row in table], {})
+        return {"policies": [summary(table) for table in tables]}
+
+    def outcomes(self, policy: folders.Folder, reference: folders.Folder, oracle: folders.Folder,
+                 rows: list[dict], seed: int) -> dict[str, Any]:
+        """Arrays [N, n] over the kept prompts: reward, KL of one sample, tokens; and the texts."""
+        encoded = encode(policy.codec, rows, [], self.limits, str(self.data))
+        found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=seed, temperature=1.0,
+                         label=f"sample {policy.path.name}")
+        fields = [f"sample_{i}" for i in range(self.n)]
+        sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
+                   | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
+                   for row, each in zip(encoded.rows(rows), found, strict=True)]
+        limits = roomy(self.limits)
+        own = sequence_logps(policy, sampled, fields, limits)
+        ref = sequence_logps(reference, sampled, fields, limits)
+        tokens = np.array([[len(policy.codec.response_ids(row[f], row[f"{f}_complete"])) for f in fields]
+                           for row in sampled])
+        return {"prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled], "tokens": tokens,
+                "rewards": rewards(oracle, sampled, fields, limits).mean(-1), "kl": own - ref}
+
+
+def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:
+    won = (found["rewards"] > baseline["rewards"]).mean(1)
+    lost = (found["rewards"] < baseline["rewards"]).mean(1)
+    columns = {
+        "reward": found["rewards"].mean(1), "reference_reward": baseline["rewards"].mean(1),
+        "win": won, "loss": lost, "kl": found["kl"].mean(1), "tokens": found["tokens"].mean(1),
+    }
+    values = {k: v.astype(float).tolist() for k, v in columns.items()}
+    return [{"policy": policy, "prompt": row["prompt"], "sample": text} | dict(zip(values, each, strict=True))
+            for row, text, *each in zip(found["prompts"], found["texts"], *values.values(), strict=True)]
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over prompts; advantage is the oracle reward minus pi_ref's, with its bootstrap 95% interval."""
+    mean = {k: float(np.mean([row[k] for row in rows])) for k in ("win", "loss", "kl", "tokens")}
+    differences = advantages(rows)
+    low, high = bootstrap_interval(differences)
+    return {"advantage": float(differences.mean()), "low": low, "high": high, "win": mean["win"],
+            "tie": 1 - mean["win"] - mean["loss"], "loss": mean["loss"], "kl": mean["kl"], "tokens": mean["tokens"]}
+
+
+def advantages(rows: Sequence[dict[str, Any]]) -> np.ndarray:
+    return np.array([row["reward"] - row["reference_reward"] for row in rows])

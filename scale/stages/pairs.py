@@ -1,0 +1,57 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale.rows import read, write
+from scale.stages.base import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs(Stage):
+    """Pairs of responses from sampled prompts: `rows.parquet` to be labelled, `human.parquet` to train an oracle on.
+
+    rows: two samples of a prompt (as many such pairs as it has), and the human's completion against a sample.
+    human: the human's completion over a sample, and over the completion of another prompt. Samples that were cut
+    short are left out of both, and so are pairs of equal texts.
+    """
+
+    data: Path
+    """Rows with `prompt`, `completion` and the `samples` and `complete` of the sample stage."""
+    seed: int = 0
+    """Seed of which other prompt's completion is the negative."""
+
+    def inputs(self) -> list[Path]:
+        return [self.data]
+
+    def run(self) -> dict[str, Any]:
+        rows = read(self.data, need=("prompt", "completion"))
+        others = np.random.default_rng(self.seed).permutation(len(rows))
+        unlabelled = [pair for row in rows for pair in to_label(row)]
+        human = [pair for row, other in zip(rows, others, strict=True) for pair in preferred(row, rows[other])]
+        write(self.out / "rows.parquet", unlabelled, {})
+        write(self.out / "human.parquet", human, {})
+        return {"pairs to label": len(unlabelled), "human preferences": len(human)}
+
+
+def finished(row: dict[str, Any]) -> list[str]:
+    """Samples that ended by themselves and say something."""
+    return [s for s, complete in zip(row["samples"], row["complete"], strict=True) if complete and s.strip()]
+
+
+def pair(row: dict[str, Any], chosen: str, rejected: str) -> list[dict[str, Any]]:
+    different = chosen.strip() != rejected.strip()
+    return [{"prompt": row["prompt"], "chosen": chosen, "rejected": rejected}] * different
+
+
+def to_label(row: dict[str, Any]) -> list[dict[str, Any]]:
+    samples = finished(row)
+    between = zip(samples[::2], samples[1::2], strict=False)
+    with_human = [p for s in samples[:1] for p in pair(row, row["completion"], s)]
+    return [p for a, b in between for p in pair(row, a, b)] + with_human
+
+
+def preferred(row: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    negatives = [*finished(row)[-1:], other["completion"]]
+    return [p for negative in negatives for p in pair(row, row["completion"], negative)]

@@ -1,0 +1,44 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale import folders
+from scale.batches import Limits, encode
+from scale.inference import generate
+from scale.rows import read, write
+from scale.stages.base import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Stage):
+    """Sample responses from a policy: `rows.parquet` with the input's rows plus `samples` and `complete`."""
+
+    policy: Path
+    """Folder of the policy."""
+    data: Path
+    """Rows with `prompt`."""
+    n: int = 4
+    """Samples of each prompt."""
+    temperature: float = 1.0
+    """1 samples from the policy itself; 0 is greedy."""
+    seed: int = 0
+    """Seed of the samples."""
+    limits: Limits = field(default_factory=Limits)
+    """Length limits; `response` is the most tokens a sample may have."""
+
+    def inputs(self) -> list[Path]:
+        return [self.policy, self.data]
+
+    def run(self) -> dict[str, Any]:
+        policy = folders.load_policy(self.policy)
+        rows = read(self.data, need=("prompt",))
+        encoded = encode(policy.codec, rows, [], self.limits, str(self.data))
+        found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=self.seed,
+                         temperature=self.temperature, label="sample")
+        columns = [{"samples": [t for t, _ in each], "complete": [c for _, c in each]} for each in found]
+        sampled = [row | new for row, new in zip(encoded.rows(rows), columns, strict=True)]
+        write(self.out / "rows.parquet", sampled, policy.hashes)
+        share = float(np.mean([c["complete"] for c in columns]))
+        return {"prompts": len(sampled), "share of samples that end by themselves": share}

@@ -1,0 +1,93 @@
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scale import folders
+from scale.batches import Limits, encode
+from scale.inference import generate, rewards, sequence_logps
+from scale.rows import DataError, provenance, read, write
+from scale.stages.base import Stage
+from scale.stages.bias import longer_side, longer_wins
+
+SIDES = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Stage):
+    """Compute, once, the columns that alignment needs: rewards, reference log-probs, a reference sample."""
+
+    data: Path
+    """Preference rows."""
+    rewards: Path | None = None
+    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each member."""
+    reference: Path | None = None
+    """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and a `ref_sample` with its log-prob."""
+    relabel: bool = False
+    """Let the (first) reward model decide which response is chosen; adds no scores."""
+    seed: int = 0
+    """Seed of the reference samples."""
+    limits: Limits = field(default_factory=Limits)
+    """Length limits; alignment must use the same."""
+
+    def inputs(self) -> list[Path]:
+        return [path for path in (self.data, self.rewards, self.reference) if path]
+
+    def run(self) -> dict[str, Any]:
+        rows, hashes = read(self.data), provenance(self.data)
+        findings: dict[str, Any] = {}
+        if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
+            raise DataError("score needs --rewards, --reference or both; --relabel needs --rewards")
+        if self.rewards:
+            rows, findings = self.with_rewards(folders.load_rewards(self.rewards), rows)
+        if self.reference:
+            reference = folders.load_policy(self.reference)
+            rows = self.with_reference(reference, rows)
+            hashes = hashes | reference.hashes | {"limits": str(self.limits)}
+        write(self.out / "rows.parquet", rows, hashes)
+        return {"rows": len(rows)} | findings
+
+    def with_rewards(self, models: folders.Folder, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
+        rows = encode(models.codec, rows, SIDES, self.limits, str(self.data)).rows(rows)
+        values = rewards(models, rows, SIDES, self.limits).astype(float)
+        margins = values[:, 0] - values[:, 1]
+        if self.relabel:
+            rows = [relabelled(row, margin) for row, margin in zip(rows, margins[:, 0], strict=True)]
+            return rows, {"share of pairs whose longer side wins": longer_wins(longer_side(models.codec, rows)),
+                          "share of labels kept": float((margins[:, 0] > 0).mean())}
+        scored = [row | {"score_chosen": c.tolist(), "score_rejected": r.tolist()}
+                  for row, (c, r) in zip(rows, values, strict=True)]
+        return scored, {"members": values.shape[2],
+                        "accuracy of each member": [round(float(a), 4) for a in (margins > 0).mean(0)],
+                        "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)]}
+
+    def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
+        encoded = encode(reference.codec, rows, SIDES, self.limits, str(self.data))
+        rows = with_samples(reference, encoded.rows(rows), self.limits, self.seed)
+        fields = (*SIDES, "ref_sample")
+        values = sequence_logps(reference, rows, fields, roomy(self.limits)).astype(float)
+        names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
+        return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
+
+
+def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
+    """The row as it is, or with all that belongs to its two responses exchanged."""
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    swap = re.compile("chosen|rejected")
+    return row if margin >= 0 else {swap.sub(lambda m: other[m[0]], k): v for k, v in row.items()}
+
+
+def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int) -> list[dict]:
+    """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
+    prompts = encode(reference.codec, rows, [], limits, "prompts")
+    found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
+                     label="reference samples")
+    return [row | {"ref_sample": text, "ref_sample_complete": complete}
+            for row, [(text, complete)] in zip(rows, found, strict=True)]
+
+
+def roomy(limits: Limits) -> Limits:
+    """A sampled text may encode to a few more tokens than were sampled; it is not dropped for that."""
+    return Limits(limits.prompt, 2 * limits.response, limits.overlong)

@@ -1,0 +1,112 @@
+"""The loop around the pure step: progress, metrics, checkpoints, exact resume."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from minipref.training import Hyper, Metrics, TrainState
+from scale.console import track
+from scale.files import atomic, load_tree, save_tree
+
+Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Probe = Callable[[Any, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run."""
+
+    steps: int = 200
+    """Updates."""
+    batch: int = 16
+    """Rows of a batch."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of Adam."""
+    warmup: int = 10
+    """Steps of linear warm-up."""
+    floor: float = 0.1
+    """Learning rate at the last step, as a share of its peak; the decay is linear."""
+    seed: int = 0
+    """Seed of the order of rows, and of what the stage draws."""
+
+
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
+
+
+def hyper(training: Training, strength: float = 0.0, gamma: tuple[float, float] = (0.0, 0.0)) -> Hyper:
+    values = (strength, gamma, training.learning_rate, training.warmup, training.floor, training.steps)
+    return Hyper(*(jnp.asarray(v, jnp.float32) for v in values))
+
+
+@dataclass(frozen=True)
+class Log:
+    """`metrics.jsonl`: one line a step, written as the run goes, cut back to the checkpoint on resume."""
+
+    path: Path
+
+    def resume(self, step: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
+        with atomic(self.path) as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(r, default=plain) + "\n" for r in records)
+
+
+def plain(value: Any) -> Any:
+    return np.asarray(value).tolist()
+
+
+def train(
+    step: Step,
+    state: TrainState,
+    batch_at: Callable[[int], Any],
+    steps: int,
+    folder: Path,
+    label: str,
+    probe: Probe | None = None,
+    every: int = 50,
+) -> Any:
+    """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / "checkpoint.safetensors", Log(folder / "metrics.jsonl")
+    if checkpoint.exists():
+        state = load_tree(checkpoint, state)
+    start = int(np.asarray(state.step).flat[0])
+    log.resume(start)
+    if probe and not start:
+        log.write([{"step": 0} | probe(state.model, 0)])
+    pending = []
+    for i in track(range(start, steps), label, start, steps):
+        state, metrics = step(state, batch_at(i))
+        pending.append({"step": i + 1} | metrics)
+        if (i + 1) % every == 0 or i + 1 == steps:
+            pending = jax.device_get(pending)
+            require_finite(pending, folder)
+            if probe:
+                pending[-1] |= probe(state.model, i + 1)
+            log.write(pending)
+            pending = []
+            save_tree(checkpoint, state)
+    return state.model
+
+
+def require_finite(records: list[dict[str, Any]], folder: Path) -> None:
+    for record in records:
+        if not np.all(np.isfinite(record["loss"])):
+            raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; "
+                                     "lower the learning rate, or look at the rows' scores")
+
+
+def jit_step(step: Callable, *static: Any) -> Step:
+    return eqx.filter_jit(lambda state, batch: step(*static, state, batch))
