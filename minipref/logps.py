@@ -35,11 +35,12 @@ def token_logps(
 
 def _in_chunks(
     hidden: Float[Array, "N D"], labels: Int[Array, " N"], chunk: int
-) -> tuple[Float[Array, "chunks {chunk} D"], Int[Array, "chunks {chunk}"]]:
-    """Rows padded to a whole number of chunks."""
-    padding = -len(hidden) % chunk
+) -> tuple[Float[Array, "chunks C D"], Int[Array, "chunks C"]]:
+    """Rows padded to a whole number of chunks, as few and as even as they can be."""
+    chunks = -(-len(hidden) // chunk)
+    padding = -len(hidden) % chunks
     hidden = jnp.pad(hidden, ((0, padding), (0, 0)))
-    return hidden.reshape(-1, chunk, hidden.shape[1]), jnp.pad(labels, (0, padding)).reshape(-1, chunk)
+    return hidden.reshape(chunks, -1, hidden.shape[1]), jnp.pad(labels, (0, padding)).reshape(chunks, -1)
 
 
 def _chunk_logps(

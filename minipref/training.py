@@ -96,7 +96,7 @@ def preference_loss(
     kls = jax.vmap(jax.vmap(sampled_forward_kl))(ref[:, 2:], logps[:, 2:]).ravel()
     row = METHODS[method]
     if kls.size:
-        row = row._replace(gamma=(hyper.gamma[0], hyper.gamma[1]))
+        row = row._replace(gamma=(hyper.gamma[0], hyper.gamma[1]))  # type: ignore[arg-type]  # traced floats
     loss = method_loss(row, margins, reward_margins, kls, hyper.strength, fraction)
     metrics = preference_metrics(logps, margins, batch, hyper)
     if kls.size:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from minipref.sequences import Batch
+from scale.console import console
 from scale.rows import DataError
 from scale.tokenizer import PAD, Codec
 
@@ -49,9 +50,12 @@ def fit_prompt(ids: list[int], limits: Limits) -> list[int] | None:
 
 
 def encode(
-    codec: Codec, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits, source: str = "data"
+    codec: Codec, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits, source: str = ""
 ) -> Encoded:
-    """Token arrays of the rows' prompts with the responses named by `fields`, their columns where present."""
+    """Token arrays of the rows' prompts with the responses named by `fields`, their columns where present.
+
+    `source` names the file that a user gave, and prints what did not fit; rows that an earlier stage took are silent.
+    """
     pieces, kept, cut = [], [], 0
     for i, row in enumerate(rows):
         ids = codec.prompt_ids(row["prompt"])
@@ -71,9 +75,9 @@ def encode(
 def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None:
     if not kept:
         raise DataError(f"{source}: all {total} rows are longer than {limits.prompt} + {limits.response} tokens")
-    if kept < total or cut:
+    if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
-        print(f"{source}: {total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})")
+        console.print(f"  {source}: {total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})")
 
 
 def pack(pieces: list[tuple[list[int], list[list[int]]]], rows: list[dict], fields: Sequence[str]) -> Batch:
@@ -82,7 +86,7 @@ def pack(pieces: list[tuple[list[int], list[list[int]]]], rows: list[dict], fiel
     labels = round_up(max((sum(map(len, rs)) for _, rs in pieces), default=0))
     packed = [pack_row(prompt, responses, width, labels) for prompt, responses in pieces]
     arrays: list[Any] = [np.stack(column) for column in zip(*packed, strict=True)]
-    return Batch(*arrays, *(ref_logps(rows, fields), scores(rows, n)))  # type: ignore[arg-type]  # NumPy until jit
+    return Batch._make([*arrays, ref_logps(rows, fields), scores(rows, n)])
 
 
 def round_up(length: int, multiple: int = 16) -> int:

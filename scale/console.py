@@ -18,3 +18,8 @@ def track(items: Iterable[Any], label: str, start: int = 0, total: int | None = 
         for item in items:
             yield item
             progress.advance(task)
+
+
+def quiet() -> None:
+    """No output from this process: a worker's parent shows the progress."""
+    console.quiet = True

@@ -5,7 +5,7 @@ head); RoPE; tied embeddings with logits scaled by 1/sqrt(d); no biases.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -25,14 +25,18 @@ class ModelConfig:
     """Transformer blocks."""
     d_model: int = 64
     """Width of the residual stream."""
-    heads: int = 4
+    heads: int = 2
     """Query heads; keys and values have one."""
-    head_size: int = 16
+    head_size: int = 32
     """Width of a head."""
     d_ff: int = 256
     """Width of the SwiGLU's hidden layer."""
     rope_base: float = 10_000.0
     """Base of the rotary angles."""
+
+
+Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
 
 
 class Cache(NamedTuple):
@@ -46,13 +50,16 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Arra
     return jax.random.normal(key, shape) / jnp.sqrt(fan_in)
 
 
-def rotate(x: Float[Array, "B T *H k"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T *H k"]:
-    """RoPE: the two halves of each head turn by position x base^(-2i/k)."""
-    half = x.shape[-1] // 2
-    angles = positions[..., None] * base ** (-jnp.arange(half) / half)
-    angles = jnp.expand_dims(angles, tuple(range(2, x.ndim - 1)))
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    left, right = x[..., :half], x[..., half:]
+def angles(positions: Int[Array, "B T"], size: int, base: float) -> Rotation:
+    """RoPE's cosines and sines at each position: position x base^(-2i/size)."""
+    turn = positions[..., None] * base ** (-jnp.arange(size // 2) / (size // 2))
+    return jnp.cos(turn), jnp.sin(turn)
+
+
+def rotate(x: Float[Array, "B T *H k"], rotation: Rotation) -> Float[Array, "B T *H k"]:
+    """RoPE: the two halves of each head turn together."""
+    cos, sin = (jnp.expand_dims(a, tuple(range(2, x.ndim - 1))) for a in rotation)
+    left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
 
 
@@ -72,7 +79,6 @@ class Block(eqx.Module):
     gate_up: Float[Array, "*layers D 2 F"]
     attention_out: Float[Array, "*layers H k D"]
     mlp_out: Float[Array, "*layers F D"]
-    rope_base: float = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
         d, h, k, f = config.d_model, config.heads, config.head_size, config.d_ff
@@ -83,14 +89,13 @@ class Block(eqx.Module):
         self.gate_up = normal(keys[2], (d, 2, f), d)
         self.attention_out = normal(keys[3], (h, k, d), h * k)
         self.mlp_out = normal(keys[4], (f, d), f)
-        self.rope_base = config.rope_base
 
-    def __call__(self, x, positions, mask, cache, slot):
+    def __call__(self, x, rotation, mask, cache, slot):
         """`cache`, where given, holds earlier keys and values; this call's go in at `slot`."""
         h = layer_norm(x, self.norm)
-        q = rotate(jnp.einsum("btd,dhk->bthk", h, self.query), positions, self.rope_base)
+        q = rotate(jnp.einsum("btd,dhk->bthk", h, self.query), rotation)
         k, v = jnp.moveaxis(jnp.einsum("btd,dck->btck", h, self.key_value), 2, 0)
-        k = rotate(k, positions, self.rope_base)
+        k = rotate(k, rotation)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=1)
@@ -111,12 +116,14 @@ class Transformer(eqx.Module):
     embedding: Float[Array, "V D"]
     blocks: Block
     norm: Float[Array, " D"]
+    rope_base: float = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
         embedding_key, blocks_key = jax.random.split(key)
         self.embedding = jax.random.normal(embedding_key, (config.vocab, config.d_model))
         self.blocks = eqx.filter_vmap(lambda k: Block(config, k))(jax.random.split(blocks_key, config.layers))
         self.norm = jnp.ones(config.d_model)
+        self.rope_base = config.rope_base
 
     def hidden(
         self,
@@ -127,12 +134,14 @@ class Transformer(eqx.Module):
         slot: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final hidden states, scaled so that their product with the embedding is the logits; and the cache."""
+        rotation = angles(positions, self.blocks.query.shape[-1], self.rope_base)
 
         def layer(x, block_and_cache):
             block, layer_cache = block_and_cache
-            return block(x, positions, mask, layer_cache, slot)
+            return block(x, rotation, mask, layer_cache, slot)
 
-        x, new = jax.lax.scan(layer, self.embedding[tokens], (self.blocks, cache))
+        unroll = len(self.blocks.norm) <= UNROLLED
+        x, new = jax.lax.scan(layer, self.embedding[tokens], (self.blocks, cache), unroll=unroll)
         return layer_norm(x, self.norm) / jnp.sqrt(self.embedding.shape[1]), new
 
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from minipref.methods import METHODS
 from scale.batches import Limits
+from scale.files import write_json
 from scale.model import ModelConfig
+from scale.results import Outcome, Policy, write_results
+from scale.rows import read
 from scale.stages.align import Align, MethodName
-from scale.stages.base import Stage, execute
+from scale.stages.base import Stage, description, execute
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
@@ -19,6 +22,7 @@ from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.train import Training
+from scale.workers import execute_all
 
 ALL_METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -78,8 +82,15 @@ class Paper(Stage):
 
     def run(self) -> dict[str, Any]:
         self.shared_stages()
-        results = [row for seed in range(self.seeds) for row in self.one_seed(seed)]
-        return {"policies": len(results)}
+        trained, outcomes = [], []
+        for seed in range(self.seeds):
+            policies = self.train(seed)
+            selected = [max(cell, key=lambda p: p.validation or 0.0) for cell in by_cell(policies)]
+            trained += policies
+            outcomes += self.test(selected, seed)
+        write_results(self.out / "results.csv", trained, outcomes)
+        write_json(self.out / "config.json", description(self)["options"])
+        return {"policies": len(trained)}
 
     def shared_stages(self) -> None:
         """Stages 1 to 3: what does not depend on rho, method or seed."""
@@ -97,80 +108,86 @@ class Paper(Stage):
             execute(Score(out=at / f"labelled/{part}", data=at / f"pairs/{part}/rows.parquet", relabel=True,
                           rewards=at / "oracle", reference=at / "sft", limits=self.limits))
 
-    def one_seed(self, seed: int) -> list[dict[str, Any]]:
-        """Stages 4 to 7 of one repetition: a row for each policy."""
-        at = self.out / f"seed-{seed}"
-        for rho in self.rhos:
-            self.rewards_of(at / f"rho-{rho}", rho, seed)
-        policies = [p for cell in product(self.rhos, self.methods) for p in self.policies(at, *cell, seed)]
-        validated = self.validate(policies, at, seed)
-        selected = [max(cell, key=lambda p: p.validation) for cell in by_cell(validated)]
-        self.test(selected, at, seed)
-        return []
+    def at(self, seed: int, rho: float) -> Path:
+        return self.out / f"seed-{seed}" / f"rho-{rho:g}"
 
-    def validate(self, policies: list["Policy"], at: Path, seed: int) -> list["Policy"]:
-        """Model selection (section 6.1): the candidates' advantage on validation prompts; no search, no cost."""
-        searched = [p for cell in by_cell(policies) if len(cell) > 1 for p in cell]
-        if not searched:
-            return policies
-        found = execute(self.evaluation(at / "validation", "validation", [p.path for p in searched], seed))
-        values = {p.path: each["advantage"] for p, each in zip(searched, found["policies"], strict=True)}
-        return [p._replace(validation=values.get(p.path, 0.0)) for p in policies]
+    def train(self, seed: int) -> list[Policy]:
+        """Stages 4 to 6 of one repetition, and model selection where there is a choice."""
+        execute_all([self.rewards_of(rho, name, seed) for name in BIASES_OF for rho in self.rhos], "reward models")
+        cells = list(product(self.rhos, self.methods))
+        policies = [p for rho, method in cells for p in self.policies(rho, method, seed)]
+        execute_all([[self.alignment(p)] for p in policies], "policies")
+        searched = [cell for cell in by_cell(policies) if len(cell) > 1]
+        found = self.evaluate("validation", [[p.path for p in cell] for cell in searched], seed)
+        values = {p.path: each["advantage"] for cell, stage in zip(searched, found, strict=True)
+                  for p, each in zip(cell, stage, strict=True)}
+        return [p._replace(validation=values.get(p.path)) for p in policies]
 
-    def test(self, selected: list["Policy"], at: Path, seed: int) -> None:
-        """The selected policies on test prompts, at each snapshot and at the end."""
-        paths = [path for p in selected for path in (*snapshots(p.path, self.snapshots, self.align.steps), p.path)]
-        execute(self.evaluation(at / "test", "test", paths, seed))
+    def rewards_of(self, rho: float, name: str, seed: int) -> list[Stage]:
+        """Stages 4 and 5: D_rho, and r_rho or the ensemble r_{rho,b}; their rewards of D_rho as columns."""
+        at, labelled = self.at(seed, rho) / name, self.out / "labelled"
+        biases = self.biases if name == "ensemble" else ()
+        return [
+            Bias(out=at / "data", data=labelled / "train/rows.parquet", tokenizer=self.out / "sft", rho=rho,
+                 size=self.pairs, seed=seed),
+            Reward(out=at / "rewards", data=at / "data/rows.parquet", init=self.out / "sft", biases=biases,
+                   validation=labelled / "validation/rows.parquet", training=replace(self.reward, seed=seed),
+                   limits=self.limits),
+            Score(out=at / "scored", data=at / "data/rows.parquet", rewards=at / "rewards", limits=self.limits),
+        ]
 
-    def evaluation(self, out: Path, part: str, policies: list[Path], seed: int) -> Evaluate:
-        return Evaluate(out=out, data=self.out / f"corpus/{part}.parquet", policies=tuple(policies),
-                        reference=self.out / "sft", rewards=self.out / "oracle", seed=seed, limits=self.limits)
+    def policies(self, rho: float, method: MethodName, seed: int) -> list[Policy]:
+        """The candidates of one method at one bias."""
+        folder = self.at(seed, rho) / "policies"
+        return [Policy(folder / f"{method}-{strength:g}-{rate:g}", rho, method, strength, rate, seed)
+                for strength, rate in self.candidates(method, rho)]
 
-    def rewards_of(self, at: Path, rho: float, seed: int) -> None:
-        """Stages 4 and 5: D_rho, r_rho and the ensemble r_{rho,b}; their rewards of D_rho as columns."""
-        labelled = self.out / "labelled"
-        execute(Bias(out=at / "data", data=labelled / "train/rows.parquet", tokenizer=self.out / "sft", rho=rho,
-                     size=self.pairs, seed=seed))
-        for name, biases in (("single", ()), ("ensemble", self.biases)):
-            execute(Reward(out=at / f"rewards-{name}", data=at / "data/rows.parquet", init=self.out / "sft",
-                           validation=labelled / "validation/rows.parquet", biases=biases,
-                           training=replace(self.reward, seed=seed), limits=self.limits))
-            execute(Score(out=at / f"scored-{name}", data=at / "data/rows.parquet", rewards=at / f"rewards-{name}",
-                          limits=self.limits))
+    def alignment(self, policy: Policy) -> Align:
+        """Stage 6."""
+        rewards = "ensemble" if METHODS[policy.method].rewards == "ensemble" else "single"
+        return Align(
+            out=policy.path, data=self.at(policy.seed, policy.rho) / rewards / "scored/rows.parquet",
+            policy=self.out / "sft", method=policy.method, strength=policy.strength, snapshots=self.snapshots,
+            validation=self.out / "labelled/validation/rows.parquet", limits=self.limits,
+            training=replace(self.align, learning_rate=policy.learning_rate, seed=policy.seed),
+        )
 
-    def policies(self, at: Path, rho: float, method: MethodName, seed: int) -> list["Policy"]:
-        """Stage 6: the candidates of one method at one bias."""
-        scored = "ensemble" if METHODS[method].rewards == "ensemble" else "single"
-        trained = []
-        for strength, rate in self.candidates(method, rho):
-            path = at / f"rho-{rho}" / "policies" / f"{method}-{strength:g}-{rate:g}"
-            execute(Align(out=path, data=at / f"rho-{rho}/scored-{scored}/rows.parquet",
-                          policy=self.out / "sft", method=method, strength=strength, snapshots=self.snapshots,
-                          validation=self.out / "labelled/validation/rows.parquet",
-                          training=replace(self.align, learning_rate=rate, seed=seed), limits=self.limits))
-            trained.append(Policy(path, rho, method, strength, rate, seed))
-        return trained
+    def test(self, selected: list[Policy], seed: int) -> list[Outcome]:
+        """Stage 7: the selected policies on test prompts, at each snapshot and at the end."""
+        each = self.align.steps // (self.snapshots + 1)
+        steps = [each * (i + 1) for i in range(self.snapshots)] + [self.align.steps]
+        groups = [list(group) for _, group in groupby(selected, key=lambda p: p.rho)]
+        paths = [[path for p in group for path in (*(p.path / f"step-{s}" for s in steps[:-1]), p.path)]
+                 for group in groups]
+        found = self.evaluate("test", paths, seed)
+        return [outcome for group, stage in zip(groups, found, strict=True)
+                for outcome in outcomes_of(group, steps, stage)]
+
+    def evaluate(self, part: str, groups: list[list[Path]], seed: int) -> list[list[dict[str, Any]]]:
+        """Findings and rows of each policy of each group."""
+        at = self.out / f"seed-{seed}" / part
+        stages = [Evaluate(out=at / str(i), data=self.out / f"corpus/{part}.parquet", policies=tuple(group),
+                           reference=self.out / "sft", rewards=self.out / "oracle", seed=seed, limits=self.limits)
+                  for i, group in enumerate(groups)]
+        found = execute_all([[stage] for stage in stages], f"evaluation on {part}") if stages else []
+        return [[each | {"rows": [r for r in rows if r["policy"] == i]} for i, each in enumerate(f["policies"])]
+                for [f], rows in zip(found, (read(s.out / "rows.parquet", need=("prompt",)) for s in stages), strict=True)]
 
 
-class Policy(NamedTuple):
-    """One trained candidate; `validation` is its advantage on validation prompts where there was a choice."""
+BIASES_OF = ("single", "ensemble")
 
-    path: Path
-    rho: float
-    method: MethodName
-    strength: float
-    learning_rate: float
-    seed: int
-    validation: float = 0.0
+
+def outcomes_of(group: list[Policy], steps: list[int], found: list[dict[str, Any]]) -> list[Outcome]:
+    """`found` has a place for each step of each policy of the group, in order."""
+    per_policy = [found[i * len(steps) : (i + 1) * len(steps)] for i in range(len(group))]
+    return [Outcome(policy, steps, [each["rows"] for each in points],
+                    [{k: v for k, v in each.items() if k != "rows"} for each in points])
+            for policy, points in zip(group, per_policy, strict=True)]
 
 
 def by_cell(policies: list[Policy]) -> list[list[Policy]]:
     """The candidates of each (rho, method), in order."""
     return [list(cell) for _, cell in groupby(policies, key=lambda p: (p.rho, p.method))]
-
-
-def snapshots(path: Path, number: int, steps: int) -> list[Path]:
-    return [path / f"step-{(i + 1) * (steps // (number + 1))}" for i in range(number)]
 
 
 def found(method: str, rho: float) -> tuple[float, float]:
@@ -180,7 +197,7 @@ def found(method: str, rho: float) -> tuple[float, float]:
 
 
 FOUND: dict[str, dict[float, tuple[float, float]]] = {
-    method: {rho: (1.0 if method == "ipo" else 0.3, 3e-3) for rho in (0.2, 0.5, 0.8)} for method in ALL_METHODS
+    method: dict.fromkeys((0.2, 0.5, 0.8), (1.0 if method == "ipo" else 0.3, 0.003)) for method in ALL_METHODS
 }
 
 PRESETS = {

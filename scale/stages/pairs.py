@@ -12,7 +12,8 @@ from scale.stages.base import Stage
 class Pairs(Stage):
     """Pairs of responses from sampled prompts: `rows.parquet` to be labelled, `human.parquet` to train an oracle on.
 
-    rows: two samples of a prompt (as many such pairs as it has), and the human's completion against a sample.
+    rows: two samples of a prompt (as many such pairs as it has), and the human's completion against a sample; each
+    with one more sample as `ref_sample`.
     human: the human's completion over a sample, and over the completion of another prompt. Samples that were cut
     short are left out of both, and so are pairs of equal texts.
     """
@@ -46,10 +47,27 @@ def pair(row: dict[str, Any], chosen: str, rejected: str) -> list[dict[str, Any]
 
 
 def to_label(row: dict[str, Any]) -> list[dict[str, Any]]:
-    samples = finished(row)
-    between = zip(samples[::2], samples[1::2], strict=False)
-    with_human = [p for s in samples[:1] for p in pair(row, row["completion"], s)]
-    return [p for a, b in between for p in pair(row, a, b)] + with_human
+    """Neighbouring samples, and the human against the first; each with a sample of the prompt for Eq. 11's KL.
+
+    That sample is one the pair does not contain (where there are enough of them), finished or not, so that it is
+    a draw from pi_ref whatever the pair is.
+    """
+    n = len(row["samples"])
+    pairs = [(i, i + 1) for i in range(0, n - 1, 2)]
+    found = []
+    for left, right in [*pairs, (None, 0)]:
+        sides = [side_text(row, left), side_text(row, right)]
+        third = next((i for i in range(n) if i not in (left, right)), 0)
+        extra = {"ref_sample": row["samples"][third], "ref_sample_complete": row["complete"][third]}
+        found += [p | extra for p in (pair(row, *sides) if all(sides) else [])]
+    return found
+
+
+def side_text(row: dict[str, Any], index: int | None) -> str:
+    """The human's completion, or a sample; empty where the sample was cut short."""
+    if index is None:
+        return row["completion"]
+    return row["samples"][index].strip() and row["samples"][index] if row["complete"][index] else ""
 
 
 def preferred(row: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:

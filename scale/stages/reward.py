@@ -94,7 +94,7 @@ def accuracy(
     models: RewardModel, policy: folders.Folder, rows: list[dict[str, Any]], limits: Limits
 ) -> dict[str, Any]:
     """Held-out accuracy of each member, and of picking the longer response on the pairs that have one."""
-    encoded = encode(policy.codec, rows, ["chosen", "rejected"], limits, "held-out rows")
+    encoded = encode(policy.codec, rows, ["chosen", "rejected"], limits)
     values = map_batches(lambda batch: jitted_rewards(models, batch), encoded.data, BATCH)
     margins = values[:, 0] - values[:, 1]
     longer = longer_wins(longer_side(policy.codec, encoded.rows(rows)))

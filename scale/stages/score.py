@@ -24,7 +24,8 @@ class Score(Stage):
     rewards: Path | None = None
     """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each member."""
     reference: Path | None = None
-    """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and a `ref_sample` with its log-prob."""
+    """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a
+    `ref_sample`, which is drawn where the rows have none."""
     relabel: bool = False
     """Let the (first) reward model decide which response is chosen; adds no scores."""
     seed: int = 0
@@ -65,7 +66,9 @@ class Score(Stage):
 
     def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
         encoded = encode(reference.codec, rows, SIDES, self.limits, str(self.data))
-        rows = with_samples(reference, encoded.rows(rows), self.limits, self.seed)
+        rows = encoded.rows(rows)
+        if "ref_sample" not in rows[0]:
+            rows = with_samples(reference, rows, self.limits, self.seed)
         fields = (*SIDES, "ref_sample")
         values = sequence_logps(reference, rows, fields, roomy(self.limits)).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
@@ -81,7 +84,7 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 
 def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
-    prompts = encode(reference.codec, rows, [], limits, "prompts")
+    prompts = encode(reference.codec, rows, [], limits)
     found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
                      label="reference samples")
     return [row | {"ref_sample": text, "ref_sample_complete": complete}

@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from minipref.training import init_state, sft_loss, train_step
 from scale import folders

@@ -1,0 +1,65 @@
+"""What a run found: `results.csv`, and per-prompt outcomes for the report."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipref.methods import METHODS
+from scale.files import atomic
+from scale.stages.align import MethodName
+
+
+class Policy(NamedTuple):
+    """One trained candidate; `validation` is its advantage on validation prompts where there was a choice."""
+
+    path: Path
+    rho: float
+    method: MethodName
+    strength: float
+    learning_rate: float
+    seed: int
+    validation: float | None = None
+
+
+class Outcome(NamedTuple):
+    """A selected policy on the test prompts: at each snapshot and, last, at the end of its training.
+
+    `rows` holds, for each of those points, one row a prompt: prompt, sample, reward, reference_reward, win, loss, kl,
+    tokens. `findings` holds their means: advantage, low, high, win, tie, loss, kl, tokens.
+    """
+
+    policy: Policy
+    steps: list[int]
+    rows: list[list[dict[str, Any]]]
+    findings: list[dict[str, float]]
+
+    def advantages(self, point: int = -1) -> np.ndarray:
+        """Oracle reward minus pi_ref's, for each test prompt."""
+        return np.array([row["reward"] - row["reference_reward"] for row in self.rows[point]])
+
+
+COLUMNS = ("method", "rho", "seed", "parameter", "value", "learning_rate", "selected", "validation_advantage",
+           "advantage", "low", "high", "win", "tie", "loss", "kl", "tokens")
+
+
+def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome]) -> None:
+    """One line a policy; the test columns are empty where it was not selected."""
+    found = {o.policy.path: o.findings[-1] for o in outcomes}
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(line(p, found.get(p.path)) for p in policies)
+
+
+def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
+    known = {
+        "method": policy.method, "rho": policy.rho, "seed": policy.seed,
+        "parameter": METHODS[policy.method].strength, "value": policy.strength,
+        "learning_rate": policy.learning_rate, "selected": int(findings is not None),
+    }
+    if policy.validation is not None:
+        known["validation_advantage"] = f"{policy.validation:.6g}"
+    return known | {k: f"{v:.6g}" for k, v in (findings or {}).items()}
