@@ -15,7 +15,7 @@ from scale.model import logps
 from scale.sampling import Samples, sample
 from scale.tokenizer import EOS, PAD
 
-BATCH = 128
+BATCH = 16  # small enough for a CPU cache: at 128 the miniature runs at half the speed
 
 jitted_logps = eqx.filter_jit(logps)
 jitted_rewards = eqx.filter_jit(ensemble_rewards)

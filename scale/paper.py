@@ -7,8 +7,10 @@ from typing import Any, Literal, get_args
 
 from minipref.methods import METHODS
 from scale.batches import Limits
+from scale.console import console
 from scale.files import write_json
 from scale.model import ModelConfig
+from scale.report import terminal_table, write_report
 from scale.results import Outcome, Policy, write_results
 from scale.rows import read
 from scale.stages.align import Align, MethodName
@@ -50,25 +52,25 @@ class Paper(Stage):
     """Candidates for IPO's tau. Default: what the search found."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: what the search found."""
-    pairs: int = 6000
+    pairs: int = 3000
     """Pairs of each D_rho, at most."""
     biases: tuple[float, ...] = (0.2, 0.4, 0.5, 0.6, 0.8)
     """Length biases b of the ensemble's training sets."""
-    samples: int = 4
+    samples: int = 3
     """Samples of pi_ref for each training prompt."""
-    snapshots: int = 3
+    snapshots: int = 1
     """Points along each policy's training that are evaluated too, for comparisons at equal KL."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the policy and of every reward model."""
-    limits: Limits = field(default_factory=lambda: Limits(56, 26, "keep-start"))
+    limits: Limits = field(default_factory=lambda: Limits(48, 24, "keep-start"))
     """Length limits."""
-    sft: Training = field(default_factory=lambda: Training(900, 32, 1.5e-2, 50))
+    sft: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
     """Training of pi_ref."""
-    oracle: Training = field(default_factory=lambda: Training(500, 32, 1e-3))
+    oracle: Training = field(default_factory=lambda: Training(300, 32, 2e-3))
     """Training of the oracle reward model."""
-    reward: Training = field(default_factory=lambda: Training(120, 32, 1e-3))
+    reward: Training = field(default_factory=lambda: Training(100, 16, 2e-3))
     """Training of each reward model."""
-    align: Training = field(default_factory=lambda: Training(200, 16, 3e-3))
+    align: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """Training of each policy; its learning rate is searched, or found before."""
 
     def inputs(self) -> list[Path]:
@@ -81,7 +83,7 @@ class Paper(Stage):
         return list(product(strengths or (strength,), self.learning_rates or (rate,)))
 
     def run(self) -> dict[str, Any]:
-        self.shared_stages()
+        facts = self.shared_stages()
         trained, outcomes = [], []
         for seed in range(self.seeds):
             policies = self.train(seed)
@@ -90,23 +92,42 @@ class Paper(Stage):
             outcomes += self.test(selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
         write_json(self.out / "config.json", description(self)["options"])
+        human = {str(row["prompt"]): row["completion"] for row in read(self.out / "corpus/test.parquet", COMPLETIONS)}
+        write_report(self.out, outcomes, facts | {"biases": self.biases}, human)
+        console.print(terminal_table(outcomes))
+        console.print(f"{self.seeds} seed{'s' * (self.seeds > 1)}; {self.out / 'report.md'}")
         return {"policies": len(trained)}
 
-    def shared_stages(self) -> None:
-        """Stages 1 to 3: what does not depend on rho, method or seed."""
-        at = self.out
-        execute(Corpus(out=at / "corpus", data=self.data))
-        execute(Sft(out=at / "sft", data=at / "corpus/train.parquet", validation=at / "corpus/validation.parquet",
-                    model=self.model, training=self.sft, limits=self.limits))
+    def shared_stages(self) -> dict[str, dict[str, Any]]:
+        """Stages 1 to 3, which do not depend on rho, method or seed: their findings."""
+        stages = {"corpus": Corpus(out=self.out / "corpus", data=self.data), "sft": self.supervised()}
         for part in ("train", "validation"):
-            execute(Sample(out=at / f"samples/{part}", policy=at / "sft", data=at / f"corpus/{part}.parquet",
-                           n=self.samples, limits=self.limits))
-            execute(Pairs(out=at / f"pairs/{part}", data=at / f"samples/{part}/rows.parquet"))
-        execute(Reward(out=at / "oracle", data=at / "pairs/train/human.parquet", init=at / "sft",
-                       validation=at / "pairs/validation/human.parquet", training=self.oracle, limits=self.limits))
-        for part in ("train", "validation"):
-            execute(Score(out=at / f"labelled/{part}", data=at / f"pairs/{part}/rows.parquet", relabel=True,
-                          rewards=at / "oracle", reference=at / "sft", limits=self.limits))
+            stages |= self.pairs_of(part)
+        stages["oracle"] = self.oracle_stage()
+        stages |= {f"labels, {part}": self.labels_of(part) for part in ("train", "validation")}
+        return {name: execute(stage) for name, stage in stages.items()}
+
+    def supervised(self) -> Sft:
+        at = self.out / "corpus"
+        return Sft(out=self.out / "sft", data=at / "train.parquet", validation=at / "validation.parquet",
+                   model=self.model, training=self.sft, limits=self.limits)
+
+    def pairs_of(self, part: str) -> dict[str, Stage]:
+        sampled, data = self.out / f"samples/{part}", self.out / f"corpus/{part}.parquet"
+        return {
+            f"samples, {part}": Sample(out=sampled, policy=self.out / "sft", data=data, n=self.samples,
+                                       limits=self.limits),
+            f"pairs, {part}": Pairs(out=self.out / f"pairs/{part}", data=sampled / "rows.parquet"),
+        }
+
+    def oracle_stage(self) -> Reward:
+        at = self.out / "pairs"
+        return Reward(out=self.out / "oracle", data=at / "train/human.parquet", init=self.out / "sft",
+                      validation=at / "validation/human.parquet", training=self.oracle, limits=self.limits)
+
+    def labels_of(self, part: str) -> Score:
+        return Score(out=self.out / f"labelled/{part}", data=self.out / f"pairs/{part}/rows.parquet", relabel=True,
+                     rewards=self.out / "oracle", reference=self.out / "sft", limits=self.limits)
 
     def at(self, seed: int, rho: float) -> Path:
         return self.out / f"seed-{seed}" / f"rho-{rho:g}"
@@ -175,6 +196,7 @@ class Paper(Stage):
 
 
 BIASES_OF = ("single", "ensemble")
+COMPLETIONS = ("prompt", "completion")
 
 
 def outcomes_of(group: list[Policy], steps: list[int], found: list[dict[str, Any]]) -> list[Outcome]:

@@ -55,7 +55,7 @@ def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Out
 
 
 def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
-    known = {
+    known: dict[str, Any] = {
         "method": policy.method, "rho": policy.rho, "seed": policy.seed,
         "parameter": METHODS[policy.method].strength, "value": policy.strength,
         "learning_rate": policy.learning_rate, "selected": int(findings is not None),

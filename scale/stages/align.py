@@ -39,7 +39,7 @@ class Align(Stage):
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
     """Also keep the policy at this many evenly spaced steps before the last, in `step-N/`."""
-    training: Training = field(default_factory=lambda: Training(200, 16, 3e-3))
+    training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
     limits: Limits = field(default_factory=Limits)
     """Length limits: those of the score stage."""

@@ -30,8 +30,10 @@ def execute(stage: Stage) -> dict[str, Any]:
     old = read_json(path) if path.exists() else record
     refuse_other(stage, old, record)
     if "findings" in old:
+        console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     write_json(path, record)
+    console.print(str(stage.out), style="bold", markup=False)
     findings = stage.run()
     write_json(path, record | {"findings": findings})
     (stage.out / "checkpoint.safetensors").unlink(missing_ok=True)

@@ -13,9 +13,9 @@ class Corpus(Stage):
 
     data: Path | None = None
     """Rows with `prompt` and `completion`, or preference rows. Default: the embedded docstring corpus."""
-    validation: float = 0.1
+    validation: float = 0.065
     """Share of the prompts for model selection."""
-    test: float = 0.1
+    test: float = 0.065
     """Share of the prompts for the final evaluation."""
     seed: int = 0
     """Seed of the split."""

@@ -33,7 +33,7 @@ class Reward(Stage):
     """Reward models, differing by seed: each has its own head and its own order of the rows."""
     biases: tuple[float, ...] = ()
     """Instead of --members: one for each length bias b, trained on the largest equal-sized D_b that --data allows."""
-    training: Training = field(default_factory=lambda: Training(150, 32, 1e-3))
+    training: Training = field(default_factory=lambda: Training(100, 16, 2e-3))
     """The training run of every member."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""

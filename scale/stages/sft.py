@@ -32,7 +32,7 @@ class Sft(Stage):
     """Held-out rows: their loss is reported."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of a model made from scratch."""
-    training: Training = field(default_factory=lambda: Training(900, 32, 1.5e-2, 50))
+    training: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
     """The training run."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""

@@ -1,0 +1,55 @@
+"""What a number was measured on."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def describe() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = jax.devices()[0]
+    return (f"{date.today()}, {cores} cores ({platform.machine()}), {device.device_kind}, "
+            f"Python {platform.python_version()}, jax {version('jax')}, equinox {version('equinox')}")
+
+
+def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
+    """Best float32 matrix-product rate of this machine (FLOP/s): the peak that shares are of."""
+    a = jnp.ones((size, size))
+    product = jax.jit(lambda a: a @ a)
+    seconds = [timed(lambda: product(a)) for _ in range(repeats + 2)][2:]
+    return 2 * size**3 / min(seconds)
+
+
+def timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def medians_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, sorted, the calls taken in turn so that a drift of the machine meets all of them."""
+    for call in calls.values():
+        jax.block_until_ready(call())
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            found[name].append(timed(call))
+    return {name: sorted(seconds) for name, seconds in found.items()}
+
+
+def median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def peak_memory_gib() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,120 @@
+"""`python -m benchmarks.step`: what each method adds to a language model's own forward and backward pass.
+
+The baseline is next-token training on exactly the tokens of the method's rows: two responses, or three where the
+method samples its KL. All steps are the compiled steps that `align` runs, timed in turn; a method's overhead is the
+median, over rounds, of its time over its baseline's in the same round.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import equinox as eqx
+import jax
+import numpy as np
+import tyro
+
+from benchmarks.machine import describe, matmul_flops, median, peak_memory_gib, timed
+from minipref.methods import METHODS
+from minipref.sequences import Batch
+from minipref.training import init_state, sft_loss, train_step
+from scale.batches import pack
+from scale.model import ModelConfig, Transformer, logps
+from scale.stages.align import align_step
+from scale.train import OPTIMIZER, Training, hyper
+
+FIELDS = ["chosen", "rejected", "ref_sample"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The work of one step."""
+
+    model: ModelConfig = ModelConfig(8192, 6, 384, 6, 64, 1536)
+    """Shape of the decoder."""
+    batch: int = 8
+    """Rows of a step."""
+    prompt: int = 96
+    """Tokens of each prompt."""
+    response: int = 48
+    """Tokens of each response."""
+    members: int = 5
+    """Rewards that e-dpo, hull and mean are given as columns."""
+    rounds: int = 15
+    """Rounds of measurement."""
+    memory_of: str = ""
+    """Run this method (or `language model`) alone, and print this process's peak memory."""
+
+
+def rows(shape: Shape, responses: int, members: int) -> Batch:
+    """Made-up rows without padding: random tokens, reference log-probs and scores."""
+    rng = np.random.default_rng(0)
+    tokens = lambda n: rng.integers(5, shape.model.vocab, n).tolist()  # noqa: E731
+    pieces = [(tokens(shape.prompt), [tokens(shape.response) for _ in range(responses)]) for _ in range(shape.batch)]
+    columns = [{"ref_chosen_logps": -300.0, "ref_rejected_logps": -300.0, "ref_sample_logps": -300.0,
+                "score_chosen": rng.normal(size=members).tolist(), "score_rejected": rng.normal(size=members).tolist()}
+               for _ in range(shape.batch)]
+    return pack(pieces, columns, FIELDS[:responses])
+
+
+@eqx.filter_jit
+def language_model_step(state, batch):
+    return train_step(logps, sft_loss, OPTIMIZER, state, batch)
+
+
+def calls(shape: Shape) -> dict:
+    """A call for each method, and for the language model on two and on three responses."""
+    state = init_state(Transformer(shape.model, jax.random.key(0)), OPTIMIZER, hyper(Training(), 0.1, (1e-4, 1e-2)))
+    found = {f"language model ({n})": partial(language_model_step, state, rows(shape, n, 0)) for n in (2, 3)}
+    for name, method in METHODS.items():
+        members = {"none": 0, "single": 1, "ensemble": shape.members}[method.rewards]
+        found[name] = partial(align_step, name, state, rows(shape, baseline(name), members))
+    return found
+
+
+def baseline(name: str) -> int:
+    return 3 if max(METHODS[name].gamma) else 2
+
+
+def matmul_work(shape: Shape, responses: int) -> float:
+    """FLOPs of one step's matrix products: forward, and twice that backward; attention over the slots that exist."""
+    m, slots, labels = shape.model, shape.prompt + responses * shape.response, responses * shape.response
+    layer = m.d_model * (m.heads * m.head_size * 2 + 2 * m.head_size + 3 * m.d_ff)
+    attention = 2 * m.heads * m.head_size * slots
+    per_row = m.layers * slots * (layer + attention) + labels * m.d_model * m.vocab
+    return 6.0 * shape.batch * per_row
+
+
+def measure(shape: Shape) -> None:
+    steps = calls(shape)
+    for call in steps.values():
+        jax.block_until_ready(call())
+    rounds = [{name: timed(call) for name, call in steps.items()} for _ in range(shape.rounds)]
+    peak = matmul_flops()
+    print(f"{describe()}\nmatrix-product peak {peak / 1e9:.0f} GFLOP/s; {shape}\n")
+    print("| step | ms | over the language model | tokens/s | share of peak | peak memory GiB |\n|---|---|---|---|---|---|")
+    for name in steps:
+        responses = int(name[-2]) if name.startswith("language") else baseline(name)
+        over = median([r[name] / r[f"language model ({responses})"] for r in rounds])
+        seconds = median([r[name] for r in rounds])
+        tokens = shape.batch * (shape.prompt + responses * shape.response)
+        print(f"| {name} | {seconds * 1e3:.1f} | {over - 1:+.1%} | {tokens / seconds:,.0f} | "
+              f"{matmul_work(shape, responses) / seconds / peak:.0%} | {memory(name, sys.argv[1:]):.2f} |")
+
+
+def memory(name: str, options: list[str]) -> float:
+    """Peak of a process that runs this step alone."""
+    command = [sys.executable, "-m", "benchmarks.step", *options, "--memory-of", name]
+    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+def main(shape: Shape) -> None:
+    if not shape.memory_of:
+        return measure(shape)
+    jax.block_until_ready(calls(shape)[shape.memory_of]())
+    print(peak_memory_gib())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Shape, description=__doc__))

@@ -1,0 +1,158 @@
+"""The command line: what is parsed to what, what every option's help says, and how errors end."""
+
+import json
+import subprocess
+import sys
+import typing
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from scale import run
+from scale.batches import Limits
+from scale.console import console
+from scale.paper import PRESETS, Paper
+from scale.run import STAGES, main, parse
+from scale.stages.align import Align
+from scale.stages.evaluate import Evaluate
+
+# ---- what the command line means
+
+
+def test_without_arguments_it_is_the_paper_in_miniature():
+    assert parse([]) == Paper() == PRESETS["miniature"]
+
+
+def test_options_alone_are_the_papers():
+    assert parse(["--out", "x"]) == Paper(out=Path("x")) == parse(["paper", "--out", "x"])
+
+
+@pytest.mark.parametrize("argv", [["--preset", "paper"], ["--preset=paper"], ["paper", "--preset", "paper"]])
+def test_a_preset_brings_its_own_defaults(argv):
+    """Both of the ways in which an option may be written."""
+    assert parse(argv) == PRESETS["paper"]
+
+
+def test_a_presets_defaults_can_be_overridden():
+    found = parse(["--preset", "paper", "--seeds", "2", "--align.steps", "7"])
+    assert found.seeds == 2 and found.align == replace(PRESETS["paper"].align, steps=7) and found.betas == PRESETS["paper"].betas
+
+
+def test_the_last_preset_counts():
+    assert parse(["--preset", "paper", "--preset", "miniature"]) == Paper()
+
+
+def test_align_from_the_command_line():
+    plain = Align(out=Path("o"), data=Path("d"), policy=Path("p"))
+    argv = "align --out o --data d --policy p".split()
+    assert parse(argv) == plain
+    argv += "--method p-dpo --strength 0.1 --gamma 0 0.5 --training.steps 9 --limits.prompt 5".split()
+    assert parse(argv) == replace(plain, method="p-dpo", strength=0.1, gamma=(0.0, 0.5), limits=Limits(5),
+                                  training=replace(plain.training, steps=9))
+
+
+def test_evaluate_takes_several_policies():
+    found = parse("evaluate --out o --data d --policies a b --reference r --rewards w".split())
+    assert found == Evaluate(out=Path("o"), data=Path("d"), policies=(Path("a"), Path("b")), reference=Path("r"), rewards=Path("w"))
+
+
+@pytest.mark.parametrize("argv", [["nonsense"], ["align", "--out", "o"], ["align", "--method", "ppo"], ["--nonsense", "1"]])
+def test_what_is_no_command_is_an_error(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(argv)
+    assert caught.value.code == 2 and capsys.readouterr().err
+
+
+# ---- help
+
+
+def options(cls, prefix=""):
+    """The flag of every option, those of nested dataclasses too."""
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        inner = hints[f.name]
+        if is_dataclass(inner):
+            yield from options(inner, f"{prefix}{f.name}.")
+        else:
+            yield f"--{prefix}{f.name}".replace("_", "-")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_option_has_a_help_sentence(name, capsys, monkeypatch):
+    """In `--help`, every flag is followed by words before the default that is shown in parentheses."""
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as caught:
+        parse([name, "--help"])
+    assert caught.value.code == 0
+    lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
+    for flag in options(STAGES[name]):
+        at = [i for i, line in enumerate(lines) if line.split(" ")[0].rstrip(",") == flag]
+        assert len(at) == 1, flag
+        text = lines[at[0]][len(flag) :] + " " + (lines[at[0] + 1] if at[0] + 1 < len(lines) else "")
+        words = [w for w in text.split("(default")[0].split("(required)")[0].split() if w[0].isalpha() and not w.isupper()]
+        assert len(words) >= 2, f"{name} {flag}: {text}"
+
+
+def test_every_stage_says_what_it_does_in_the_overview(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    printed = capsys.readouterr().out
+    assert caught.value.code == 0 and run.__doc__.split(":")[0] in printed
+    for name, stage in STAGES.items():
+        first = stage.__doc__.split(".")[0].split("\n")[0][:40]
+        assert name in printed and first in printed, name
+
+
+# ---- errors
+
+
+def failing(argv, monkeypatch, capsys) -> str:
+    monkeypatch.setattr(sys, "argv", ["run", *map(str, argv)])
+    monkeypatch.setattr(console, "file", sys.stdout)
+    monkeypatch.setattr(console, "quiet", False)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    return capsys.readouterr().out.strip()
+
+
+def test_a_missing_file_is_one_line_and_exit_code_2(tmp_path):
+    argv = [sys.executable, "-m", "scale.run", "corpus", "--out", tmp_path / "o", "--data", tmp_path / "nowhere.jsonl"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (done.stdout + done.stderr).strip() == f"error: {tmp_path / 'nowhere.jsonl'}: no such file or folder"
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_faulty_row_is_named_by_file_and_line(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p"}\n')
+    found = failing(["corpus", "--out", tmp_path / "o", "--data", data], monkeypatch, capsys)
+    assert found.startswith(f"error: {data}:2: field 'completion'")
+
+
+@pytest.mark.parametrize("name", ["rows[a].jsonl", "rows[/a].jsonl"])
+def test_messages_are_printed_as_they_are(tmp_path, monkeypatch, capsys, name):
+    """Not read as markup of the console, which would drop `[a]` and choke on `[/a]`."""
+    found = failing(["corpus", "--out", tmp_path / "o", "--data", f"folder/{name}"], monkeypatch, capsys)
+    assert found == f"error: folder/{name}: no such file or folder"
+
+
+def test_a_damaged_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    data, model = tmp_path / "rows.jsonl", tmp_path / "model"
+    data.write_text(json.dumps({"prompt": "p"}))
+    model.mkdir()
+    (model / "weights.safetensors").write_bytes(b"no weights")
+    (model / "config.json").write_text(json.dumps({"members": 0, "model": {}}))
+    argv = ["sample", "--out", tmp_path / "o", "--policy", model, "--data", data]
+    assert failing(argv, monkeypatch, capsys).startswith(f"error: {model}")
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    def explode(stage):
+        raise FloatingPointError("o: loss is nan at step 3")
+    monkeypatch.setattr(run, "execute", explode)
+    argv = ["corpus", "--out", tmp_path]
+    assert failing(argv, monkeypatch, capsys) == "error: o: loss is nan at step 3"

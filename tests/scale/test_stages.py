@@ -1,0 +1,540 @@
+"""The stages on forty made rows, one after another as a user would run them, and what each refuses."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+import pytest
+
+from scale import folders
+from scale.batches import Limits, take
+from scale.console import console
+from scale.files import read_json
+from scale.inference import rewards, sequence_logps
+from scale.model import ModelConfig
+from scale.rows import DataError, provenance, read, write
+from scale.stages import align
+from scale.stages.align import Align
+from scale.stages.base import execute
+from scale.stages.bias import Bias, largest, longer_side, longer_wins, subsample
+from scale.stages.corpus import Corpus
+from scale.stages.evaluate import Evaluate, per_prompt, summary
+from scale.stages.pairs import Pairs, preferred, to_label
+from scale.stages.reward import Reward
+from scale.stages.sample import Sample
+from scale.stages.score import Score, relabelled
+from scale.stages.sft import Sft
+from scale.tokenizer import Codec
+from scale.train import Training
+
+LIMITS = Limits(24, 12)
+FEW = Training(3, 4, 1e-2, 1)
+MODEL = ModelConfig(vocab=300, layers=1, d_model=16, heads=2, head_size=8, d_ff=16)
+SIDES = ("chosen", "rejected")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent():
+    console.quiet = True
+    yield
+    console.quiet = False
+
+
+def made_rows(n=40):
+    """Preferences of 2 words over 4 and of 4 over 2, in turn."""
+    rng = np.random.default_rng(0)
+    words = "alpha beta gamma delta".split()
+    def text(k):
+        return " ".join(rng.choice(words, k))
+    return [{"prompt": f"{text(2)} {i}", "chosen": text(2 + i % 2 * 2), "rejected": text(4 - i % 2 * 2)} for i in range(n)]
+
+
+def jsonl(path: Path, rows) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+class Chain:
+    """Stages that several tests look at, run once."""
+
+    def __init__(self, at: Path):
+        self.at, self.rows = at, made_rows()
+        self.data = jsonl(at / "rows.jsonl", self.rows)
+        self.sft = Sft(out=at / "sft", data=self.data, validation=self.data, model=MODEL, limits=LIMITS,
+                       training=Training(120, 8, 3e-2, 5))  # long enough to speak its words, and to stop
+        self.found = {"sft": execute(self.sft)}
+        self.members = Reward(out=at / "members", data=self.data, init=at / "sft", members=2, training=FEW, limits=LIMITS,
+                              validation=self.data)
+        self.found["members"] = execute(self.members)
+        self.score = Score(out=at / "scored", data=self.data, rewards=at / "members", reference=at / "sft", limits=LIMITS)
+        self.found["score"] = execute(self.score)
+        self.scored = at / "scored/rows.parquet"
+
+    def align(self, method, **options) -> Align:
+        options = {"out": self.at / method, "data": self.scored, "policy": self.at / "sft", "training": FEW, "limits": LIMITS} | options
+        return Align(method=method, **options)
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Chain:
+    return Chain(tmp_path_factory.mktemp("chain"))
+
+
+def test_sft_learns_and_reports(chain):
+    found = chain.found["sft"]
+    per_block = 16 + 16 * 2 * 8 + 16 * 2 * 8 + 16 * 2 * 16 + 2 * 8 * 16 + 16 * 16
+    assert found["rows"] == 40 and found["parameters"] == 300 * 16 + per_block + 16
+    policy = folders.load_policy(chain.at / "sft")
+    pairs = [row | {"completion": row["chosen"]} for row in chain.rows]
+    logps = sequence_logps(policy, pairs, ["completion"], LIMITS)
+    tokens = sum(len(policy.codec.text_ids(row["chosen"])) + 1 for row in chain.rows)
+    assert found["validation loss (nats a token)"] == pytest.approx(-logps.sum() / tokens, rel=1e-5)
+    assert found["validation loss (nats a token)"] < np.log(300) / 2
+
+
+def test_reward_members_differ_and_accuracies_are_theirs(chain):
+    models = folders.load_rewards(chain.at / "members")
+    assert models.model.head.shape == (2, 16) and not np.array_equal(*models.model.head)
+    values = rewards(models, chain.rows, SIDES, LIMITS)
+    assert values.shape == (40, 2, 2)
+    expected = [round(float(np.mean(values[:, 0, k] > values[:, 1, k])), 4) for k in range(2)]
+    assert chain.found["members"]["held-out accuracy"] == expected
+    assert chain.found["members"]["pairs of each member"] == 40
+
+
+def test_scores_are_the_models_own_and_so_are_the_references(chain):
+    rows = read(chain.scored)
+    assert [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
+    values = rewards(folders.load_rewards(chain.at / "members"), rows, SIDES, LIMITS)
+    np.testing.assert_allclose([[r["score_chosen"], r["score_rejected"]] for r in rows], values, rtol=1e-6)
+    policy = folders.load_policy(chain.at / "sft")
+    logps = sequence_logps(policy, rows, [*SIDES, "ref_sample"], Limits(24, 24))
+    np.testing.assert_allclose([[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6)
+    assert provenance(chain.scored) == policy.hashes | {"limits": str(LIMITS)}
+
+
+def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file()}
+    for stage, name in ((chain.sft, "sft"), (chain.members, "members"), (chain.score, "score")):
+        monkeypatch.setattr(type(stage), "run", lambda self: pytest.fail("ran again"))
+        assert execute(stage) == chain.found[name] == read_json(stage.out / "stage.json")["findings"]
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file() and p in before} == before
+    assert not (chain.at / "sft/checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    ({"seed": 1}, "seed"), ({"limits": Limits(24, 11)}, "limits"), ({"relabel": True}, "relabel")])
+def test_other_options_in_the_same_folder_are_refused(chain, change, named):
+    with pytest.raises(DataError, match=rf"scored: was begun with other {named}; name another --out"):
+        execute(replace(chain.score, **change))
+
+
+def test_other_inputs_or_another_stage_in_the_same_folder_are_refused(chain, tmp_path):
+    other = jsonl(tmp_path / "other.jsonl", chain.rows[1:])
+    with pytest.raises(DataError, match="other the contents of the inputs"):
+        execute(replace(chain.score, data=other))
+    with pytest.raises(DataError, match="holds a Score stage, not Bias"):
+        execute(Bias(out=chain.score.out, data=chain.data, tokenizer=chain.at / "sft"))
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file or folder"):
+        execute(replace(chain.score, data=tmp_path / "nowhere.jsonl"))
+
+
+def test_a_moved_input_is_the_same_input(chain, tmp_path):
+    moved = jsonl(tmp_path / "moved.jsonl", chain.rows)
+    assert execute(replace(chain.score, data=moved)) == chain.found["score"]
+
+
+def log_of(path: Path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["e-dpo", "p-dpo", "dpo"])
+def test_align(chain, method):
+    """At the first step the policy is the reference: margins 0, KL 0, so each loss is known."""
+    stage = chain.align(method, validation=chain.scored, strength=0.25)
+    assert execute(stage) == {"pairs": 40}
+    log = log_of(stage.out)
+    assert [r["step"] for r in log] == [0, 1, 2, 3]
+    assert log[0]["validation/kl"] == pytest.approx(0, abs=1e-5)
+    assert log[1]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    if method == "e-dpo":
+        assert sorted(log[1]["ensemble/weights"]) == [0, 1]
+        rows = read(chain.scored)
+        margins = np.array([np.subtract(r["score_chosen"], r["score_rejected"]) for r in rows])
+        # the first batch is some 4 of the 40 rows: the largest loss it can have is that of the 4 largest margins
+        assert 0 < log[1]["loss"] <= np.sort(margins**2, axis=0)[-4:].mean(0).min() + 1e-6
+    else:
+        assert log[1]["loss"] == pytest.approx(np.log(2), rel=1e-5)
+    if method == "dpo":
+        assert "kl" not in log[1]
+    else:
+        assert log[1]["kl"] == pytest.approx(0, abs=1e-5)
+    trained, start = folders.load_policy(stage.out), folders.load_policy(chain.at / "sft")
+    assert not np.array_equal(trained.model.embedding, start.model.embedding)
+    assert trained.hashes["tokenizer"] == start.hashes["tokenizer"]
+
+
+def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
+    """Adam's first update has its gradient's sign, so gammas are compared after three."""
+    models = {}
+    for gamma in (None, (1e-4, 1e-2), (0.0, 0.0)):
+        execute(chain.align("p-dpo", out=tmp_path / str(gamma), gamma=gamma))
+        models[gamma] = np.asarray(folders.load_policy(tmp_path / str(gamma)).model.embedding)
+    np.testing.assert_array_equal(models[None], models[1e-4, 1e-2])
+    assert not np.array_equal(models[None], models[0.0, 0.0])
+
+
+@pytest.mark.parametrize(("steps", "snapshots", "expected"), [(4, 1, [2]), (6, 2, [2, 4]), (3, 0, []), (7, 3, None), (2, 3, None)])
+def test_snapshots(chain, tmp_path, steps, snapshots, expected):
+    """As many as asked for, all before the last step; more than there are steps before it is an error that says so."""
+    stage = chain.align("dpo", out=tmp_path / "a", snapshots=snapshots, training=replace(FEW, steps=steps))
+    if snapshots >= steps:
+        with pytest.raises(DataError, match="snapshots"):
+            execute(stage)
+        return
+    execute(stage)
+    found = sorted(int(p.name.removeprefix("step-")) for p in (tmp_path / "a").glob("step-*"))
+    assert len(found) == snapshots and all(0 < s < steps for s in found)
+    assert expected is None or found == expected
+    for step in found:
+        folders.load_policy(tmp_path / f"a/step-{step}")
+
+
+def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(chain, tmp_path, monkeypatch):
+    """Stopped at step 110 of 120, it need not begin again."""
+    drawn = []
+
+    def take_or_stop(*args):
+        drawn.append(args)
+        return take(*args) if len(drawn) < 110 else pytest.fail("stopped")
+
+    monkeypatch.setattr(align, "take", take_or_stop)
+    with pytest.raises(pytest.fail.Exception, match="stopped"):
+        execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
+    assert (tmp_path / "a/checkpoint.safetensors").exists()
+
+
+def refused(stage, match):
+    with pytest.raises(DataError, match=match):
+        execute(stage)
+
+
+def rewritten(tmp_path, rows, hashes=None) -> Path:
+    path = tmp_path / "rows.parquet"
+    write(path, rows, hashes or {})
+    return path
+
+
+def without(rows, *names):
+    return [{k: v for k, v in row.items() if k not in names} for row in rows]
+
+
+def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp_path):
+    policy = folders.load_policy(chain.at / "sft")
+    other = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * 1.001)
+    folders.save(tmp_path / "other", other, policy.config, policy.codec)
+    refused(chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other"), "computed for another model")
+    rows, hashes = read(chain.scored), provenance(chain.scored)
+    path = rewritten(tmp_path, rows, hashes | {"tokenizer": "0" * 16})
+    refused(chain.align("dpo", out=tmp_path / "b", data=path), "computed for another tokenizer")
+    refused(chain.align("dpo", out=tmp_path / "c", limits=Limits(24, 11)), "computed for another limits")
+    refused(chain.align("dpo", out=tmp_path / "d", validation=path), "another tokenizer")
+
+
+@pytest.mark.parametrize(("method", "missing", "named"), [
+    ("dpo", ["ref_chosen_logps"], "ref_chosen_logps"),
+    ("dpo", ["ref_rejected_logps"], "ref_rejected_logps"),
+    ("e-dpo", ["score_chosen", "score_rejected"], "score_chosen"),
+    ("e-dpo", ["ref_sample_logps"], "ref_sample_logps"),
+    ("p-dpo", ["ref_sample"], "ref_sample"),
+])
+def test_a_missing_column_is_named(chain, tmp_path, method, missing, named):
+    path = rewritten(tmp_path, without(read(chain.scored), *missing))
+    refused(chain.align(method, out=tmp_path / "a", data=path), named)
+
+
+def test_a_column_missing_from_a_later_row_is_named(chain, tmp_path):
+    rows = read(chain.scored)
+    rows[7] = without([rows[7]], "ref_rejected_logps")[0]
+    refused(chain.align("dpo", out=tmp_path / "a", data=rewritten(tmp_path, rows)), "ref_rejected_logps")
+
+
+def test_methods_refuse_what_they_cannot_use(chain, tmp_path):
+    refused(chain.align("d-dpo", out=tmp_path / "a"), "distils one reward model, not 2")
+    refused(chain.align("dpo", out=tmp_path / "b", gamma=(0.1, 0.1)), "no KL term")
+
+
+def test_score_needs_something_to_do(chain, tmp_path):
+    refused(Score(out=tmp_path / "a", data=chain.data, limits=LIMITS), "--rewards")
+    refused(Score(out=tmp_path / "b", data=chain.data, reference=chain.at / "sft", relabel=True, limits=LIMITS), "--relabel needs")
+
+
+# ---- relabelling
+
+
+def test_relabelled_exchanges_all_that_belongs_to_the_responses():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": [1.0], "score_rejected": [2.0], "ref_sample": "s",
+           "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0, "ref_sample_logps": -3.0, "chosen_model": "m", "rejected_model": "n"}
+    assert relabelled(row, np.float64(0.0)) == row == relabelled(row, np.float64(2.0))
+    assert relabelled(row, np.float64(-0.1)) == {
+        "prompt": "p", "chosen": "b", "rejected": "a", "score_chosen": [2.0], "score_rejected": [1.0], "ref_sample": "s",
+        "ref_chosen_logps": -2.0, "ref_rejected_logps": -1.0, "ref_sample_logps": -3.0, "chosen_model": "n", "rejected_model": "m"}
+
+
+def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
+    found = execute(Score(out=tmp_path / "a", data=chain.scored, rewards=chain.at / "members", relabel=True, limits=LIMITS))
+    before, after = read(chain.scored), read(tmp_path / "a/rows.parquet")
+    margins = [row["score_chosen"][0] - row["score_rejected"][0] for row in before]
+    assert min(margins) < 0 < max(margins)
+    for row, new, margin in zip(before, after, margins, strict=True):
+        first, second = SIDES if margin >= 0 else SIDES[::-1]
+        for pattern in ("{}", "score_{}", "ref_{}_logps"):
+            assert new[pattern.format("chosen")] == row[pattern.format(first)]
+            assert new[pattern.format("rejected")] == row[pattern.format(second)]
+        assert new["score_chosen"][0] >= new["score_rejected"][0]
+    assert found["share of labels kept"] == np.mean(np.array(margins) >= 0)
+    assert provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
+
+
+# ---- length bias
+
+
+class Letters(Codec):
+    def __init__(self):
+        """No tokenizer: a token a letter."""
+
+    def text_ids(self, text):
+        return list(map(ord, text))
+
+
+def lengths(chosen, rejected):
+    """A row of so many tokens, the end of sequence included."""
+    return {"chosen": "a" * (chosen - 1), "rejected": "b" * (rejected - 1)}
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "side"), [
+    (11, 10, 1), (10, 11, -1), (10, 10, 0), (21, 20, 0), (22, 20, 1), (20, 21, 0), (109, 100, 0), (2, 1, 1), (1, 2, -1)])
+def test_longer_is_at_least_ten_percent_more_tokens(chosen, rejected, side):
+    assert longer_side(Letters(), [lengths(chosen, rejected)]).tolist() == [side]
+
+
+def test_exactly_ten_percent_more_is_longer():
+    """In floating point 1.1 x 50 is above 55."""
+    wrong = [(r * 11 // 10, r) for r in range(10, 201, 10)
+             if longer_side(Letters(), [lengths(r * 11 // 10, r)]).tolist() != [1]]
+    assert wrong == []
+
+
+def test_longer_wins_ignores_pairs_without_a_longer_side():
+    assert longer_wins(np.array([1, 1, 0, -1, 0, 1])) == 0.75 and longer_wins(np.zeros(3)) == 0
+
+
+def most(wins, losses, rho: Fraction):
+    """In exact arithmetic."""
+    return min(int(n / share) for n, share in ((wins, rho), (losses, 1 - rho)) if share)
+
+
+@pytest.mark.parametrize("rho", ["0", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "1"])
+def test_largest_is_the_exact_one(rho):
+    wrong = []
+    for wins in range(1, 25):
+        for losses in range(1, 25):
+            sides = np.array([1] * wins + [-1] * losses + [0] * 3)
+            expected = most(wins, losses, Fraction(rho))
+            if expected and largest(sides, float(rho)) != expected:
+                wrong.append((wins, losses, largest(sides, float(rho)), expected))
+    assert wrong == []
+
+
+def test_largest_by_hand_and_where_nothing_can_be_drawn():
+    assert largest(np.array([1] * 6 + [-1] * 30), 0.2) == 30  # 6 won and 24 lost
+    assert largest(np.array([1] * 6 + [-1] * 30), 0.8) == 7  # 7.5: 6 won, 1 lost
+    with pytest.raises(DataError, match=r"length bias 0\.5: the longer side wins 0, loses 2"):
+        largest(np.array([-1, -1, 0]), 0.5)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.2, 0.45, 0.5, 0.7, 1.0])
+def test_a_subsample_has_the_share_it_was_asked_for(rho):
+    rng = np.random.default_rng(0)
+    for wins, losses in [(10, 10), (3, 20), (20, 3), (1, 1), (17, 11)]:
+        sides = rng.permutation([1] * wins + [-1] * losses + [0] * 5)
+        if most(wins, losses, Fraction(str(rho))) < 1:
+            continue
+        for size in range(1, largest(sides, rho) + 1):
+            drawn = subsample(sides, rho, size, np.random.default_rng(size))
+            assert len(set(drawn)) == len(drawn) == size and 0 not in sides[drawn]
+            assert abs((sides[drawn] > 0).sum() - rho * size) <= 0.5
+
+
+def test_bias_stage(chain, tmp_path):
+    """20 of the 40 rows prefer the longer side; at rho 0.2 that leaves 20 / 0.8 = 25 pairs, 5 of them won by it."""
+    found = execute(Bias(out=tmp_path / "a", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2))
+    assert found == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
+    rows = read(tmp_path / "a/rows.parquet")
+    sides = longer_side(folders.load_codec(chain.at / "sft/tokenizer.json"), rows)
+    assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
+    assert len({r["prompt"] for r in rows}) == 25
+    assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
+    assert execute(Bias(out=tmp_path / "b", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2, size=10))["pairs"] == 10
+
+
+def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
+    """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has 25."""
+    stage = replace(chain.members, out=tmp_path / "a", members=1, biases=(0.2, 0.5, 0.8))
+    policy = folders.load_policy(chain.at / "sft")
+    subsets = stage.subsets(policy, chain.rows)
+    sides = longer_side(policy.codec, chain.rows)
+    assert [len(s) for s in subsets] == [25, 25, 25]
+    assert [int((sides[s] > 0).sum()) for s in subsets] == [5, 12, 20]  # 12.5 rounds to even
+    assert execute(replace(stage, biases=(0.2, 0.8)))["pairs of each member"] == 25
+    assert folders.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
+
+
+def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
+    """Of three prompts a tenth may be none."""
+    data = jsonl(tmp_path / "rows.jsonl", chain.rows[:3])
+    stage = Reward(out=tmp_path / "a", data=data, init=chain.at / "sft", training=FEW, limits=LIMITS)
+    assert stage.parts()[1] == []  # as the hash of these prompts has it
+    with pytest.raises(DataError, match=r"rows\.jsonl|held|validation"):
+        execute(stage)
+
+
+# ---- samples and pairs
+
+
+def test_sample_stage(chain, tmp_path):
+    stage = Sample(out=tmp_path / "a", policy=chain.at / "sft", data=chain.data, n=2, limits=LIMITS)
+    found = execute(stage)
+    rows = read(tmp_path / "a/rows.parquet", need=("prompt",))
+    assert found["prompts"] == 40 == len(rows) and [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
+    assert all(len(r["samples"]) == len(r["complete"]) == 2 for r in rows)
+    assert found["share of samples that end by themselves"] == pytest.approx(np.mean([r["complete"] for r in rows]))
+    assert 0 < np.mean([r["complete"] for r in rows])
+    assert any(len(set(r["samples"])) > 1 for r in rows)
+    execute(replace(stage, out=tmp_path / "b"))
+    assert (tmp_path / "a/rows.parquet").read_bytes() == (tmp_path / "b/rows.parquet").read_bytes()
+
+
+def sampled(*samples, complete=None, completion="human"):
+    return {"prompt": "p", "completion": completion, "samples": list(samples), "complete": complete or [True] * len(samples)}
+
+
+def test_pairs_of_four_samples_by_hand():
+    def extra(text):
+        return {"ref_sample": text, "ref_sample_complete": True}
+    assert to_label(sampled("a", "b", "c", "d")) == [
+        {"prompt": "p", "chosen": "a", "rejected": "b"} | extra("c"),
+        {"prompt": "p", "chosen": "c", "rejected": "d"} | extra("a"),
+        {"prompt": "p", "chosen": "human", "rejected": "a"} | extra("b"),
+    ]
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 6])
+@pytest.mark.parametrize("cut", [(), (0,), (1,), (2, 0)])
+def test_pairs_hold_finished_samples_and_a_reference_sample_from_outside(n, cut):
+    """All texts differ, so a sample is known by its text; one cut short may be the reference's, with its flag."""
+    complete = [i not in cut for i in range(n)]
+    found = to_label(sampled(*(f"s{i}" for i in range(n)), complete=complete))
+    for row in found:
+        assert row["ref_sample"] not in (row["chosen"], row["rejected"])
+        assert row["ref_sample_complete"] == complete[int(row["ref_sample"][1:])]
+        assert not {row["chosen"], row["rejected"]} & {f"s{i}" for i in cut}
+    intact = sum(complete[i] and complete[i + 1] for i in range(0, n - 1, 2))
+    assert len(found) == intact + complete[0]
+
+
+def test_equal_and_blank_texts_make_no_pairs():
+    assert to_label(sampled("a", " a ", "b", "  ", completion="a\n")) == []
+    assert preferred(sampled("a", completion="a"), sampled(completion=" a")) == []
+
+
+def test_human_preferences_by_hand():
+    other = sampled("x", completion="elsewhere")
+    assert preferred(sampled("a", "b", "c", complete=[True, True, False]), other) == [
+        {"prompt": "p", "chosen": "human", "rejected": "b"}, {"prompt": "p", "chosen": "human", "rejected": "elsewhere"}]
+    assert preferred(sampled("a", complete=[False]), other) == [{"prompt": "p", "chosen": "human", "rejected": "elsewhere"}]
+
+
+def test_pairs_stage(tmp_path):
+    rows = [sampled("a", "b", "c", completion=f"human {i}") | {"prompt": f"p{i}"} for i in range(5)]
+    found = execute(Pairs(out=tmp_path / "a", data=jsonl(tmp_path / "rows.jsonl", rows)))
+    labelled, human = (read(tmp_path / f"a/{name}.parquet") for name in ("rows", "human"))
+    assert found == {"pairs to label": 10, "human preferences": len(human)} and len(labelled) == 10
+    assert all(r["chosen"] == f"human {r['prompt'][1:]}" for r in human)
+    negatives = [r["rejected"] for r in human if r["rejected"] != "c"]
+    assert len(human) == 5 + len(negatives) and len(set(negatives)) == len(negatives) >= 3
+
+
+def test_corpus_stage(tmp_path):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(200)]
+    data = jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "P0 ", "completion": "again"}])
+    found = execute(Corpus(out=tmp_path / "a", data=data))
+    parts = {name: read(tmp_path / f"a/{name}.parquet", need=("prompt", "completion")) for name in found}
+    assert {name: len(part) for name, part in parts.items()} == found and sum(found.values()) == 201
+    prompts = [{r["prompt"].strip().lower() for r in part} for part in parts.values()]
+    assert sum(map(len, prompts)) == 200  # no prompt in two parts
+    assert 140 < found["train"] < 180  # 160 expected, standard deviation 5.7
+
+
+# ---- evaluation
+
+
+def test_evaluate(chain, tmp_path):
+    """The reference against itself has KL 0, and the numbers that `summary` gives are those of the rows."""
+    stage = Evaluate(out=tmp_path / "a", data=chain.data, policies=(chain.at / "sft", chain.at / "sft"), reference=chain.at / "sft",
+                     rewards=chain.at / "members", limits=LIMITS)
+    found = execute(stage)["policies"]
+    rows = read(tmp_path / "a/rows.parquet", need=("prompt",))
+    assert [r["policy"] for r in rows] == [0] * 40 + [1] * 40
+    assert found[0] == found[1]  # common random numbers
+    mine = [r for r in rows if r["policy"] == 0]
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[0]["win"] + found[0]["tie"] + found[0]["loss"] == pytest.approx(1)
+    advantage = np.mean([r["reward"] - r["reference_reward"] for r in mine])
+    assert found[0]["advantage"] == pytest.approx(advantage) and found[0]["low"] <= advantage <= found[0]["high"]
+    assert found[0]["win"] == pytest.approx(np.mean([r["win"] for r in mine])) and advantage != 0
+
+
+def test_per_prompt_and_summary_by_hand():
+    def outcomes(rewards):
+        return {"rewards": np.array(rewards), "kl": np.array([[1.0, 3.0], [0.0, 1.0]]), "tokens": np.array([[2, 4], [5, 6]]),
+                "prompts": [{"prompt": "p"}, {"prompt": "q"}], "texts": ["s", "t"]}
+    rows = per_prompt(7, outcomes([[1.0, 2.0], [3.0, 3.0]]), outcomes([[0.0, 2.0], [4.0, 2.0]]))
+    assert rows == [
+        {"policy": 7, "prompt": "p", "sample": "s", "reward": 1.5, "reference_reward": 1.0, "win": 0.5, "loss": 0.0, "kl": 2.0, "tokens": 3.0},
+        {"policy": 7, "prompt": "q", "sample": "t", "reward": 3.0, "reference_reward": 3.0, "win": 0.5, "loss": 0.5, "kl": 0.5, "tokens": 5.5},
+    ]
+    found = summary(rows)
+    assert {k: v for k, v in found.items() if k not in ("low", "high")} == {
+        "advantage": 0.25, "win": 0.5, "tie": 0.25, "loss": 0.25, "kl": 1.25, "tokens": 4.25}
+    assert (found["low"], found["high"]) == (0.0, 0.5)  # the mean of two draws of {0, 1/2}
+
+
+def test_samples_that_read_as_more_tokens_than_were_sampled(chain, tmp_path):
+    """A young policy samples bytes that are no text; each is replaced by a character of three bytes.
+
+    No row is lost for it: reference samples are scored, and evaluation compares every prompt.
+    """
+    young = replace(chain.sft, out=tmp_path / "young", training=replace(FEW, learning_rate=0.0), validation=None)
+    execute(young)
+    assert execute(Score(out=tmp_path / "scored", data=chain.data, reference=tmp_path / "young", limits=LIMITS))["rows"] == 40
+    found = execute(Evaluate(out=tmp_path / "a", data=chain.data, policies=(tmp_path / "young",), reference=tmp_path / "young",
+                             rewards=chain.at / "members", limits=LIMITS))
+    assert np.isfinite(found["policies"][0]["advantage"])
+
+
+def test_a_reference_sample_that_does_not_fit_is_an_error_that_says_so(chain, tmp_path):
+    rows = [row | {"ref_sample": "delta " * 60 * (i == 3) + "beta"} for i, row in enumerate(chain.rows)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    refused(Score(out=tmp_path / "a", data=data, reference=chain.at / "sft", limits=LIMITS), "rows.jsonl|ref_sample")
+
+
+def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
+    """The room for re-read samples is not room for longer chosen responses than `--limits` allows."""
+    rows = read(chain.scored)
+    long = [row | {"chosen": "q x z w " * 2 + row["chosen"]} if i < 5 else row for i, row in enumerate(rows)]
+    data = rewritten(tmp_path, long)
+    pairs = [execute(chain.align(m, out=tmp_path / m, data=data))["pairs"] for m in ("dpo", "p-dpo")]
+    assert pairs == [35, 35]
