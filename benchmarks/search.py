@@ -37,7 +37,8 @@ def main(search: Search) -> None:
     shutil.copy(search.out / "results.csv", RESULTS)
     with RESULTS.open() as file:
         chosen = [row for row in csv.DictReader(file) if row["selected"] == "1"]
-    print("| method | rho | value | learning rate | validation advantage | at an edge of the grid |\n|---|---|---|---|---|---|")
+    print("| method | rho | value | learning rate | validation advantage | at an edge of the grid |")
+    print("|---|---|---|---|---|---|")
     for row in chosen:
         strengths = search.betas if row["parameter"] == "beta" else search.taus
         edges = [name for name, grid in (("value", strengths), ("learning_rate", search.learning_rates))

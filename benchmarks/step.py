@@ -7,7 +7,7 @@ median, over rounds, of its time over its baseline's in the same round.
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import equinox as eqx
@@ -31,7 +31,7 @@ FIELDS = ["chosen", "rejected", "ref_sample"]
 class Shape:
     """The work of one step."""
 
-    model: ModelConfig = ModelConfig(8192, 6, 384, 6, 64, 1536)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(8192, 6, 384, 6, 64, 1536))
     """Shape of the decoder."""
     batch: int = 8
     """Rows of a step."""
@@ -93,7 +93,8 @@ def measure(shape: Shape) -> None:
     rounds = [{name: timed(call) for name, call in steps.items()} for _ in range(shape.rounds)]
     peak = matmul_flops()
     print(f"{describe()}\nmatrix-product peak {peak / 1e9:.0f} GFLOP/s; {shape}\n")
-    print("| step | ms | over the language model | tokens/s | share of peak | peak memory GiB |\n|---|---|---|---|---|---|")
+    print("| step | ms | over the language model | tokens/s | share of peak | peak memory GiB |")
+    print("|---|---|---|---|---|---|")
     for name in steps:
         responses = int(name[-2]) if name.startswith("language") else baseline(name)
         over = median([r[name] / r[f"language model ({responses})"] for r in rounds])

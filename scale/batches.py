@@ -1,7 +1,8 @@
 """Rows of text to shared-prefix arrays, and the batch of a step as a function of (seed, step) alone."""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ class Limits:
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """An over-long prompt: drop the row, keep the prompt's start or its end, or stop. An over-long response is
     never cut: its row is dropped, or `error` stops."""
+
+
+def any_response(limits: Limits) -> Limits:
+    """For responses that a policy sampled: their text may encode to more tokens than were sampled."""
+    return replace(limits, response=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None
         raise DataError(f"{source}: all {total} rows are longer than {limits.prompt} + {limits.response} tokens")
     if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
-        console.print(f"  {source}: {total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})")
+        lost = f"{total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})"
+        console.print(f"  {source}: {lost}", markup=False)
 
 
 def pack(pieces: list[tuple[list[int], list[list[int]]]], rows: list[dict], fields: Sequence[str]) -> Batch:

@@ -1,6 +1,6 @@
 """What a person sees while a stage runs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,12 +9,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(highlight=False)
 
 
-def track(items: Iterable[Any], label: str, start: int = 0, total: int | None = None) -> Iterator[Any]:
-    """The items, under a progress bar with an ETA; one line once done where output is not a terminal."""
+def track(items: Sequence[Any], label: str, start: int = 0) -> Iterator[Any]:
+    """The items, under a progress bar with an ETA; one line once done where output is not a terminal.
+
+    `start` items were done before, by a run that this one resumes.
+    """
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("eta"), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=total, completed=start)
+        task = progress.add_task(label, total=start + len(items), completed=start)
         for item in items:
             yield item
             progress.advance(task)

@@ -16,7 +16,7 @@ from minipref.methods import METHODS
 from scale.files import atomic
 from scale.results import Outcome
 
-WINDOWS = 20
+WINDOWS = 10
 
 
 class Look(NamedTuple):

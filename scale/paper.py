@@ -10,7 +10,7 @@ from scale.batches import Limits
 from scale.console import console
 from scale.files import write_json
 from scale.model import ModelConfig
-from scale.report import terminal_table, write_report
+from scale.report import prompt_text, terminal_table, write_report
 from scale.results import Outcome, Policy, write_results
 from scale.rows import read
 from scale.stages.align import Align, MethodName
@@ -92,7 +92,8 @@ class Paper(Stage):
             outcomes += self.test(selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
         write_json(self.out / "config.json", description(self)["options"])
-        human = {str(row["prompt"]): row["completion"] for row in read(self.out / "corpus/test.parquet", COMPLETIONS)}
+        test = read(self.out / "corpus/test.parquet", COMPLETIONS)
+        human = {prompt_text(row["prompt"]): row["completion"] for row in test}
         write_report(self.out, outcomes, facts | {"biases": self.biases}, human)
         console.print(terminal_table(outcomes))
         console.print(f"{self.seeds} seed{'s' * (self.seeds > 1)}; {self.out / 'report.md'}")
@@ -165,10 +166,12 @@ class Paper(Stage):
 
     def alignment(self, policy: Policy) -> Align:
         """Stage 6."""
-        rewards = "ensemble" if METHODS[policy.method].rewards == "ensemble" else "single"
+        method = METHODS[policy.method]
+        rewards = "ensemble" if method.rewards == "ensemble" else "single"
+        strength: dict[str, Any] = {method.strength: policy.strength}
         return Align(
             out=policy.path, data=self.at(policy.seed, policy.rho) / rewards / "scored/rows.parquet",
-            policy=self.out / "sft", method=policy.method, strength=policy.strength, snapshots=self.snapshots,
+            policy=self.out / "sft", method=policy.method, **strength, snapshots=self.snapshots,
             validation=self.out / "labelled/validation/rows.parquet", limits=self.limits,
             training=replace(self.align, learning_rate=policy.learning_rate, seed=policy.seed),
         )
@@ -191,8 +194,9 @@ class Paper(Stage):
                            reference=self.out / "sft", rewards=self.out / "oracle", seed=seed, limits=self.limits)
                   for i, group in enumerate(groups)]
         found = execute_all([[stage] for stage in stages], f"evaluation on {part}") if stages else []
+        tables = [read(stage.out / "rows.parquet", need=("prompt",)) for stage in stages]
         return [[each | {"rows": [r for r in rows if r["policy"] == i]} for i, each in enumerate(f["policies"])]
-                for [f], rows in zip(found, (read(s.out / "rows.parquet", need=("prompt",)) for s in stages), strict=True)]
+                for [f], rows in zip(found, tables, strict=True)]
 
 
 BIASES_OF = ("single", "ensemble")
@@ -228,8 +232,8 @@ PRESETS = {
         out=Path("runs/paper-scale"),
         preset="paper",
         rhos=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-        betas=(0.01, 0.1, 1, 3, 10, 30, 100),
-        taus=(0.01, 0.1, 1, 3, 5, 10, 25),
+        betas=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
+        taus=(0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 25.0),
         learning_rates=(1e-6,),
         pairs=30_000,
         limits=Limits(512, 128, "drop"),

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from itertools import pairwise
 
 import tyro
 
@@ -36,7 +38,7 @@ def parse(argv: Sequence[str]) -> Stage:
 
 def preset(argv: Sequence[str]) -> Paper:
     """The defaults of the other options."""
-    named = [value for flag, value in zip(argv, argv[1:], strict=False) if flag == "--preset"]
+    named = [value for flag, value in pairwise(argv) if flag == "--preset"]
     return PRESETS.get(named[-1] if named else "miniature", PRESETS["miniature"])
 
 
@@ -44,9 +46,12 @@ def main() -> None:
     stage = parse(sys.argv[1:])
     try:
         execute(stage)
-    except (DataError, FloatingPointError) as error:
-        console.print(f"[bold red]error:[/] {error}", soft_wrap=True)
+    except (DataError, FloatingPointError, BrokenProcessPool) as error:
+        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        console.print(f"stopped; the same command goes on from {stage.out}", markup=False, soft_wrap=True)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def sample(
     `logps` are those of the distribution sampled from only at temperature 1; they are always the model's own.
     """
     hidden, cache = prefill(model, prompts, lengths, max_new)
-    hidden, cache, lengths = (jax.tree.map(lambda a: jnp.repeat(a, n, axis), t) for t, axis in
-                              ((hidden, 0), (cache, 1), (lengths, 0)))
+    hidden, lengths = jnp.repeat(hidden, n, 0), jnp.repeat(lengths, n, 0)
+    cache = jax.tree.map(lambda a: jnp.repeat(a, n, 1), cache)
     width = prompts.shape[1]
 
     def step(carry, inputs):

@@ -87,7 +87,7 @@ def train(
     if probe and not start:
         log.write([{"step": 0} | probe(state.model, 0)])
     pending = []
-    for i in track(range(start, steps), label, start, steps):
+    for i in track(range(start, steps), label, start):
         state, metrics = step(state, batch_at(i))
         pending.append({"step": i + 1} | metrics)
         if (i + 1) % every == 0 or i + 1 == steps:

@@ -1,36 +1,55 @@
-"""Independent stages side by side, one process a core: small models keep one core busy each, not two."""
+"""Independent stages side by side, one process a core: a small model keeps one core busier than half of two."""
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.queues import Queue
 
 from scale.console import quiet, track
 from scale.stages.base import Stage, execute
 
 
 def execute_all(chains: Sequence[Sequence[Stage]], label: str) -> list[list[dict]]:
-    """Findings of each chain's stages; a chain runs in order, the chains in any order, on every core."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    """Findings of each chain's stages. A chain runs in order, the chains in any order, on every core.
+
+    The first error stops what has not begun and is raised here; what was complete stays complete.
+    """
+    cores = usable_cores()
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for core in cores:
         free.put(core)
-    with ProcessPoolExecutor(min(len(cores), len(chains)), context, initializer=settle, initargs=(free,)) as pool:
+    with ProcessPoolExecutor(min(len(cores), len(chains)), context, settle, (free,)) as pool:
         futures = [pool.submit(run_chain, chain) for chain in chains]
         try:
-            return [future.result() for future in track(futures, label, 0, len(futures))]
-        except BaseException:
+            return [future.result() for future in track(futures, label)]
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
-def settle(free: multiprocessing.Queue) -> None:
-    """Keep to one core before JAX counts them, and be silent."""
+def usable_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def settle(free: Queue) -> None:
+    """Keep to one core before JAX counts them, be silent, and do not outlive the parent."""
     core = free.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     quiet()
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def follow_parent() -> None:
+    """Two runs must never write one folder: a run that is started again would meet the first one's workers."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def run_chain(chain: Sequence[Stage]) -> list[dict]:

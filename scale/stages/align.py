@@ -10,11 +10,10 @@ import numpy as np
 from minipref.methods import METHODS
 from minipref.training import init_state, preference_loss, train_step
 from scale import folders
-from scale.batches import Limits, batch_indices, encode, map_batches, take
+from scale.batches import Limits, any_response, batch_indices, encode, map_batches, take
 from scale.model import Transformer, logps
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
-from scale.stages.score import roomy
 from scale.train import OPTIMIZER, Training, hyper, train
 
 MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
@@ -31,8 +30,10 @@ class Align(Stage):
     """Folder of the policy to start from: the pi_ref that the columns were computed with."""
     method: MethodName = "e-dpo"
     """Which row of the table of methods."""
-    strength: float = 0.3
-    """beta, or IPO's tau (the target margin is 1/tau)."""
+    beta: float | None = None
+    """Strength of all methods but ipo: how strictly log pi / pi_ref follows the rewards. Default: 0.1."""
+    tau: float | None = None
+    """Strength of ipo, whose target for the margin is 1/tau. Default: 0.1."""
     gamma: tuple[float, float] | None = None
     """KL weight at the first and the last step. Default: the method's own."""
     validation: Path | None = None
@@ -54,28 +55,42 @@ class Align(Stage):
         fields = ["chosen", "rejected"] + ["ref_sample"] * bool(max(row.gamma))
         data = self.load(policy, self.data, fields)
         self.check(data, row.rewards, gamma)
-        state = init_state(policy.model, OPTIMIZER, hyper(self.training, self.strength, gamma))
+        strength = self.strength(row.strength)
+        state = init_state(policy.model, OPTIMIZER, hyper(self.training, strength, gamma))
         indices = partial(batch_indices, len(data.tokens), self.training.batch, self.training.seed)
         model = train(partial(align_step, self.method), state, lambda i: take(data, indices(i)),
-                      self.training.steps, self.out, f"{self.method} {self.strength:g}",
-                      self.probe(policy), self.training.steps // (self.snapshots + 1))
+                      self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
+                      self.probe(policy), watch_every(self.between))
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data.tokens)}
+
+    def strength(self, name: str) -> float:
+        """The value of the parameter that the method has; the other one must not be given."""
+        given = {"beta": self.beta, "tau": self.tau}
+        value, other = given.pop(name), next(iter(given.items()))
+        if other[1] is not None:
+            raise DataError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
+        return 0.1 if value is None else value
+
+    @property
+    def between(self) -> int:
+        """Steps from one snapshot to the next."""
+        return max(1, self.training.steps // (self.snapshots + 1))
 
     def load(self, policy: folders.Folder, path: Path, fields: list[str]):
         require(path, **policy.hashes, limits=str(self.limits))
         rows = read(path)
         if "ref_chosen_logps" not in rows[0]:
             raise DataError(f"{path}: no column 'ref_chosen_logps'; run `score --reference {self.policy}` first")
-        limits = roomy(self.limits) if "ref_sample" in fields else self.limits
+        limits = any_response(self.limits) if "ref_sample" in fields else self.limits
         return encode(policy.codec, rows, fields, limits, str(path)).data
 
     def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
         members = data.scores.shape[2]
         if rewards != "none" and not members:
-            raise DataError(f"{self.data}: no column 'score_chosen'; {self.method} distils rewards: run `score --rewards`")
+            raise DataError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
         if rewards == "single" and members > 1:
-            raise DataError(f"{self.data}: field 'score_chosen': {self.method} distils one reward model, not {members}")
+            raise DataError(f"{self.data}: field 'score_chosen': {self.method} distils one reward, not {members}")
         if max(gamma) and not max(METHODS[self.method].gamma):
             raise DataError(f"--gamma: {self.method} has no KL term")
 
@@ -85,11 +100,16 @@ class Align(Stage):
         sample = watched and take(watched, np.arange(min(MONITORED, len(watched.tokens))))
 
         def probe(model: Transformer, step: int) -> dict[str, Any]:
-            if self.snapshots and 0 < step < self.training.steps:
+            if step % self.between == 0 and 1 <= step // self.between <= self.snapshots:
                 folders.save(self.out / f"step-{step}", model, policy.config, policy.codec)
             return monitor(model, sample) if sample else {}
 
         return probe
+
+
+def watch_every(between: int) -> int:
+    """The largest divisor of the steps between snapshots that is at most a quarter of them, and 50."""
+    return next(d for d in range(max(1, min(50, between // 4)), 0, -1) if between % d == 0)
 
 
 @eqx.filter_jit

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, encode
+from scale.batches import Limits, any_response, encode
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import read, write
 from scale.stages.base import Stage
-from scale.stages.score import roomy
 from scale.stats import bootstrap_interval
 
 
@@ -18,8 +17,8 @@ from scale.stats import bootstrap_interval
 class Evaluate(Stage):
     """Sample from policies and from pi_ref on held-out prompts, and compare them under an oracle reward model.
 
-    `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean reward of pi_ref, wins, ties, losses,
-    KL, tokens, one sample.
+    `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean reward of
+    pi_ref, share of wins and of losses, KL, tokens, one sample.
     """
 
     data: Path
@@ -61,7 +60,7 @@ class Evaluate(Stage):
         sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
                    | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
                    for row, each in zip(encoded.rows(rows), found, strict=True)]
-        limits = roomy(self.limits)
+        limits = any_response(self.limits)
         own = sequence_logps(policy, sampled, fields, limits)
         ref = sequence_logps(reference, sampled, fields, limits)
         tokens = np.array([[len(policy.codec.response_ids(row[f], row[f"{f}_complete"])) for f in fields]

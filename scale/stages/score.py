@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, encode
+from scale.batches import Limits, any_response, encode
+from scale.files import fingerprint
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, provenance, read, write
 from scale.stages.base import Stage
@@ -37,16 +38,18 @@ class Score(Stage):
         return [path for path in (self.data, self.rewards, self.reference) if path]
 
     def run(self) -> dict[str, Any]:
-        rows, hashes = read(self.data), provenance(self.data)
+        rows, hashes = read(self.data), provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
             raise DataError("score needs --rewards, --reference or both; --relabel needs --rewards")
         if self.rewards:
-            rows, findings = self.with_rewards(folders.load_rewards(self.rewards), rows)
+            models = folders.load_rewards(self.rewards)
+            rows, findings = self.with_rewards(models, rows)
+            hashes["rewards"] = models.hashes["model"]
         if self.reference:
             reference = folders.load_policy(self.reference)
             rows = self.with_reference(reference, rows)
-            hashes = hashes | reference.hashes | {"limits": str(self.limits)}
+            hashes |= reference.hashes | {"limits": str(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
@@ -70,7 +73,7 @@ class Score(Stage):
         if "ref_sample" not in rows[0]:
             rows = with_samples(reference, rows, self.limits, self.seed)
         fields = (*SIDES, "ref_sample")
-        values = sequence_logps(reference, rows, fields, roomy(self.limits)).astype(float)
+        values = sequence_logps(reference, rows, fields, any_response(self.limits)).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
 
@@ -89,8 +92,3 @@ def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, se
                      label="reference samples")
     return [row | {"ref_sample": text, "ref_sample_complete": complete}
             for row, [(text, complete)] in zip(rows, found, strict=True)]
-
-
-def roomy(limits: Limits) -> Limits:
-    """A sampled text may encode to a few more tokens than were sampled; it is not dropped for that."""
-    return Limits(limits.prompt, 2 * limits.response, limits.overlong)

@@ -9,8 +9,15 @@ from minipref.sequences import Batch, attention_mask, response_logps, response_r
 
 def batch_of(**fields) -> Batch:
     """A batch of which a test states what it uses."""
-    one = {"tokens": [[0]], "positions": [[0]], "segments": [[0]], "labels": [[0]], "predictors": [[0]],
-           "owners": [[0]], "last": [[0]]} | fields
+    one = {
+        "tokens": [[0]],
+        "positions": [[0]],
+        "segments": [[0]],
+        "labels": [[0]],
+        "predictors": [[0]],
+        "owners": [[0]],
+        "last": [[0]],
+    } | fields
     n = len(one["tokens"])
     arrays = {k: jnp.asarray(v, jnp.int32) for k, v in one.items()}
     return Batch(**arrays, ref_logps=jnp.zeros((n, 0)), scores=jnp.zeros((n, 2, 0)))
@@ -19,17 +26,20 @@ def batch_of(**fields) -> Batch:
 def test_attention_mask_of_the_docstrings_row():
     """`p p p | a b # | c # | pad`; rows are queries, columns keys."""
     found = attention_mask(jnp.asarray([[0, 0, 0, 1, 1, 1, 2, 2, -1]]))[0]
-    np.testing.assert_array_equal(np.asarray(found).astype(int), [
-        [1, 0, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 1, 0, 0],
-        [1, 1, 1, 0, 0, 0, 1, 1, 0],
-        [1, 1, 1, 0, 0, 0, 0, 0, 0],  # padding may look, and nothing looks at it
-    ])
+    np.testing.assert_array_equal(
+        np.asarray(found).astype(int),
+        [
+            [1, 0, 0, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 1, 1, 1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 1, 0, 0],
+            [1, 1, 1, 0, 0, 0, 1, 1, 0],
+            [1, 1, 1, 0, 0, 0, 0, 0, 0],  # padding may look, and nothing looks at it
+        ],
+    )
 
 
 def test_attention_mask_is_each_rows_own():
@@ -65,7 +75,9 @@ def test_padding_that_overflows_reaches_neither_the_value_nor_the_gradient():
 
 
 def test_response_logps_of_no_responses():
-    batch = batch_of(labels=np.zeros((1, 0)), predictors=np.zeros((1, 0)), owners=np.zeros((1, 0)), last=np.zeros((1, 0)))
+    batch = batch_of(
+        labels=np.zeros((1, 0)), predictors=np.zeros((1, 0)), owners=np.zeros((1, 0)), last=np.zeros((1, 0))
+    )
     assert response_logps(jnp.ones((1, 2, 2)), UNEMBEDDING, batch).shape == (1, 0)
 
 

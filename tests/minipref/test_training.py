@@ -25,6 +25,12 @@ from reference.methods import METHODS as REFERENCE
 from reference.methods import method_loss as reference_loss
 
 LN = np.log
+compiled_loss = eqx.filter_jit(preference_loss)
+
+
+def loss_at(method, logps, batch, hyper, fraction):
+    """`preference_loss`, compiled once a method."""
+    return compiled_loss(method, logps, batch, hyper, jnp.float32(fraction))
 
 
 def hyper(strength=0.5, gamma=(0.0, 0.0), rate=0.1, warmup=0.0, floor=1.0, steps=10.0) -> Hyper:
@@ -37,8 +43,17 @@ def batch_of(ref=((),), scores=None, owners=((0, 1),)) -> Batch:
     n = len(ref)
     scores = np.zeros((n, 2, 0)) if scores is None else np.asarray(scores)
     ints = jnp.zeros((n, 1), jnp.int32)
-    return Batch(ints, ints, ints, ints, ints, jnp.asarray(owners, jnp.int32), ints,
-                 jnp.asarray(ref), jnp.asarray(scores, jnp.float32))
+    return Batch(
+        ints,
+        ints,
+        ints,
+        ints,
+        ints,
+        jnp.asarray(owners, jnp.int32),
+        ints,
+        jnp.asarray(ref),
+        jnp.asarray(scores, jnp.float32),
+    )
 
 
 # ---- the three losses, by hand
@@ -70,12 +85,21 @@ FIRST = ((3 - 2) ** 2 + (0.5 + 0.5) ** 2) / 2  # 1
 SECOND = ((2 - 2) ** 2 + (0 + 0.5) ** 2) / 2  # 1/8
 MEAN = ((2.5 - 2) ** 2 + (0.25 + 0.5) ** 2) / 2
 KL = 1.0
-HAND = {"dpo": DPO, "ipo": IPO, "d-dpo": FIRST, "p-dpo": DPO, "dp-dpo": FIRST, "e-dpo": SECOND, "hull": SECOND, "mean": MEAN}
+HAND = {
+    "dpo": DPO,
+    "ipo": IPO,
+    "d-dpo": FIRST,
+    "p-dpo": DPO,
+    "dp-dpo": FIRST,
+    "e-dpo": SECOND,
+    "hull": SECOND,
+    "mean": MEAN,
+}
 WEIGHTS = {"d-dpo": [1], "dp-dpo": [1], "e-dpo": [0, 1], "hull": [0, 1], "mean": [0.5, 0.5]}
 
 
 def inputs(method: str):
-    """LOGPS and the batch as the method takes them: with samples where it has a KL, with as many rewards as it reads."""
+    """LOGPS and the batch as the method takes them: samples where it has a KL, as many rewards as it reads."""
     n = 3 if METHODS[method].gamma != (0, 0) else 2
     k = {"none": 0, "single": 1, "ensemble": 2}[METHODS[method].rewards]
     return LOGPS[:, :n], batch_of(np.asarray(REF)[:, :n], np.asarray(SCORES)[:, :, :k])
@@ -86,7 +110,7 @@ def inputs(method: str):
 def test_preference_losses_by_hand(method, fraction, gamma):
     """gamma goes from 1/4 to 3/4; the hull's nearest point is the second model: residuals (1, 1) and (0, 1/2)."""
     logps, batch = inputs(method)
-    loss, metrics = preference_loss(method, logps, batch, hyper(gamma=(0.25, 0.75)), fraction)
+    loss, metrics = loss_at(method, logps, batch, hyper(gamma=(0.25, 0.75)), fraction)
     has_kl = METHODS[method].gamma != (0, 0)
     assert loss == pytest.approx(HAND[method] + gamma * KL * has_kl, rel=1e-5)
     assert ("kl" in metrics) == has_kl and metrics.get("kl", KL) == KL
@@ -99,31 +123,34 @@ def test_hull_weights_inside_the_simplex():
     """Residuals +1 and -3 of one pair cancel at weights 3/4 and 1/4, where e-dpo can only take the first: 1."""
     batch = batch_of([[0.0, 0.0, 0.0]], [[[1.0, -3.0], [0.0, 0.0]]])
     logps = jnp.zeros((1, 3))
-    loss, metrics = preference_loss("hull", logps, batch, hyper(), 0.0)
+    loss, metrics = loss_at("hull", logps, batch, hyper(), 0.0)
     np.testing.assert_allclose(metrics["ensemble/weights"], [0.75, 0.25], atol=1e-3)
     assert loss == pytest.approx(0, abs=1e-5)
-    loss, metrics = preference_loss("e-dpo", logps, batch, hyper(), 0.0)
+    loss, metrics = loss_at("e-dpo", logps, batch, hyper(), 0.0)
     assert loss == 1 and list(metrics["ensemble/weights"]) == [1, 0]
 
 
 def test_preference_metrics_by_hand():
     logps, batch = inputs("dpo")
-    _, metrics = preference_loss("dpo", logps, batch, hyper(), 0.0)
+    _, metrics = loss_at("dpo", logps, batch, hyper(), 0.0)
     assert metrics == {
-        "logps/chosen": -1.5, "logps/rejected": -2.5,
-        "rewards/chosen": 0.5 * (2 + 0) / 2, "rewards/rejected": 0.5 * (-2 + 1) / 2,
-        "rewards/margins": 0.5 * (4 - 1) / 2, "rewards/accuracies": 0.5,
+        "logps/chosen": -1.5,
+        "logps/rejected": -2.5,
+        "rewards/chosen": 0.5 * (2 + 0) / 2,
+        "rewards/rejected": 0.5 * (-2 + 1) / 2,
+        "rewards/margins": 0.5 * (4 - 1) / 2,
+        "rewards/accuracies": 0.5,
     }
 
 
 def test_a_tied_margin_is_not_a_right_one():
     batch = batch_of([[-1.0, -1.0]])
-    assert preference_loss("dpo", jnp.asarray([[-2.0, -2.0]]), batch, hyper(), 0.0)[1]["rewards/accuracies"] == 0
+    assert loss_at("dpo", jnp.asarray([[-2.0, -2.0]]), batch, hyper(), 0.0)[1]["rewards/accuracies"] == 0
 
 
 def test_a_kl_method_without_samples_is_refused():
     with pytest.raises(ValueError, match="KL"):
-        preference_loss("p-dpo", *inputs("dpo"), hyper(), 0.0)
+        loss_at("p-dpo", *inputs("dpo"), hyper(), 0.0)
 
 
 def test_loss_of_names_the_row():
@@ -138,7 +165,7 @@ def test_the_kls_gradient_does_not_read_the_references_own_log_prob(method):
     other = batch._replace(ref_logps=batch.ref_logps.at[:, 2].add(-8.0))
 
     def loss(logps, batch):
-        return preference_loss(method, logps, batch, hyper(gamma=(0.5, 0.5)), 0.0)[0]
+        return loss_at(method, logps, batch, hyper(gamma=(0.5, 0.5)), 0.0)[0]
 
     assert loss(logps, other) == pytest.approx(float(loss(logps, batch)) - 4, rel=1e-6)
     np.testing.assert_array_equal(jax.grad(loss)(logps, other), jax.grad(loss)(logps, batch))
@@ -149,14 +176,14 @@ def test_no_loss_reads_the_columns_of_another():
     with_columns = batch_of(REF, SCORES, owners=[[0, 1]] * 2)
     without = batch_of(np.full((2, 3), 9.0), np.full((2, 2, 2), 9.0), owners=[[0, 1]] * 2)
     for loss in (sft_loss, reward_loss):
-        grads = [jax.grad(lambda l, b=b, f=loss: f(l, b, hyper(), 0.0)[0])(LOGPS) for b in (with_columns, without)]
+        grads = [jax.grad(lambda x, b=b, f=loss: f(x, b, hyper(), 0.0)[0])(LOGPS) for b in (with_columns, without)]
         np.testing.assert_array_equal(*grads)
-    assert not np.asarray(jax.grad(lambda l: reward_loss(l, with_columns, hyper(), 0.0)[0])(LOGPS))[:, 2].any()
+    assert not np.asarray(jax.grad(lambda x: reward_loss(x, with_columns, hyper(), 0.0)[0])(LOGPS))[:, 2].any()
 
 
 def test_gradients_push_chosen_up_and_rejected_down():
     """d/d log pi of DPO: -/+ beta sigmoid(-beta h) / B; both references at the policy, so sigmoid is 1/2."""
-    grad = jax.grad(lambda l: preference_loss("dpo", l, batch_of([[-1.0, -2.0]] * 2), hyper(), 0.0)[0])
+    grad = jax.grad(lambda x: loss_at("dpo", x, batch_of([[-1.0, -2.0]] * 2), hyper(), 0.0)[0])
     np.testing.assert_allclose(grad(jnp.asarray([[-1.0, -2.0]] * 2)), [[-0.125, 0.125]] * 2, rtol=1e-6)
 
 
@@ -289,7 +316,7 @@ def test_rewards_count_through_their_differences_alone(method):
     """A reward model may add anything to both responses of a prompt (section 3.1)."""
     logps, batch = inputs(method)
     shifted = batch._replace(scores=batch.scores + jnp.asarray([[[8.0]], [[-16.0]]]))
-    for a, b in zip(*(preference_loss(method, logps, b, hyper(), 0.0) for b in (batch, shifted)), strict=True):
+    for a, b in zip(*(loss_at(method, logps, b, hyper(), 0.0) for b in (batch, shifted)), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
@@ -302,8 +329,15 @@ def test_the_pair_term_is_the_numpy_one(method):
     h = (logps[:, 0] - ref[:, 0]) - (logps[:, 1] - ref[:, 1])
     row = REFERENCE[method]
     n = 3 if row.gamma != (0, 0) else 2
-    expected = reference_loss(row._replace(gamma=(0.1, 0.3) if n == 3 else row.gamma), h,
-                              (scores[:, 0] - scores[:, 1]).T, (ref - logps)[:, 2:n].ravel(), 0.3, 0.25)
-    found, _ = preference_loss(method, jnp.asarray(logps[:, :n], jnp.float32), batch_of(ref[:, :n], scores),
-                               hyper(0.3, (0.1, 0.3)), 0.25)
+    expected = reference_loss(
+        row._replace(gamma=(0.1, 0.3) if n == 3 else row.gamma),
+        h,
+        (scores[:, 0] - scores[:, 1]).T,
+        (ref - logps)[:, 2:n].ravel(),
+        0.3,
+        0.25,
+    )
+    found, _ = loss_at(
+        method, jnp.asarray(logps[:, :n], jnp.float32), batch_of(ref[:, :n], scores), hyper(0.3, (0.1, 0.3)), 0.25
+    )
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)

@@ -51,13 +51,15 @@ def test_pack_row_without_responses():
 
 def test_an_empty_response_is_read_at_the_prompts_end():
     """It has no slot of its own; another response's slot would give it that one's reward."""
-    tokens, positions, segments, labels, predictors, owners, last = pack_row([8, 9], [[], [7], []], 4, 2)
+    _, _, segments, _, predictors, owners, last = pack_row([8, 9], [[], [7], []], 4, 2)
     assert list(owners) == [1, 3] and list(predictors) == [1, 0] and list(segments) == [0, 0, 2, -1]
     assert list(last) == [1, 2, 1]
 
 
-@pytest.mark.parametrize(("overlong", "expected"), [
-    ("drop", None), ("error", None), ("keep-start", [11, 12, ASSISTANT]), ("keep-end", [14, 15, ASSISTANT])])
+@pytest.mark.parametrize(
+    ("overlong", "expected"),
+    [("drop", None), ("error", None), ("keep-start", [11, 12, ASSISTANT]), ("keep-end", [14, 15, ASSISTANT])],
+)
 def test_an_overlong_prompt(overlong, expected):
     assert fit_prompt([11, 12, 13, 14, 15, ASSISTANT], Limits(3, 9, overlong)) == expected
     assert fit_prompt([14, 15, ASSISTANT], Limits(3, 9, overlong)) == [14, 15, ASSISTANT]
@@ -133,8 +135,14 @@ def test_shapes_are_rounded_up_to_16():
 
 
 def test_columns():
-    columns = {"score_chosen": [1.0, 2.0], "score_rejected": [3.0, 4.0], "ref_chosen_logps": -1.0,
-               "ref_rejected_logps": -2.0, "ref_sample_logps": -3.0, "ref_sample": "41"}
+    columns = {
+        "score_chosen": [1.0, 2.0],
+        "score_rejected": [3.0, 4.0],
+        "ref_chosen_logps": -1.0,
+        "ref_rejected_logps": -2.0,
+        "ref_sample_logps": -3.0,
+        "ref_sample": "41",
+    }
     rows = [ROWS[0] | columns, ROWS[3] | columns | {"ref_chosen_logps": -9.0, "score_rejected": [5.0, 6.0]}]
     data = encoded(rows, Limits(9, 9), [*SIDES, "ref_sample"])[0].data
     np.testing.assert_array_equal(data.ref_logps, [[-1, -2, -3], [-9, -2, -3]])

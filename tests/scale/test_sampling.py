@@ -58,8 +58,10 @@ def samples(model) -> Samples:
 
 
 def test_log_probs_are_the_models_own_of_what_was_sampled(model, samples):
-    pairs = [(p, [response(t, c) for t, c in zip(ts, cs, strict=True)])
-             for p, ts, cs in zip(PROMPTS, samples.tokens, samples.complete, strict=True)]
+    pairs = [
+        (p, [response(t, c) for t, c in zip(ts, cs, strict=True)])
+        for p, ts, cs in zip(PROMPTS, samples.tokens, samples.complete, strict=True)
+    ]
     np.testing.assert_allclose(samples.logps, jitted_logps(model, rows_of(pairs)), rtol=0, atol=FLOAT32)
 
 
@@ -93,7 +95,9 @@ def greedy(model) -> Samples:
 def test_greedy_tokens_are_those_of_the_whole_forward_pass(model, greedy):
     """Each token is the largest logit of a forward pass, without a cache, over what precedes it."""
     np.testing.assert_array_equal(greedy.tokens[:, 0], greedy.tokens[:, 1])
-    batch = rows_of([(p, [response(ts[0], cs[0])]) for p, ts, cs in zip(PROMPTS, greedy.tokens, greedy.complete, strict=True)])
+    batch = rows_of(
+        [(p, [response(ts[0], cs[0])]) for p, ts, cs in zip(PROMPTS, greedy.tokens, greedy.complete, strict=True)]
+    )
     logits = np.asarray(jitted_hidden(model, batch) @ model.embedding.T)
     for row, prompt in enumerate(PROMPTS):
         tokens = response(greedy.tokens[row, 0], greedy.complete[row, 0])

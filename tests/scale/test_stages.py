@@ -12,7 +12,7 @@ import pytest
 from scale import folders
 from scale.batches import Limits, take
 from scale.console import console
-from scale.files import read_json
+from scale.files import fingerprint, read_json
 from scale.inference import rewards, sequence_logps
 from scale.model import ModelConfig
 from scale.rows import DataError, provenance, read, write
@@ -46,10 +46,14 @@ def silent():
 def made_rows(n=40):
     """Preferences of 2 words over 4 and of 4 over 2, in turn."""
     rng = np.random.default_rng(0)
-    words = "alpha beta gamma delta".split()
+    words = ["alpha", "beta", "gamma", "delta"]
+
     def text(k):
         return " ".join(rng.choice(words, k))
-    return [{"prompt": f"{text(2)} {i}", "chosen": text(2 + i % 2 * 2), "rejected": text(4 - i % 2 * 2)} for i in range(n)]
+
+    return [
+        {"prompt": f"{text(2)} {i}", "chosen": text(2 + i % 2 * 2), "rejected": text(4 - i % 2 * 2)} for i in range(n)
+    ]
 
 
 def jsonl(path: Path, rows) -> Path:
@@ -63,18 +67,39 @@ class Chain:
     def __init__(self, at: Path):
         self.at, self.rows = at, made_rows()
         self.data = jsonl(at / "rows.jsonl", self.rows)
-        self.sft = Sft(out=at / "sft", data=self.data, validation=self.data, model=MODEL, limits=LIMITS,
-                       training=Training(120, 8, 3e-2, 5))  # long enough to speak its words, and to stop
+        self.sft = Sft(
+            out=at / "sft",
+            data=self.data,
+            validation=self.data,
+            model=MODEL,
+            limits=LIMITS,
+            training=Training(120, 8, 3e-2, 5),
+        )  # long enough to speak its words, and to stop
         self.found = {"sft": execute(self.sft)}
-        self.members = Reward(out=at / "members", data=self.data, init=at / "sft", members=2, training=FEW, limits=LIMITS,
-                              validation=self.data)
+        self.members = Reward(
+            out=at / "members",
+            data=self.data,
+            init=at / "sft",
+            members=2,
+            training=FEW,
+            limits=LIMITS,
+            validation=self.data,
+        )
         self.found["members"] = execute(self.members)
-        self.score = Score(out=at / "scored", data=self.data, rewards=at / "members", reference=at / "sft", limits=LIMITS)
+        self.score = Score(
+            out=at / "scored", data=self.data, rewards=at / "members", reference=at / "sft", limits=LIMITS
+        )
         self.found["score"] = execute(self.score)
         self.scored = at / "scored/rows.parquet"
 
     def align(self, method, **options) -> Align:
-        options = {"out": self.at / method, "data": self.scored, "policy": self.at / "sft", "training": FEW, "limits": LIMITS} | options
+        options = {
+            "out": self.at / method,
+            "data": self.scored,
+            "policy": self.at / "sft",
+            "training": FEW,
+            "limits": LIMITS,
+        } | options
         return Align(method=method, **options)
 
 
@@ -112,8 +137,15 @@ def test_scores_are_the_models_own_and_so_are_the_references(chain):
     np.testing.assert_allclose([[r["score_chosen"], r["score_rejected"]] for r in rows], values, rtol=1e-6)
     policy = folders.load_policy(chain.at / "sft")
     logps = sequence_logps(policy, rows, [*SIDES, "ref_sample"], Limits(24, 24))
-    np.testing.assert_allclose([[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6)
-    assert provenance(chain.scored) == policy.hashes | {"limits": str(LIMITS)}
+    np.testing.assert_allclose(
+        [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6
+    )
+    origin = {
+        "limits": str(LIMITS),
+        "data": fingerprint(chain.data),
+        "rewards": folders.load_rewards(chain.at / "members").hashes["model"],
+    }
+    assert provenance(chain.scored) == policy.hashes | origin
 
 
 def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
@@ -121,12 +153,15 @@ def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
     for stage, name in ((chain.sft, "sft"), (chain.members, "members"), (chain.score, "score")):
         monkeypatch.setattr(type(stage), "run", lambda self: pytest.fail("ran again"))
         assert execute(stage) == chain.found[name] == read_json(stage.out / "stage.json")["findings"]
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file() and p in before} == before
+    assert {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file() and p in before
+    } == before
     assert not (chain.at / "sft/checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    ({"seed": 1}, "seed"), ({"limits": Limits(24, 11)}, "limits"), ({"relabel": True}, "relabel")])
+@pytest.mark.parametrize(
+    ("change", "named"), [({"seed": 1}, "seed"), ({"limits": Limits(24, 11)}, "limits"), ({"relabel": True}, "relabel")]
+)
 def test_other_options_in_the_same_folder_are_refused(chain, change, named):
     with pytest.raises(DataError, match=rf"scored: was begun with other {named}; name another --out"):
         execute(replace(chain.score, **change))
@@ -187,9 +222,11 @@ def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
     assert not np.array_equal(models[None], models[0.0, 0.0])
 
 
-@pytest.mark.parametrize(("steps", "snapshots", "expected"), [(4, 1, [2]), (6, 2, [2, 4]), (3, 0, []), (7, 3, None), (2, 3, None)])
+@pytest.mark.parametrize(
+    ("steps", "snapshots", "expected"), [(4, 1, [2]), (6, 2, [2, 4]), (3, 0, []), (7, 3, None), (2, 3, None)]
+)
 def test_snapshots(chain, tmp_path, steps, snapshots, expected):
-    """As many as asked for, all before the last step; more than there are steps before it is an error that says so."""
+    """As many as asked for, all before the last step; asking for more than fit is an error that says so."""
     stage = chain.align("dpo", out=tmp_path / "a", snapshots=snapshots, training=replace(FEW, steps=steps))
     if snapshots >= steps:
         with pytest.raises(DataError, match="snapshots"):
@@ -244,13 +281,16 @@ def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp
     refused(chain.align("dpo", out=tmp_path / "d", validation=path), "another tokenizer")
 
 
-@pytest.mark.parametrize(("method", "missing", "named"), [
-    ("dpo", ["ref_chosen_logps"], "ref_chosen_logps"),
-    ("dpo", ["ref_rejected_logps"], "ref_rejected_logps"),
-    ("e-dpo", ["score_chosen", "score_rejected"], "score_chosen"),
-    ("e-dpo", ["ref_sample_logps"], "ref_sample_logps"),
-    ("p-dpo", ["ref_sample"], "ref_sample"),
-])
+@pytest.mark.parametrize(
+    ("method", "missing", "named"),
+    [
+        ("dpo", ["ref_chosen_logps"], "ref_chosen_logps"),
+        ("dpo", ["ref_rejected_logps"], "ref_rejected_logps"),
+        ("e-dpo", ["score_chosen", "score_rejected"], "score_chosen"),
+        ("e-dpo", ["ref_sample_logps"], "ref_sample_logps"),
+        ("p-dpo", ["ref_sample"], "ref_sample"),
+    ],
+)
 def test_a_missing_column_is_named(chain, tmp_path, method, missing, named):
     path = rewritten(tmp_path, without(read(chain.scored), *missing))
     refused(chain.align(method, out=tmp_path / "a", data=path), named)
@@ -269,23 +309,49 @@ def test_methods_refuse_what_they_cannot_use(chain, tmp_path):
 
 def test_score_needs_something_to_do(chain, tmp_path):
     refused(Score(out=tmp_path / "a", data=chain.data, limits=LIMITS), "--rewards")
-    refused(Score(out=tmp_path / "b", data=chain.data, reference=chain.at / "sft", relabel=True, limits=LIMITS), "--relabel needs")
+    refused(
+        Score(out=tmp_path / "b", data=chain.data, reference=chain.at / "sft", relabel=True, limits=LIMITS),
+        "--relabel needs",
+    )
 
 
 # ---- relabelling
 
 
 def test_relabelled_exchanges_all_that_belongs_to_the_responses():
-    row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": [1.0], "score_rejected": [2.0], "ref_sample": "s",
-           "ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0, "ref_sample_logps": -3.0, "chosen_model": "m", "rejected_model": "n"}
+    row = {
+        "prompt": "p",
+        "chosen": "a",
+        "rejected": "b",
+        "score_chosen": [1.0],
+        "score_rejected": [2.0],
+        "ref_sample": "s",
+        "ref_chosen_logps": -1.0,
+        "ref_rejected_logps": -2.0,
+        "ref_sample_logps": -3.0,
+        "chosen_model": "m",
+        "rejected_model": "n",
+    }
     assert relabelled(row, np.float64(0.0)) == row == relabelled(row, np.float64(2.0))
     assert relabelled(row, np.float64(-0.1)) == {
-        "prompt": "p", "chosen": "b", "rejected": "a", "score_chosen": [2.0], "score_rejected": [1.0], "ref_sample": "s",
-        "ref_chosen_logps": -2.0, "ref_rejected_logps": -1.0, "ref_sample_logps": -3.0, "chosen_model": "n", "rejected_model": "m"}
+        "prompt": "p",
+        "chosen": "b",
+        "rejected": "a",
+        "score_chosen": [2.0],
+        "score_rejected": [1.0],
+        "ref_sample": "s",
+        "ref_chosen_logps": -2.0,
+        "ref_rejected_logps": -1.0,
+        "ref_sample_logps": -3.0,
+        "chosen_model": "n",
+        "rejected_model": "m",
+    }
 
 
 def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
-    found = execute(Score(out=tmp_path / "a", data=chain.scored, rewards=chain.at / "members", relabel=True, limits=LIMITS))
+    found = execute(
+        Score(out=tmp_path / "a", data=chain.scored, rewards=chain.at / "members", relabel=True, limits=LIMITS)
+    )
     before, after = read(chain.scored), read(tmp_path / "a/rows.parquet")
     margins = [row["score_chosen"][0] - row["score_rejected"][0] for row in before]
     assert min(margins) < 0 < max(margins)
@@ -296,7 +362,8 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
             assert new[pattern.format("rejected")] == row[pattern.format(second)]
         assert new["score_chosen"][0] >= new["score_rejected"][0]
     assert found["share of labels kept"] == np.mean(np.array(margins) >= 0)
-    assert provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
+    origin = provenance(chain.scored) | {"data": fingerprint(chain.scored)}
+    assert provenance(tmp_path / "a/rows.parquet") == origin
 
 
 # ---- length bias
@@ -315,16 +382,31 @@ def lengths(chosen, rejected):
     return {"chosen": "a" * (chosen - 1), "rejected": "b" * (rejected - 1)}
 
 
-@pytest.mark.parametrize(("chosen", "rejected", "side"), [
-    (11, 10, 1), (10, 11, -1), (10, 10, 0), (21, 20, 0), (22, 20, 1), (20, 21, 0), (109, 100, 0), (2, 1, 1), (1, 2, -1)])
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "side"),
+    [
+        (11, 10, 1),
+        (10, 11, -1),
+        (10, 10, 0),
+        (21, 20, 0),
+        (22, 20, 1),
+        (20, 21, 0),
+        (109, 100, 0),
+        (2, 1, 1),
+        (1, 2, -1),
+    ],
+)
 def test_longer_is_at_least_ten_percent_more_tokens(chosen, rejected, side):
     assert longer_side(Letters(), [lengths(chosen, rejected)]).tolist() == [side]
 
 
 def test_exactly_ten_percent_more_is_longer():
     """In floating point 1.1 x 50 is above 55."""
-    wrong = [(r * 11 // 10, r) for r in range(10, 201, 10)
-             if longer_side(Letters(), [lengths(r * 11 // 10, r)]).tolist() != [1]]
+    wrong = [
+        (r * 11 // 10, r)
+        for r in range(10, 201, 10)
+        if longer_side(Letters(), [lengths(r * 11 // 10, r)]).tolist() != [1]
+    ]
     assert wrong == []
 
 
@@ -377,8 +459,13 @@ def test_bias_stage(chain, tmp_path):
     sides = longer_side(folders.load_codec(chain.at / "sft/tokenizer.json"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
     assert len({r["prompt"] for r in rows}) == 25
-    assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
-    assert execute(Bias(out=tmp_path / "b", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2, size=10))["pairs"] == 10
+    assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(
+        chain.scored
+    )
+    assert (
+        execute(Bias(out=tmp_path / "b", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2, size=10))["pairs"]
+        == 10
+    )
 
 
 def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
@@ -412,19 +499,25 @@ def test_sample_stage(chain, tmp_path):
     assert found["prompts"] == 40 == len(rows) and [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
     assert all(len(r["samples"]) == len(r["complete"]) == 2 for r in rows)
     assert found["share of samples that end by themselves"] == pytest.approx(np.mean([r["complete"] for r in rows]))
-    assert 0 < np.mean([r["complete"] for r in rows])
+    assert np.mean([r["complete"] for r in rows]) > 0
     assert any(len(set(r["samples"])) > 1 for r in rows)
     execute(replace(stage, out=tmp_path / "b"))
     assert (tmp_path / "a/rows.parquet").read_bytes() == (tmp_path / "b/rows.parquet").read_bytes()
 
 
 def sampled(*samples, complete=None, completion="human"):
-    return {"prompt": "p", "completion": completion, "samples": list(samples), "complete": complete or [True] * len(samples)}
+    return {
+        "prompt": "p",
+        "completion": completion,
+        "samples": list(samples),
+        "complete": complete or [True] * len(samples),
+    }
 
 
 def test_pairs_of_four_samples_by_hand():
     def extra(text):
         return {"ref_sample": text, "ref_sample_complete": True}
+
     assert to_label(sampled("a", "b", "c", "d")) == [
         {"prompt": "p", "chosen": "a", "rejected": "b"} | extra("c"),
         {"prompt": "p", "chosen": "c", "rejected": "d"} | extra("a"),
@@ -454,8 +547,12 @@ def test_equal_and_blank_texts_make_no_pairs():
 def test_human_preferences_by_hand():
     other = sampled("x", completion="elsewhere")
     assert preferred(sampled("a", "b", "c", complete=[True, True, False]), other) == [
-        {"prompt": "p", "chosen": "human", "rejected": "b"}, {"prompt": "p", "chosen": "human", "rejected": "elsewhere"}]
-    assert preferred(sampled("a", complete=[False]), other) == [{"prompt": "p", "chosen": "human", "rejected": "elsewhere"}]
+        {"prompt": "p", "chosen": "human", "rejected": "b"},
+        {"prompt": "p", "chosen": "human", "rejected": "elsewhere"},
+    ]
+    assert preferred(sampled("a", complete=[False]), other) == [
+        {"prompt": "p", "chosen": "human", "rejected": "elsewhere"}
+    ]
 
 
 def test_pairs_stage(tmp_path):
@@ -484,14 +581,22 @@ def test_corpus_stage(tmp_path):
 
 def test_evaluate(chain, tmp_path):
     """The reference against itself has KL 0, and the numbers that `summary` gives are those of the rows."""
-    stage = Evaluate(out=tmp_path / "a", data=chain.data, policies=(chain.at / "sft", chain.at / "sft"), reference=chain.at / "sft",
-                     rewards=chain.at / "members", limits=LIMITS)
+    stage = Evaluate(
+        out=tmp_path / "a",
+        data=chain.data,
+        policies=(chain.at / "sft", chain.at / "sft"),
+        reference=chain.at / "sft",
+        rewards=chain.at / "members",
+        limits=LIMITS,
+    )
     found = execute(stage)["policies"]
     rows = read(tmp_path / "a/rows.parquet", need=("prompt",))
     assert [r["policy"] for r in rows] == [0] * 40 + [1] * 40
     assert found[0] == found[1]  # common random numbers
     mine = [r for r in rows if r["policy"] == 0]
-    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[0]["win"] + found[0]["tie"] + found[0]["loss"] == pytest.approx(1)
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[0]["win"] + found[0]["tie"] + found[0][
+        "loss"
+    ] == pytest.approx(1)
     advantage = np.mean([r["reward"] - r["reference_reward"] for r in mine])
     assert found[0]["advantage"] == pytest.approx(advantage) and found[0]["low"] <= advantage <= found[0]["high"]
     assert found[0]["win"] == pytest.approx(np.mean([r["win"] for r in mine])) and advantage != 0
@@ -499,16 +604,48 @@ def test_evaluate(chain, tmp_path):
 
 def test_per_prompt_and_summary_by_hand():
     def outcomes(rewards):
-        return {"rewards": np.array(rewards), "kl": np.array([[1.0, 3.0], [0.0, 1.0]]), "tokens": np.array([[2, 4], [5, 6]]),
-                "prompts": [{"prompt": "p"}, {"prompt": "q"}], "texts": ["s", "t"]}
+        return {
+            "rewards": np.array(rewards),
+            "kl": np.array([[1.0, 3.0], [0.0, 1.0]]),
+            "tokens": np.array([[2, 4], [5, 6]]),
+            "prompts": [{"prompt": "p"}, {"prompt": "q"}],
+            "texts": ["s", "t"],
+        }
+
     rows = per_prompt(7, outcomes([[1.0, 2.0], [3.0, 3.0]]), outcomes([[0.0, 2.0], [4.0, 2.0]]))
     assert rows == [
-        {"policy": 7, "prompt": "p", "sample": "s", "reward": 1.5, "reference_reward": 1.0, "win": 0.5, "loss": 0.0, "kl": 2.0, "tokens": 3.0},
-        {"policy": 7, "prompt": "q", "sample": "t", "reward": 3.0, "reference_reward": 3.0, "win": 0.5, "loss": 0.5, "kl": 0.5, "tokens": 5.5},
+        {
+            "policy": 7,
+            "prompt": "p",
+            "sample": "s",
+            "reward": 1.5,
+            "reference_reward": 1.0,
+            "win": 0.5,
+            "loss": 0.0,
+            "kl": 2.0,
+            "tokens": 3.0,
+        },
+        {
+            "policy": 7,
+            "prompt": "q",
+            "sample": "t",
+            "reward": 3.0,
+            "reference_reward": 3.0,
+            "win": 0.5,
+            "loss": 0.5,
+            "kl": 0.5,
+            "tokens": 5.5,
+        },
     ]
     found = summary(rows)
     assert {k: v for k, v in found.items() if k not in ("low", "high")} == {
-        "advantage": 0.25, "win": 0.5, "tie": 0.25, "loss": 0.25, "kl": 1.25, "tokens": 4.25}
+        "advantage": 0.25,
+        "win": 0.5,
+        "tie": 0.25,
+        "loss": 0.25,
+        "kl": 1.25,
+        "tokens": 4.25,
+    }
     assert (found["low"], found["high"]) == (0.0, 0.5)  # the mean of two draws of {0, 1/2}
 
 
@@ -519,9 +656,20 @@ def test_samples_that_read_as_more_tokens_than_were_sampled(chain, tmp_path):
     """
     young = replace(chain.sft, out=tmp_path / "young", training=replace(FEW, learning_rate=0.0), validation=None)
     execute(young)
-    assert execute(Score(out=tmp_path / "scored", data=chain.data, reference=tmp_path / "young", limits=LIMITS))["rows"] == 40
-    found = execute(Evaluate(out=tmp_path / "a", data=chain.data, policies=(tmp_path / "young",), reference=tmp_path / "young",
-                             rewards=chain.at / "members", limits=LIMITS))
+    assert (
+        execute(Score(out=tmp_path / "scored", data=chain.data, reference=tmp_path / "young", limits=LIMITS))["rows"]
+        == 40
+    )
+    found = execute(
+        Evaluate(
+            out=tmp_path / "a",
+            data=chain.data,
+            policies=(tmp_path / "young",),
+            reference=tmp_path / "young",
+            rewards=chain.at / "members",
+            limits=LIMITS,
+        )
+    )
     assert np.isfinite(found["policies"][0]["advantage"])
 
 

@@ -42,8 +42,12 @@ def test_a_string_prompt_ends_with_the_assistants_token():
 
 
 def test_a_conversation_is_its_turns_each_opened_by_its_role():
-    turns = [{"role": "system", "content": "mat"}, {"role": "user", "content": "the cat"},
-             {"role": "assistant", "content": "sat"}, {"role": "user", "content": "on"}]
+    turns = [
+        {"role": "system", "content": "mat"},
+        {"role": "user", "content": "the cat"},
+        {"role": "assistant", "content": "sat"},
+        {"role": "user", "content": "on"},
+    ]
     t = CODEC.text_ids
     assert CODEC.prompt_ids(turns) == [2, *t("mat"), 3, *t("the cat"), 4, *t("sat"), 3, *t("on"), 4]
 

@@ -38,8 +38,11 @@ def outputs(model, batch):
 FEATURES = np.random.default_rng(0).normal(size=(11, 20)).astype(np.float32)
 DATA = Batch(*[np.zeros((11, 1), np.int32)] * 7, FEATURES, np.zeros((11, 2, 0), np.float32))
 one_step = eqx.filter_jit(partial(train_step, outputs, reward_loss, OPTIMIZER))
-two_steps = eqx.filter_jit(lambda states, batch: eqx.filter_vmap(
-    partial(train_step, outputs, reward_loss, OPTIMIZER), in_axes=(eqx.if_array(0), None))(states, batch))
+two_steps = eqx.filter_jit(
+    lambda states, batch: eqx.filter_vmap(
+        partial(train_step, outputs, reward_loss, OPTIMIZER), in_axes=(eqx.if_array(0), None)
+    )(states, batch)
+)
 
 
 def start(members=0):
@@ -63,6 +66,7 @@ def stopping(at):
         if i == at:
             raise Stopped
         return batch_at(i)
+
     return batch_or_stop
 
 
@@ -154,6 +158,7 @@ def test_a_loss_that_is_not_finite_names_folder_and_step(tmp_path, members):
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     """The last step's loss is finite, its gradient is not: sqrt at 0."""
+
     def broken(state, batch):
         state, metrics = one_step(state, batch)
         bad = state.step == STEPS
@@ -238,7 +243,9 @@ def test_hashes_tell_models_and_tokenizers_apart(tmp_path, policy):
     save(tmp_path / "codec", policy, CONFIG, train_codec(["other words, other pieces"], 270))
     a = load_policy(tmp_path / "a").hashes
     assert load_policy(tmp_path / "b").hashes == a
-    differing = {n: {k for k, v in load_policy(tmp_path / n).hashes.items() if v != a[k]} for n in ("weights", "config", "codec")}
+    differing = {
+        n: {k for k, v in load_policy(tmp_path / n).hashes.items() if v != a[k]} for n in ("weights", "config", "codec")
+    }
     assert differing == {"weights": {"model"}, "config": {"model"}, "codec": {"tokenizer"}}
 
 
@@ -251,12 +258,19 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize(("name", "damage"), [
-    ("weights.safetensors", cut), ("config.json", cut), ("tokenizer.json", cut),
-    ("config.json", lambda p: p.unlink()), ("tokenizer.json", lambda p: p.unlink()),
-    ("config.json", lambda p: p.write_text(p.read_text().replace('"d_model": 8', '"d_model": 16'))),
-    ("config.json", lambda p: p.write_text(p.read_text().replace('"d_ff"', '"width"'))),
-], ids=["half weights", "half config", "half tokenizer", "no config", "no tokenizer", "other width", "unknown option"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("weights.safetensors", cut),
+        ("config.json", cut),
+        ("tokenizer.json", cut),
+        ("config.json", lambda p: p.unlink()),
+        ("tokenizer.json", lambda p: p.unlink()),
+        ("config.json", lambda p: p.write_text(p.read_text().replace('"d_model": 8', '"d_model": 16'))),
+        ("config.json", lambda p: p.write_text(p.read_text().replace('"d_ff"', '"width"'))),
+    ],
+    ids=["half weights", "half config", "half tokenizer", "no config", "no tokenizer", "other width", "unknown option"],
+)
 def test_a_damaged_folder_is_a_data_error_that_names_it(tmp_path, policy, name, damage):
     """`DataError`, so that the command line says so in a line and not in a traceback."""
     save(tmp_path / "p", policy, CONFIG, CODEC)

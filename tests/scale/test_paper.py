@@ -1,0 +1,120 @@
+"""The whole of section 6 on a made corpus: what comes out, twice the same, and again after a kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scale.batches import Limits
+from scale.model import ModelConfig
+from scale.paper import FOUND, PRESETS, Paper, Policy, by_cell, found
+from scale.train import Training
+
+OPTIONS = [
+    *("--rhos", "0.3", "0.6", "--methods", "dpo", "e-dpo", "--pairs", "24", "--biases", "0.4", "0.6"),
+    *("--model.vocab", "300", "--model.d-model", "16", "--model.heads", "2", "--model.head-size", "8"),
+    *("--model.d-ff", "32", "--limits.prompt", "40", "--limits.response", "24", "--snapshots", "1"),
+    *("--sft.steps", "80", "--sft.batch", "32", "--oracle.steps", "4", "--oracle.batch", "8"),
+    *("--reward.steps", "4", "--reward.batch", "8", "--align.steps", "8", "--align.batch", "4"),
+]
+WORDS = "map set list tree heap sort join split read write open close load dump find match send wait".split()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Completions of different lengths, so that both biases can be drawn."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("corpus") / "made.jsonl"
+    rows = [{"prompt": f"{i} " + " ".join(rng.choice(WORDS, 5)),
+             "completion": " ".join(rng.choice(WORDS, rng.integers(1, 5)))} for i in range(240)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def command(corpus: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "scale.run", "--data", str(corpus), "--out", str(out), *OPTIONS, *more]
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    subprocess.run(command(corpus, out), check=True, capture_output=True)
+    return out
+
+
+def test_a_row_for_each_policy_and_every_file_of_the_report(run: Path) -> None:
+    rows = list(csv.DictReader((run / "results.csv").open()))
+    assert [(row["rho"], row["method"]) for row in rows] == [
+        ("0.3", "dpo"), ("0.3", "e-dpo"), ("0.6", "dpo"), ("0.6", "e-dpo")]
+    for row in rows:
+        assert float(row["low"]) <= float(row["advantage"]) <= float(row["high"])
+        assert float(row["win"]) + float(row["tie"]) + float(row["loss"]) == pytest.approx(1, abs=1e-5)
+    for name in ("report.md", "figure2.png", "collapse.png", "ensemble.png", "config.json"):
+        assert (run / name).stat().st_size > 0
+    assert json.loads((run / "config.json").read_text())["rhos"] == [0.3, 0.6]
+
+
+def test_killed_and_started_again_gives_the_same_bytes(run: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(corpus, out), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (out / "oracle/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.csv").exists()
+    before = (out / "sft/weights.safetensors").stat().st_mtime_ns
+    subprocess.run(command(corpus, out), check=True, capture_output=True)
+    assert (out / "sft/weights.safetensors").stat().st_mtime_ns == before
+    assert (out / "results.csv").read_bytes() == (run / "results.csv").read_bytes()
+
+
+def test_a_complete_run_is_skipped_and_other_options_are_refused(run: Path, corpus: Path) -> None:
+    before = (run / "results.csv").stat().st_mtime_ns
+    subprocess.run(command(corpus, run), check=True, capture_output=True)
+    assert (run / "results.csv").stat().st_mtime_ns == before
+    refused = subprocess.run(command(corpus, run, "--pairs", "23"), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "pairs" in refused.stdout and "Traceback" not in refused.stderr
+
+
+def test_the_search_is_the_same_for_every_method() -> None:
+    run = replace(Paper(), betas=(0.1, 1.0), taus=(0.2, 2.0), learning_rates=(1e-3, 1e-2))
+    assert run.candidates("e-dpo", 0.2) == [(0.1, 1e-3), (0.1, 1e-2), (1.0, 1e-3), (1.0, 1e-2)]
+    assert run.candidates("ipo", 0.2) == [(0.2, 1e-3), (0.2, 1e-2), (2.0, 1e-3), (2.0, 1e-2)]
+    assert Paper().candidates("hull", 0.5) == [FOUND["hull"][0.5]]
+
+
+def test_found_takes_the_nearest_rho() -> None:
+    assert found("dpo", 0.3) == FOUND["dpo"][0.2]
+    assert found("dpo", 0.9) == FOUND["dpo"][0.8]
+
+
+def test_cells_keep_their_candidates_together() -> None:
+    policies = [Policy(Path(str(i)), rho, "dpo", s, 1e-3, 0) for i, (rho, s) in enumerate(((0.2, 1), (0.2, 3), (0.5, 1)))]
+    assert [len(cell) for cell in by_cell(policies)] == [2, 1]
+
+
+def test_the_paper_preset_is_section_6_1() -> None:
+    paper = PRESETS["paper"]
+    assert paper.pairs == 30_000
+    assert paper.align == Training(10_000, 16, 1e-6, 0, 1.0)
+    assert paper.reward == Training(3_000, 64, 4e-6, 0, 1.0)
+    assert paper.rhos == (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    assert paper.betas == (0.01, 0.1, 1, 3, 10, 30, 100)
+    assert paper.taus == (0.01, 0.1, 1, 3, 5, 10, 25)
+    assert paper.biases == (0.2, 0.4, 0.5, 0.6, 0.8)
+
+
+def test_defaults_are_the_miniature() -> None:
+    assert PRESETS["miniature"] == Paper()
+    assert Paper().limits == Limits(48, 24, "keep-start")
+    assert Paper().model == ModelConfig()
