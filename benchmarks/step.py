@@ -50,12 +50,16 @@ class Shape:
 def rows(shape: Shape, responses: int, members: int) -> Batch:
     """Made-up rows without padding: random tokens, reference log-probs and scores."""
     rng = np.random.default_rng(0)
-    tokens = lambda n: rng.integers(5, shape.model.vocab, n).tolist()  # noqa: E731
-    pieces = [(tokens(shape.prompt), [tokens(shape.response) for _ in range(responses)]) for _ in range(shape.batch)]
+    pieces = [(tokens(rng, shape, shape.prompt), [tokens(rng, shape, shape.response) for _ in range(responses)])
+              for _ in range(shape.batch)]
     columns = [{"ref_chosen_logps": -300.0, "ref_rejected_logps": -300.0, "ref_sample_logps": -300.0,
                 "score_chosen": rng.normal(size=members).tolist(), "score_rejected": rng.normal(size=members).tolist()}
                for _ in range(shape.batch)]
     return pack(pieces, columns, FIELDS[:responses])
+
+
+def tokens(rng: np.random.Generator, shape: Shape, n: int) -> list[int]:
+    return rng.integers(5, shape.model.vocab, n).tolist()
 
 
 @eqx.filter_jit

@@ -8,6 +8,7 @@ from itertools import pairwise
 import tyro
 
 from scale.console import console
+from scale.memory import keep_freed_memory
 from scale.paper import PRESETS, Paper
 from scale.rows import DataError
 from scale.stages.align import Align
@@ -43,6 +44,7 @@ def preset(argv: Sequence[str]) -> Paper:
 
 
 def main() -> None:
+    keep_freed_memory()
     stage = parse(sys.argv[1:])
     try:
         execute(stage)

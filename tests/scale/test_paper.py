@@ -19,7 +19,7 @@ from scale.paper import FOUND, PRESETS, Paper, Policy, by_cell, found
 from scale.train import Training
 
 OPTIONS = [
-    *("--rhos", "0.3", "0.6", "--methods", "dpo", "e-dpo", "--pairs", "24", "--biases", "0.4", "0.6"),
+    *("--rhos", "0.5", "--methods", "dpo", "e-dpo", "--pairs", "24", "--biases", "0.4", "0.6"),
     *("--model.vocab", "300", "--model.d-model", "16", "--model.heads", "2", "--model.head-size", "8"),
     *("--model.d-ff", "32", "--limits.prompt", "40", "--limits.response", "24", "--snapshots", "1"),
     *("--sft.steps", "80", "--sft.batch", "32", "--oracle.steps", "4", "--oracle.batch", "8"),
@@ -52,14 +52,13 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_row_for_each_policy_and_every_file_of_the_report(run: Path) -> None:
     rows = list(csv.DictReader((run / "results.csv").open()))
-    assert [(row["rho"], row["method"]) for row in rows] == [
-        ("0.3", "dpo"), ("0.3", "e-dpo"), ("0.6", "dpo"), ("0.6", "e-dpo")]
+    assert [(row["rho"], row["method"]) for row in rows] == [("0.5", "dpo"), ("0.5", "e-dpo")]
     for row in rows:
         assert float(row["low"]) <= float(row["advantage"]) <= float(row["high"])
         assert float(row["win"]) + float(row["tie"]) + float(row["loss"]) == pytest.approx(1, abs=1e-5)
     for name in ("report.md", "figure2.png", "collapse.png", "ensemble.png", "config.json"):
         assert (run / name).stat().st_size > 0
-    assert json.loads((run / "config.json").read_text())["rhos"] == [0.3, 0.6]
+    assert json.loads((run / "config.json").read_text())["rhos"] == [0.5]
 
 
 def test_killed_and_started_again_gives_the_same_bytes(run: Path, corpus: Path, tmp_path: Path) -> None:
@@ -99,7 +98,8 @@ def test_found_takes_the_nearest_rho() -> None:
 
 
 def test_cells_keep_their_candidates_together() -> None:
-    policies = [Policy(Path(str(i)), rho, "dpo", s, 1e-3, 0) for i, (rho, s) in enumerate(((0.2, 1), (0.2, 3), (0.5, 1)))]
+    choices = ((0.2, 1.0), (0.2, 3.0), (0.5, 1.0))
+    policies = [Policy(Path(f"{rho}-{s}"), rho, "dpo", s, 1e-3, 0) for rho, s in choices]
     assert [len(cell) for cell in by_cell(policies)] == [2, 1]
 
 

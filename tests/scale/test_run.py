@@ -54,7 +54,7 @@ def test_align_from_the_command_line():
     argv += [
         "--method",
         "p-dpo",
-        "--strength",
+        "--beta",
         "0.1",
         "--gamma",
         "0",
@@ -67,7 +67,7 @@ def test_align_from_the_command_line():
     assert parse(argv) == replace(
         plain,
         method="p-dpo",
-        strength=0.1,
+        beta=0.1,
         gamma=(0.0, 0.5),
         limits=Limits(5),
         training=replace(plain.training, steps=9),
@@ -140,7 +140,6 @@ def test_every_stage_says_what_it_does_in_the_overview(capsys, monkeypatch):
 
 def failing(argv, monkeypatch, capsys) -> str:
     monkeypatch.setattr(sys, "argv", ["run", *map(str, argv)])
-    monkeypatch.setattr(console, "file", sys.stdout)
     monkeypatch.setattr(console, "quiet", False)
     with pytest.raises(SystemExit) as caught:
         main()
