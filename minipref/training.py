@@ -69,7 +69,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     rate = learning_rate(state)
     model = eqx.apply_updates(state.model, jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates))
-    metrics |= {"loss": value, "grad_norm": optax.global_norm(grads), "learning_rate": rate}
+    metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
     return TrainState(model, opt_state, state.hyper, state.step + 1), metrics
 
 

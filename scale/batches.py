@@ -1,8 +1,7 @@
 """Rows of text to shared-prefix arrays, and the batch of a step as a function of (seed, step) alone."""
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from minipref.sequences import Batch
 from scale.console import console
-from scale.rows import DataError
+from scale.rows import RESPONSES, DataError
 from scale.tokenizer import PAD, Codec
 
 REF_LOGPS = {"chosen": "ref_chosen_logps", "rejected": "ref_rejected_logps", "ref_sample": "ref_sample_logps"}
@@ -28,11 +27,6 @@ class Limits:
     overlong: Literal["drop", "keep-start", "keep-end", "error"] = "drop"
     """An over-long prompt: drop the row, keep the prompt's start or its end, or stop. An over-long response is
     never cut: its row is dropped, or `error` stops."""
-
-
-def any_response(limits: Limits) -> Limits:
-    """For responses that a policy sampled: their text may encode to more tokens than were sampled."""
-    return replace(limits, response=sys.maxsize)
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,9 @@ def encode(
 ) -> Encoded:
     """Token arrays of the rows' prompts with the responses named by `fields`, their columns where present.
 
+    The limit of responses is for data. A text that a policy sampled may encode to more tokens than were sampled; it
+    is kept, so that what is computed of the samples is of all samples.
+
     `source` names the file that a user gave, and prints what did not fit; rows that an earlier stage took are silent.
     """
     pieces, kept, cut = [], [], 0
@@ -67,7 +64,8 @@ def encode(
         ids = codec.prompt_ids(row["prompt"])
         prompt = fit_prompt(ids, limits)
         responses = [codec.response_ids(row[f], row.get(f"{f}_complete", True)) for f in fields]
-        if prompt is None or max(map(len, responses), default=0) > limits.response:
+        bounded = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
+        if prompt is None or max(bounded, default=0) > limits.response:
             if limits.overlong == "error":
                 raise DataError(f"{source}: row {i + 1}: longer than {limits.prompt} + {limits.response} tokens")
             continue
@@ -103,7 +101,7 @@ def round_up(length: int, multiple: int = 16) -> int:
 
 def pack_row(prompt: list[int], responses: list[list[int]], width: int, labels: int) -> tuple[np.ndarray, ...]:
     """One row's tokens, positions, segments, labels, predictors, owners and last slots; see `minipref.sequences`."""
-    p, lengths = len(prompt), [len(r) for r in responses]
+    p, lengths = len(prompt), np.array([len(r) for r in responses], int)
     flat = [token for response in responses for token in response]
     owners = np.repeat(np.arange(len(responses)), lengths)
     offsets = np.concatenate([np.arange(length) for length in lengths]) if responses else np.arange(0)
@@ -115,11 +113,11 @@ def pack_row(prompt: list[int], responses: list[list[int]], width: int, labels: 
         fill(flat, labels, PAD),
         fill(np.where(offsets == 0, p - 1, slots - 1), labels, 0),
         fill(owners, labels, len(responses)),
-        (p - 1 + np.cumsum(lengths)).astype(np.int32),
+        np.where(lengths, p - 1 + np.cumsum(lengths), p - 1).astype(np.int32),
     )
 
 
-def fill(values: Iterable[int] | np.ndarray, width: int, pad: int) -> np.ndarray:
+def fill(values: Any, width: int, pad: int) -> np.ndarray:
     values = np.asarray(values, np.int32)
     return np.pad(values, (0, width - len(values)), constant_values=pad)
 

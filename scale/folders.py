@@ -40,6 +40,15 @@ def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int
 def load(path: Path, reward: bool) -> Folder:
     if not (path / "weights.safetensors").exists():
         raise DataError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")
+    try:
+        return read_folder(path, reward)
+    except DataError:
+        raise
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_folder(path: Path, reward: bool) -> Folder:
     record = read_json(path / "config.json")
     if bool(record["members"]) != reward:
         raise DataError(f"{path}: holds a {'policy' if reward else 'reward model'}, "

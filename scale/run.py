@@ -39,7 +39,8 @@ def parse(argv: Sequence[str]) -> Stage:
 
 def preset(argv: Sequence[str]) -> Paper:
     """The defaults of the other options."""
-    named = [value for flag, value in pairwise(argv) if flag == "--preset"]
+    words = [word for arg in argv for word in arg.split("=", 1)]
+    named = [value for flag, value in pairwise(words) if flag == "--preset"]
     return PRESETS.get(named[-1] if named else "miniature", PRESETS["miniature"])
 
 

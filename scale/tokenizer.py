@@ -9,14 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from scale.rows import DataError
+
 PAD, EOS = 0, 1
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
+SMALLEST = 256 + len(SPECIAL)
 ROLES = {name.strip("<|>"): i for i, name in enumerate(SPECIAL) if i > EOS}
 
 
@@ -42,7 +46,7 @@ class Codec:
         """Tokens of a response; an end-of-sequence token ends it unless it was cut short."""
         return self.text_ids(text) + [EOS] * complete
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
@@ -50,7 +54,9 @@ class Codec:
 
 
 def train_codec(texts: Iterable[str], vocab: int) -> Codec:
-    """Learn a BPE of at most `vocab` tokens, special ones included."""
+    """Learn a BPE of at most `vocab` tokens, the 256 bytes and the special ones included."""
+    if vocab < SMALLEST:
+        raise DataError(f"--model.vocab {vocab}: bytes and special tokens alone are {SMALLEST}")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()

@@ -53,7 +53,8 @@ class Log:
     path: Path
 
     def resume(self, step: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        text = self.path.read_text() if self.path.exists() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have torn the last line
         kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
         with atomic(self.path) as temporary:
             temporary.write_text("".join(line + "\n" for line in kept))
@@ -103,7 +104,7 @@ def train(
 
 def require_finite(records: list[dict[str, Any]], folder: Path) -> None:
     for record in records:
-        if not np.all(np.isfinite(record["loss"])):
+        if not np.all(np.isfinite([record["loss"], record["grad_norm"]])):
             raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; "
                                      "lower the learning rate, or look at the rows' scores")
 

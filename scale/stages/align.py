@@ -10,7 +10,7 @@ import numpy as np
 from minipref.methods import METHODS
 from minipref.training import init_state, preference_loss, train_step
 from scale import folders
-from scale.batches import Limits, any_response, batch_indices, encode, map_batches, take
+from scale.batches import REF_LOGPS, Limits, batch_indices, encode, map_batches, take
 from scale.model import Transformer, logps
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
@@ -49,6 +49,8 @@ class Align(Stage):
         return [path for path in (self.data, self.policy, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
+        if self.snapshots >= self.training.steps:
+            raise DataError(f"--snapshots {self.snapshots}: the run has {self.training.steps} steps")
         policy = folders.load_policy(self.policy)
         row = METHODS[self.method]
         gamma = row.gamma if self.gamma is None else self.gamma
@@ -80,10 +82,11 @@ class Align(Stage):
     def load(self, policy: folders.Folder, path: Path, fields: list[str]):
         require(path, **policy.hashes, limits=str(self.limits))
         rows = read(path)
-        if "ref_chosen_logps" not in rows[0]:
-            raise DataError(f"{path}: no column 'ref_chosen_logps'; run `score --reference {self.policy}` first")
-        limits = any_response(self.limits) if "ref_sample" in fields else self.limits
-        return encode(policy.codec, rows, fields, limits, str(path)).data
+        for name in (*fields, *(REF_LOGPS[f] for f in fields)):
+            missing = next((i for i, row in enumerate(rows) if name not in row), None)
+            if missing is not None:
+                raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
+        return encode(policy.codec, rows, fields, self.limits, str(path)).data
 
     def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
         members = data.scores.shape[2]

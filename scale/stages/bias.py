@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,6 @@ from scale import folders
 from scale.rows import DataError, provenance, read, write
 from scale.stages.base import Stage
 from scale.tokenizer import Codec
-
-LONGER = 1.1  # section 6.1: longer means at least 10% more tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,7 @@ def longer_side(codec: Codec, rows: Sequence[dict[str, Any]]) -> np.ndarray:
     """+1 where the chosen response is longer (>= 10% more tokens), -1 where the rejected one is, else 0."""
     lengths = np.array([[len(codec.response_ids(row[f])) for f in ("chosen", "rejected")] for row in rows])
     chosen, rejected = lengths.T
-    return (chosen >= LONGER * rejected).astype(int) - (rejected >= LONGER * chosen)
+    return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)  # section 6.1
 
 
 def longer_wins(sides: np.ndarray) -> float:
@@ -54,8 +53,10 @@ def longer_wins(sides: np.ndarray) -> float:
 
 def largest(sides: np.ndarray, rho: float) -> int:
     """The most pairs that can be drawn, all with a longer side, a share rho of them won by it."""
-    wins, losses = (sides > 0).sum(), (sides < 0).sum()
-    size = int(min(wins / rho if rho else np.inf, losses / (1 - rho) if rho < 1 else np.inf))
+    wins, losses = int((sides > 0).sum()), int((sides < 0).sum())
+    rho_exact = Fraction(str(rho))
+    bounds = [wins / rho_exact] * (rho > 0) + [losses / (1 - rho_exact)] * (rho < 1)
+    size = int(min(bounds))
     if size < 1:
         raise DataError(f"no pairs can be drawn at length bias {rho}: the longer side wins {wins}, loses {losses}")
     return size

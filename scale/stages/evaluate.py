@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, any_response, encode
+from scale.batches import Limits, encode
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import read, write
 from scale.stages.base import Stage
@@ -60,13 +60,12 @@ class Evaluate(Stage):
         sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
                    | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
                    for row, each in zip(encoded.rows(rows), found, strict=True)]
-        limits = any_response(self.limits)
-        own = sequence_logps(policy, sampled, fields, limits)
-        ref = sequence_logps(reference, sampled, fields, limits)
+        own = sequence_logps(policy, sampled, fields, self.limits)
+        ref = sequence_logps(reference, sampled, fields, self.limits)
         tokens = np.array([[len(policy.codec.response_ids(row[f], row[f"{f}_complete"])) for f in fields]
                            for row in sampled])
         return {"prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled], "tokens": tokens,
-                "rewards": rewards(oracle, sampled, fields, limits).mean(-1), "kl": own - ref}
+                "rewards": rewards(oracle, sampled, fields, self.limits).mean(-1), "kl": own - ref}
 
 
 def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:

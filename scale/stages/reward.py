@@ -13,7 +13,7 @@ from minipref.training import init_state, reward_loss, train_step
 from scale import folders
 from scale.batches import Encoded, Limits, batch_indices, encode, map_batches, take
 from scale.inference import BATCH, jitted_rewards
-from scale.rows import read, split
+from scale.rows import DataError, read, split
 from scale.stages.base import Stage
 from scale.stages.bias import largest, longer_side, longer_wins, subsample
 from scale.train import OPTIMIZER, Training, hyper, train
@@ -56,6 +56,8 @@ class Reward(Stage):
         if self.validation:
             return rows, read(self.validation)
         parts = split(rows, {"train": 0.9, "held out": 0.1}, self.training.seed)
+        if not parts["held out"]:
+            raise DataError(f"{self.data}: too few prompts to hold any out; name --validation")
         return parts["train"], parts["held out"]
 
     def subsets(self, policy: folders.Folder, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:

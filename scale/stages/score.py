@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, any_response, encode
+from scale.batches import Limits, encode
 from scale.files import fingerprint
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, provenance, read, write
@@ -45,7 +45,7 @@ class Score(Stage):
         if self.rewards:
             models = folders.load_rewards(self.rewards)
             rows, findings = self.with_rewards(models, rows)
-            hashes["rewards"] = models.hashes["model"]
+            hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
         if self.reference:
             reference = folders.load_policy(self.reference)
             rows = self.with_reference(reference, rows)
@@ -60,7 +60,7 @@ class Score(Stage):
         if self.relabel:
             rows = [relabelled(row, margin) for row, margin in zip(rows, margins[:, 0], strict=True)]
             return rows, {"share of pairs whose longer side wins": longer_wins(longer_side(models.codec, rows)),
-                          "share of labels kept": float((margins[:, 0] > 0).mean())}
+                          "share of labels kept": float((margins[:, 0] >= 0).mean())}
         scored = [row | {"score_chosen": c.tolist(), "score_rejected": r.tolist()}
                   for row, (c, r) in zip(rows, values, strict=True)]
         return scored, {"members": values.shape[2],
@@ -73,7 +73,7 @@ class Score(Stage):
         if "ref_sample" not in rows[0]:
             rows = with_samples(reference, rows, self.limits, self.seed)
         fields = (*SIDES, "ref_sample")
-        values = sequence_logps(reference, rows, fields, any_response(self.limits)).astype(float)
+        values = sequence_logps(reference, rows, fields, self.limits).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
 
