@@ -138,7 +138,7 @@ class Paper(Stage):
         execute_all([self.rewards_of(rho, name, seed) for name in BIASES_OF for rho in self.rhos], "reward models")
         cells = list(product(self.rhos, self.methods))
         policies = [p for rho, method in cells for p in self.policies(rho, method, seed)]
-        execute_all([[self.alignment(p)] for p in policies], "policies")
+        execute_all([[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
         searched = [cell for cell in by_cell(policies) if len(cell) > 1]
         found = self.evaluate("validation", [[p.path for p in cell] for cell in searched], seed)
         values = {p.path: each["advantage"] for cell, stage in zip(searched, found, strict=True)
@@ -180,7 +180,7 @@ class Paper(Stage):
         """Stage 7: the selected policies on test prompts, at each snapshot and at the end."""
         each = self.align.steps // (self.snapshots + 1)
         steps = [each * (i + 1) for i in range(self.snapshots)] + [self.align.steps]
-        groups = [list(group) for _, group in groupby(selected, key=lambda p: p.rho)]
+        groups = by_method(selected)
         paths = [[path for p in group for path in (*(p.path / f"step-{s}" for s in steps[:-1]), p.path)]
                  for group in groups]
         found = self.evaluate("test", paths, seed)
@@ -209,6 +209,12 @@ def outcomes_of(group: list[Policy], steps: list[int], found: list[dict[str, Any
     return [Outcome(policy, steps, [each["rows"] for each in points],
                     [{k: v for k, v in each.items() if k != "rows"} for each in points])
             for policy, points in zip(group, per_policy, strict=True)]
+
+
+def by_method(policies: list[Policy]) -> list[list[Policy]]:
+    """One group a method: a worker compiles each method's step once."""
+    methods = dict.fromkeys(p.method for p in policies)
+    return [[p for p in policies if p.method == method] for method in methods]
 
 
 def by_cell(policies: list[Policy]) -> list[list[Policy]]:

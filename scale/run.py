@@ -1,5 +1,10 @@
 """`python -m scale.run`: the paper in miniature, end to end; or one of its stages on your own data."""
 
+# ruff: noqa: E402
+from scale.memory import keep_freed_memory
+
+keep_freed_memory()
+
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -8,7 +13,6 @@ from itertools import pairwise
 import tyro
 
 from scale.console import console
-from scale.memory import keep_freed_memory
 from scale.paper import PRESETS, Paper
 from scale.rows import DataError
 from scale.stages.align import Align
@@ -45,7 +49,6 @@ def preset(argv: Sequence[str]) -> Paper:
 
 
 def main() -> None:
-    keep_freed_memory()
     stage = parse(sys.argv[1:])
     try:
         execute(stage)

@@ -93,7 +93,7 @@ def train(
         pending.append({"step": i + 1} | metrics)
         if (i + 1) % every == 0 or i + 1 == steps:
             pending = jax.device_get(pending)
-            require_finite(pending, folder)
+            require_finite(pending, state.model, folder)
             if probe:
                 pending[-1] |= probe(state.model, i + 1)
             log.write(pending)
@@ -102,11 +102,14 @@ def train(
     return state.model
 
 
-def require_finite(records: list[dict[str, Any]], folder: Path) -> None:
+def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> None:
+    """Nothing that is not finite is ever saved."""
+    advice = "lower the learning rate, or look at the rows' scores"
     for record in records:
-        if not np.all(np.isfinite([record["loss"], record["grad_norm"]])):
-            raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; "
-                                     "lower the learning rate, or look at the rows' scores")
+        if not np.all(np.isfinite(record["loss"])):
+            raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; {advice}")
+    if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))):
+        raise FloatingPointError(f"{folder}: a weight is not finite after step {records[-1]['step']}; {advice}")
 
 
 def jit_step(step: Callable, *static: Any) -> Step:

@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.queues import Queue
 
 from scale.console import quiet, track
-from scale.memory import keep_freed_memory
 from scale.stages.base import Stage, execute
 
 
@@ -37,11 +36,10 @@ def usable_cores() -> list[int]:
 
 
 def settle(free: Queue) -> None:
-    """Keep to one core before JAX counts them, be fast and silent, and do not outlive the parent."""
+    """Keep to one core before JAX counts them, be silent, and do not outlive the parent."""
     core = free.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    keep_freed_memory()
     quiet()
     threading.Thread(target=follow_parent, daemon=True).start()
 

@@ -54,9 +54,8 @@ def longer_wins(sides: np.ndarray) -> float:
 def largest(sides: np.ndarray, rho: float) -> int:
     """The most pairs that can be drawn, all with a longer side, a share rho of them won by it."""
     wins, losses = int((sides > 0).sum()), int((sides < 0).sum())
-    rho_exact = Fraction(str(rho))
-    bounds = [wins / rho_exact] * (rho > 0) + [losses / (1 - rho_exact)] * (rho < 1)
-    size = int(min(bounds))
+    share = Fraction(str(rho))
+    size = int(min(count / part for count, part in ((wins, share), (losses, 1 - share)) if part))
     if size < 1:
         raise DataError(f"no pairs can be drawn at length bias {rho}: the longer side wins {wins}, loses {losses}")
     return size
