@@ -18,7 +18,7 @@ class Evaluate(Stage):
     """Sample from policies and from pi_ref on held-out prompts, and compare them under an oracle reward model.
 
     `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean reward of
-    pi_ref, share of wins and of losses, KL, tokens, one sample.
+    pi_ref, shares of wins, ties and losses, KL, tokens, one sample.
     """
 
     data: Path
@@ -69,11 +69,11 @@ class Evaluate(Stage):
 
 
 def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:
-    won = (found["rewards"] > baseline["rewards"]).mean(1)
-    lost = (found["rewards"] < baseline["rewards"]).mean(1)
+    ours, theirs = found["rewards"], baseline["rewards"]
     columns = {
-        "reward": found["rewards"].mean(1), "reference_reward": baseline["rewards"].mean(1),
-        "win": won, "loss": lost, "kl": found["kl"].mean(1), "tokens": found["tokens"].mean(1),
+        "reward": ours.mean(1), "reference_reward": theirs.mean(1), "win": (ours > theirs).mean(1),
+        "tie": (ours == theirs).mean(1), "loss": (ours < theirs).mean(1),
+        "kl": found["kl"].mean(1), "tokens": found["tokens"].mean(1),
     }
     values = {k: v.astype(float).tolist() for k, v in columns.items()}
     return [{"policy": policy, "prompt": row["prompt"], "sample": text} | dict(zip(values, each, strict=True))
@@ -82,11 +82,10 @@ def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means over prompts; advantage is the oracle reward minus pi_ref's, with its bootstrap 95% interval."""
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in ("win", "loss", "kl", "tokens")}
+    means = {k: float(np.mean([row[k] for row in rows])) for k in ("win", "tie", "loss", "kl", "tokens")}
     differences = advantages(rows)
     low, high = bootstrap_interval(differences)
-    return {"advantage": float(differences.mean()), "low": low, "high": high, "win": mean["win"],
-            "tie": 1 - mean["win"] - mean["loss"], "loss": mean["loss"], "kl": mean["kl"], "tokens": mean["tokens"]}
+    return {"advantage": float(differences.mean()), "low": low, "high": high} | means
 
 
 def advantages(rows: Sequence[dict[str, Any]]) -> np.ndarray:

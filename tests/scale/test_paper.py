@@ -25,7 +25,7 @@ OPTIONS = [
     *("--sft.steps", "80", "--sft.batch", "32", "--oracle.steps", "4", "--oracle.batch", "8"),
     *("--reward.steps", "4", "--reward.batch", "8", "--align.steps", "8", "--align.batch", "4"),
 ]
-WORDS = ["map", "set", "list", "tree", "heap", "sort", "join", "split", "read", "write", "open", "close", "load", "dump", "find"]
+WORDS = ["map", "set", "list", "tree", "heap", "sort", "join", "split", "read", "write", "open", "close",]
 
 
 @pytest.fixture(scope="module")
