@@ -35,17 +35,6 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def medians_in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, sorted, the calls taken in turn so that a drift of the machine meets all of them."""
-    for call in calls.values():
-        jax.block_until_ready(call())
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            found[name].append(timed(call))
-    return {name: sorted(seconds) for name, seconds in found.items()}
-
-
 def median(seconds: list[float]) -> float:
     return statistics.median(seconds)
 

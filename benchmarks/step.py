@@ -7,6 +7,7 @@ median, over rounds, of its time over its baseline's in the same round.
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -44,7 +45,7 @@ class Shape:
     rounds: int = 15
     """Rounds of measurement."""
     memory_of: str = ""
-    """Run this method (or `language model`) alone, and print this process's peak memory."""
+    """Run this method (or `language model (2)`) alone, and print this process's peak memory."""
 
 
 def rows(shape: Shape, responses: int, members: int) -> Batch:
@@ -67,18 +68,20 @@ def language_model_step(state, batch):
     return train_step(logps, sft_loss, OPTIMIZER, state, batch)
 
 
-def calls(shape: Shape) -> dict:
-    """A call for each method, and for the language model on two and on three responses."""
+LANGUAGE_MODEL = {"language model (2)": 2, "language model (3)": 3}
+
+
+def call(shape: Shape, name: str) -> Callable:
+    """The step of a method, or of the language model on two or on three responses."""
     state = init_state(Transformer(shape.model, jax.random.key(0)), OPTIMIZER, hyper(Training(), 0.1, (1e-4, 1e-2)))
-    found = {f"language model ({n})": partial(language_model_step, state, rows(shape, n, 0)) for n in (2, 3)}
-    for name, method in METHODS.items():
-        members = {"none": 0, "single": 1, "ensemble": shape.members}[method.rewards]
-        found[name] = partial(align_step, name, state, rows(shape, baseline(name), members))
-    return found
+    if name in LANGUAGE_MODEL:
+        return partial(language_model_step, state, rows(shape, LANGUAGE_MODEL[name], 0))
+    members = {"none": 0, "single": 1, "ensemble": shape.members}[METHODS[name].rewards]
+    return partial(align_step, name, state, rows(shape, responses_of(name), members))
 
 
-def baseline(name: str) -> int:
-    return 3 if max(METHODS[name].gamma) else 2
+def responses_of(name: str) -> int:
+    return LANGUAGE_MODEL.get(name) or (3 if max(METHODS[name].gamma) else 2)
 
 
 def matmul_work(shape: Shape, responses: int) -> float:
@@ -91,16 +94,16 @@ def matmul_work(shape: Shape, responses: int) -> float:
 
 
 def measure(shape: Shape) -> None:
-    steps = calls(shape)
-    for call in steps.values():
-        jax.block_until_ready(call())
-    rounds = [{name: timed(call) for name, call in steps.items()} for _ in range(shape.rounds)]
+    steps = {name: call(shape, name) for name in (*LANGUAGE_MODEL, *METHODS)}
+    for step in steps.values():
+        jax.block_until_ready(step())
+    rounds = [{name: timed(step) for name, step in steps.items()} for _ in range(shape.rounds)]
     peak = matmul_flops()
     print(f"{describe()}\nmatrix-product peak {peak / 1e9:.0f} GFLOP/s; {shape}\n")
     print("| step | ms | over the language model | tokens/s | share of peak | peak memory GiB |")
     print("|---|---|---|---|---|---|")
     for name in steps:
-        responses = int(name[-2]) if name.startswith("language") else baseline(name)
+        responses = responses_of(name)
         over = median([r[name] / r[f"language model ({responses})"] for r in rounds])
         seconds = median([r[name] for r in rounds])
         tokens = shape.batch * (shape.prompt + responses * shape.response)
@@ -117,7 +120,7 @@ def memory(name: str, options: list[str]) -> float:
 def main(shape: Shape) -> None:
     if not shape.memory_of:
         return measure(shape)
-    jax.block_until_ready(calls(shape)[shape.memory_of]())
+    jax.block_until_ready(call(shape, shape.memory_of)())
     print(peak_memory_gib())
 
 

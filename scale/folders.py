@@ -16,7 +16,7 @@ from scale.tokenizer import Codec, load_codec
 
 @dataclass(frozen=True)
 class Folder:
-    """A policy (`members` of 0) or a stack of reward models, with what is needed to run it."""
+    """A policy or a stack of reward models, with what is needed to run it."""
 
     path: Path
     model: Any

@@ -40,7 +40,7 @@ UNROLLED = 4  # layers at most that are laid out one after another: faster on a 
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer (`[layers, B, S, head]`), and the slot where the next ones go."""
+    """Keys and values, of every layer or of one."""
 
     keys: Float[Array, "*layers B S k"]
     values: Float[Array, "*layers B S k"]

@@ -110,7 +110,3 @@ def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> N
             raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; {advice}")
     if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))):
         raise FloatingPointError(f"{folder}: a weight is not finite after step {records[-1]['step']}; {advice}")
-
-
-def jit_step(step: Callable, *static: Any) -> Step:
-    return eqx.filter_jit(lambda state, batch: step(*static, state, batch))

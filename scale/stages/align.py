@@ -8,9 +8,10 @@ import equinox as eqx
 import numpy as np
 
 from minipref.methods import METHODS
-from minipref.training import init_state, preference_loss, train_step
+from minipref.training import init_state, loss_of, train_step
 from scale import folders
 from scale.batches import REF_LOGPS, Limits, batch_indices, encode, map_batches, take
+from scale.inference import jitted_logps
 from scale.model import Transformer, logps
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
@@ -117,15 +118,12 @@ def watch_every(between: int) -> int:
 
 @eqx.filter_jit
 def align_step(method, state, batch):
-    return train_step(logps, partial(preference_loss, method), OPTIMIZER, state, batch)
-
-
-monitored_logps = eqx.filter_jit(logps)
+    return train_step(logps, loss_of(method), OPTIMIZER, state, batch)
 
 
 def monitor(model: Transformer, data) -> dict[str, float]:
     """Held-out log-probs of chosen and rejected responses, and the sampled forward KL to pi_ref (nats)."""
-    values = map_batches(lambda batch: monitored_logps(model, batch), data, MONITORED)
+    values = map_batches(lambda batch: jitted_logps(model, batch), data, MONITORED)
     kl = (data.ref_logps - values)[:, 2]
     return {"validation/logps/chosen": float(values[:, 0].mean()),
             "validation/logps/rejected": float(values[:, 1].mean()), "validation/kl": float(kl.mean())}
