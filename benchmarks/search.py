@@ -22,11 +22,11 @@ RESULTS = Path(__file__).parent / "results" / "search.csv"
 class Search:
     out: Path = Path("runs/search")
     """Folder of the run."""
-    betas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Candidates for beta."""
-    taus: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    taus: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
     """Candidates for IPO's tau: as many."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     """Candidates for the learning rate."""
 
 

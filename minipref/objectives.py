@@ -148,6 +148,21 @@ def ensemble_weights(
     return jax.nn.one_hot(jnp.argmin(losses), len(losses), dtype=losses.dtype)
 
 
+def nearest_shares(
+    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
+) -> Float[Array, " K"]:
+    """For what share of the pairs each reward model is the nearest to the policy, pair by pair.
+
+    mean_b onehot(argmin_k (rho_kb - beta h_b)^2)
+
+    What Figure B.3 tracks, while the loss itself takes its minimum over the batch (`ensemble_weights`).
+
+    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1. Source: section 6.2, appendix B.3.
+    """
+    of_one_pair = jax.vmap(ensemble_weights, (0, 1, None))
+    return jnp.mean(of_one_pair(margins[:, None], reward_margins[:, :, None], beta), axis=0)
+
+
 def hull_distillation(margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar) -> Loss:
     """Distil the MIXTURE of reward models that is nearest to the policy on this batch.
 

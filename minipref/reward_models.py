@@ -31,5 +31,6 @@ def stack(members: list[Any]) -> Any:
 
 
 def ensemble_rewards(models: RewardModel, batch: Batch) -> Float[Array, "B n K"]:
-    """Rewards of one batch under each of the K stacked reward models."""
-    return eqx.filter_vmap(RewardModel.__call__, in_axes=(eqx.if_array(0), None), out_axes=-1)(models, batch)
+    """Rewards of one batch under each of the K stacked reward models, one after another: memory for one."""
+    arrays, static = eqx.partition(models, eqx.is_array)
+    return jnp.moveaxis(jax.lax.map(lambda member: eqx.combine(member, static)(batch), arrays), 0, -1)

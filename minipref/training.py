@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from minipref.methods import METHODS, method_loss
-from minipref.objectives import bradley_terry, log_ratio_margin, sampled_forward_kl
+from minipref.objectives import bradley_terry, log_ratio_margin, nearest_shares, sampled_forward_kl
 from minipref.sequences import Batch
 
 Metrics = dict[str, Float[Array, "..."]]
@@ -103,6 +103,7 @@ def preference_loss(
         metrics["kl"] = kls.mean()
     if row.weights:
         metrics["ensemble/weights"] = row.weights(margins, reward_margins, hyper.strength)
+        metrics["ensemble/nearest"] = nearest_shares(margins, reward_margins, hyper.strength)
     return loss, metrics
 
 

@@ -122,6 +122,19 @@ def ensemble_weights(margins, reward_margins, beta):
     return np.eye(len(reward_margins))[np.argmin(_member_losses(margins, reward_margins, beta))]
 
 
+def nearest_shares(margins, reward_margins, beta):
+    """For what share of the pairs each reward model is the nearest to the policy, pair by pair.
+
+    mean_b onehot(argmin_k (rho_kb - beta h_b)^2)
+
+    What Figure B.3 tracks, while the loss itself takes its minimum over the batch (`ensemble_weights`).
+
+    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1. Source: section 6.2, appendix B.3.
+    """
+    pairs = zip(margins, np.transpose(reward_margins), strict=True)
+    return np.mean([ensemble_weights([margin], rewards[:, None], beta) for margin, rewards in pairs], axis=0)
+
+
 def hull_distillation(margins, reward_margins, beta):
     """Distil the MIXTURE of reward models that is nearest to the policy on this batch.
 

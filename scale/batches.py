@@ -94,7 +94,7 @@ def pack(pieces: list[tuple[list[int], list[list[int]]]], rows: list[dict], fiel
     return Batch._make([*arrays, ref_logps(rows, fields), scores(rows, n)])
 
 
-def round_up(length: int, multiple: int = 16) -> int:
+def round_up(length: int, multiple: int = 8) -> int:
     """Few distinct shapes, so few compilations."""
     return -(-length // multiple) * multiple
 
@@ -118,8 +118,9 @@ def pack_row(prompt: list[int], responses: list[list[int]], width: int, labels: 
 
 
 def fill(values: Any, width: int, pad: int) -> np.ndarray:
-    values = np.asarray(values, np.int32)
-    return np.pad(values, (0, width - len(values)), constant_values=pad)
+    filled = np.full(width, pad, np.int32)
+    filled[: len(values)] = values
+    return filled
 
 
 def ref_logps(rows: list[dict], fields: Sequence[str]) -> np.ndarray:

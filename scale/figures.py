@@ -36,7 +36,11 @@ LOOKS = {  # the colours of Okabe and Ito, told apart by the colour-blind
     "mean": Look("mean (baseline)", "#000000", "X"),
 }
 COLLAPSE = (("dpo", "p-dpo"), ("d-dpo", "dp-dpo"))
-ENSEMBLES = ("e-dpo", "hull")
+CHOICES = {  # what an ensemble's reward models can be chosen for: a method and its metric
+    "e-dpo, of each pair": ("e-dpo", "ensemble/nearest"),
+    "e-dpo, of each batch": ("e-dpo", "ensemble/weights"),
+    "hull, of each batch": ("hull", "ensemble/weights"),
+}
 MONITORED = {
     "validation/logps/chosen": "log-prob of chosen (nats)",
     "validation/logps/rejected": "log-prob of rejected (nats)",
@@ -144,17 +148,17 @@ def mean_over_seeds(values: list) -> np.ndarray:
 
 
 def ensemble(path: Path, outcomes: Sequence[Outcome], biases: Sequence[float]) -> bool:
-    """Figure B.3: each reward model's share of the ensemble's weight over training; False where none was logged."""
+    """Figure B.3: each reward model's share of each choice over training; False where none was logged."""
     weights = ensemble_weights(outcomes)
     if not weights:
         return False
-    rhos, methods = sorted({rho for rho, _ in weights}), in_order(outcomes, ENSEMBLES)
-    figure = Figure(figsize=(3 * len(rhos) + 1.4, 2.5 * len(methods)), layout="constrained")
-    grid = figure.subplots(len(methods), len(rhos), squeeze=False, sharex=True, sharey=True)
-    for ax, (method, rho) in zip(grid.flat, product(methods, rhos), strict=True):
-        ax.set_title(f"{LOOKS[method].label}, ρ = {rho:g}", fontsize=10)
-        if (rho, method) in weights:
-            draw_weights(ax, *weights[rho, method])
+    rhos, choices = sorted({rho for rho, _ in weights}), list(dict.fromkeys(choice for _, choice in weights))
+    figure = Figure(figsize=(3 * len(rhos) + 1.4, 2.5 * len(choices)), layout="constrained")
+    grid = figure.subplots(len(choices), len(rhos), squeeze=False, sharex=True, sharey=True)
+    for ax, (choice, rho) in zip(grid.flat, product(choices, rhos), strict=True):
+        ax.set_title(f"{choice}, ρ = {rho:g}", fontsize=10)
+        if (rho, choice) in weights:
+            draw_weights(ax, *weights[rho, choice])
     figure.supxlabel("step")
     figure.supylabel("weight, mean over a window of steps")
     figure.legend(handles=member_key(biases, max(w.shape[1] for _, w in weights.values())), loc="outside right center",
@@ -164,10 +168,10 @@ def ensemble(path: Path, outcomes: Sequence[Outcome], biases: Sequence[float]) -
 
 
 def ensemble_weights(outcomes: Sequence[Outcome]) -> dict[tuple[float, str], tuple[np.ndarray, np.ndarray]]:
-    """Steps [T] and weights [T, K] of each (rho, method) that distils an ensemble by choosing among it."""
-    keys = sorted({(o.policy.rho, o.policy.method) for o in outcomes if o.policy.method in ENSEMBLES})
-    found = {key: logged([o for o in outcomes if (o.policy.rho, o.policy.method) == key], "ensemble/weights")
-             for key in keys}
+    """Steps [T] and weights [T, K] of each (rho, choice) that was logged, choice by choice."""
+    found = {}
+    for (choice, (method, metric)), rho in product(CHOICES.items(), sorted({o.policy.rho for o in outcomes})):
+        found[rho, choice] = logged([o for o in outcomes if (o.policy.rho, o.policy.method) == (rho, method)], metric)
     return {key: each for key, each in found.items() if each[0].size}
 
 

@@ -1,17 +1,15 @@
 """Running trained models over rows of text: samples, log-probabilities, rewards."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import equinox as eqx
 import jax
 import numpy as np
 
-from minipref.reward_models import ensemble_rewards
-from scale.batches import Encoded, Limits, encode, map_batches, take
+from minipref.reward_models import RewardModel, ensemble_rewards
+from minipref.sequences import Batch
+from scale.batches import Encoded, map_batches, take
 from scale.console import track
 from scale.folders import Folder
-from scale.model import logps
+from scale.model import Transformer, logps
 from scale.sampling import Samples, sample
 from scale.tokenizer import EOS, PAD
 
@@ -42,13 +40,11 @@ def texts(policy: Folder, samples: Samples) -> list[list[tuple[str, bool]]]:
             for row in zip(tokens, complete, strict=True)]
 
 
-def sequence_logps(policy: Folder, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits) -> np.ndarray:
-    """[N, n] log pi(y | x) in nats of the rows' responses; every row must fit."""
-    data = encode(policy.codec, rows, fields, limits).data
-    return map_batches(lambda batch: jitted_logps(policy.model, batch), data, BATCH)
+def sequence_logps(policy: Transformer, data: Batch) -> np.ndarray:
+    """[N, n] log pi(y | x) in nats of the rows' responses."""
+    return map_batches(lambda batch: jitted_logps(policy, batch), data, BATCH)
 
 
-def rewards(models: Folder, rows: Sequence[dict[str, Any]], fields: Sequence[str], limits: Limits) -> np.ndarray:
-    """[N, n, K] rewards of the rows' responses under K reward models; every row must fit."""
-    data = encode(models.codec, rows, fields, limits).data
-    return map_batches(lambda batch: jitted_rewards(models.model, batch), data, BATCH)
+def rewards(models: RewardModel, data: Batch) -> np.ndarray:
+    """[N, n, K] rewards of the rows' responses under K stacked reward models."""
+    return map_batches(lambda batch: jitted_rewards(models, batch), data, BATCH)

@@ -1,5 +1,6 @@
 """Section 6 from corpus to figures: which stage reads what, and nothing else."""
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
@@ -24,7 +25,7 @@ from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.train import Training
-from scale.workers import execute_all
+from scale.workers import execute_all, workers
 
 ALL_METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
@@ -66,7 +67,7 @@ class Paper(Stage):
     """Length limits."""
     sft: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
     """Training of pi_ref."""
-    oracle: Training = field(default_factory=lambda: Training(300, 32, 2e-3))
+    oracle: Training = field(default_factory=lambda: Training(800, 32, 1e-3))
     """Training of the oracle reward model."""
     reward: Training = field(default_factory=lambda: Training(100, 16, 2e-3))
     """Training of each reward model."""
@@ -85,11 +86,12 @@ class Paper(Stage):
     def run(self) -> dict[str, Any]:
         facts = self.shared_stages()
         trained, outcomes = [], []
-        for seed in range(self.seeds):
-            policies = self.train(seed)
-            selected = [max(cell, key=lambda p: p.validation or 0.0) for cell in by_cell(policies)]
-            trained += policies
-            outcomes += self.test(selected, seed)
+        with workers(max(len(self.methods), len(BIASES_OF) * len(self.rhos))) as pool:
+            for seed in range(self.seeds):
+                policies = self.train(pool, seed)
+                selected = [max(cell, key=lambda p: p.validation or 0.0) for cell in by_cell(policies)]
+                trained += policies
+                outcomes += self.test(pool, selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
         write_json(self.out / "config.json", description(self)["options"])
         test = read(self.out / "corpus/test.parquet", COMPLETIONS)
@@ -133,14 +135,15 @@ class Paper(Stage):
     def at(self, seed: int, rho: float) -> Path:
         return self.out / f"seed-{seed}" / f"rho-{rho:g}"
 
-    def train(self, seed: int) -> list[Policy]:
+    def train(self, pool: ProcessPoolExecutor, seed: int) -> list[Policy]:
         """Stages 4 to 6 of one repetition, and model selection where there is a choice."""
-        execute_all([self.rewards_of(rho, name, seed) for name in BIASES_OF for rho in self.rhos], "reward models")
+        chains = [self.rewards_of(rho, name, seed) for name in BIASES_OF for rho in self.rhos]
+        execute_all(pool, chains, "reward models")
         cells = list(product(self.rhos, self.methods))
         policies = [p for rho, method in cells for p in self.policies(rho, method, seed)]
-        execute_all([[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
+        execute_all(pool, [[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
         searched = [cell for cell in by_cell(policies) if len(cell) > 1]
-        found = self.evaluate("validation", [[p.path for p in cell] for cell in searched], seed)
+        found = self.evaluate(pool, "validation", [[p.path for p in cell] for cell in searched], seed)
         values = {p.path: each["advantage"] for cell, stage in zip(searched, found, strict=True)
                   for p, each in zip(cell, stage, strict=True)}
         return [p._replace(validation=values.get(p.path)) for p in policies]
@@ -176,24 +179,26 @@ class Paper(Stage):
             training=replace(self.align, learning_rate=policy.learning_rate, seed=policy.seed),
         )
 
-    def test(self, selected: list[Policy], seed: int) -> list[Outcome]:
+    def test(self, pool: ProcessPoolExecutor, selected: list[Policy], seed: int) -> list[Outcome]:
         """Stage 7: the selected policies on test prompts, at each snapshot and at the end."""
         each = self.align.steps // (self.snapshots + 1)
         steps = [each * (i + 1) for i in range(self.snapshots)] + [self.align.steps]
         groups = by_method(selected)
         paths = [[path for p in group for path in (*(p.path / f"step-{s}" for s in steps[:-1]), p.path)]
                  for group in groups]
-        found = self.evaluate("test", paths, seed)
+        found = self.evaluate(pool, "test", paths, seed)
         return [outcome for group, stage in zip(groups, found, strict=True)
                 for outcome in outcomes_of(group, steps, stage)]
 
-    def evaluate(self, part: str, groups: list[list[Path]], seed: int) -> list[list[dict[str, Any]]]:
+    def evaluate(
+        self, pool: ProcessPoolExecutor, part: str, groups: list[list[Path]], seed: int
+    ) -> list[list[dict[str, Any]]]:
         """Findings and rows of each policy of each group."""
         at = self.out / f"seed-{seed}" / part
         stages = [Evaluate(out=at / str(i), data=self.out / f"corpus/{part}.parquet", policies=tuple(group),
                            reference=self.out / "sft", rewards=self.out / "oracle", seed=seed, limits=self.limits)
                   for i, group in enumerate(groups)]
-        found = execute_all([[stage] for stage in stages], f"evaluation on {part}") if stages else []
+        found = execute_all(pool, [[stage] for stage in stages], f"evaluation on {part}") if stages else []
         tables = [read(stage.out / "rows.parquet", need=("prompt",)) for stage in stages]
         return [[each | {"rows": [r for r in rows if r["policy"] == i]} for i, each in enumerate(f["policies"])]
                 for [f], rows in zip(found, tables, strict=True)]

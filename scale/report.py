@@ -399,19 +399,21 @@ def ensemble(out: Path, outcomes: Sequence[Outcome], biases: Sequence[float]) ->
     names = figures.member_names(biases, max(map(len, found.values())))
     rows = [[f"{rho:g}", name, *(f"{w:.2f}" for w in weights)] for (rho, name), weights in found.items()]
     parts = ["Weight of each reward model (trained at length bias b), mean over training. Of e-dpo it is the share of "
-             "batches, not of examples as in Figure B.3, on which that model was nearest.",
-             table(("rho", "method", *names), rows), opposite(found, biases), "![Reward models](ensemble.png)"]
+             "pairs to which that model was the nearest (Figure B.3), and of batches, over which its loss takes the "
+             "minimum (footnote 5).",
+             table(("rho", "choice", *names), rows), opposite(found, biases), "![Reward models](ensemble.png)"]
     return "\n\n".join(part for part in parts if part)
 
 
 def opposite(found: dict[Key, np.ndarray], biases: Sequence[float]) -> str:
     """Section 6.2: at rho < 0.5 the nearest reward models have a high b, and vice versa."""
-    lean = [(rho - 0.5) * (weights @ np.array(biases) - np.mean(biases)) for (rho, name), weights in found.items()
-            if name in PAPERS and rho != 0.5 and len(biases) == len(weights)]
+    lean = [(rho - 0.5) * (weights @ np.array(biases) - np.mean(biases)) for (rho, choice), weights in found.items()
+            if choice == next(iter(figures.CHOICES)) and rho != 0.5 and len(biases) == len(weights)]
     if not lean:
         return ""
-    return ("In the paper, e-dpo prefers reward models of the bias opposite to rho's. Here its mean b is on the other "
-            f"side of the members' average at {sum(each < 0 for each in lean)} of {len(lean)} rhos other than 0.5.")
+    return ("In the paper, e-dpo's pairs prefer reward models of the bias opposite to rho's. Here their mean b is on "
+            f"the other side of the members' average at {sum(each < 0 for each in lean)} of {len(lean)} rhos other than "
+            "0.5.")
 
 
 # Samples

@@ -11,22 +11,27 @@ from scale.console import quiet, track
 from scale.stages.base import Stage, execute
 
 
-def execute_all(chains: Sequence[Sequence[Stage]], label: str) -> list[list[dict]]:
-    """Findings of each chain's stages. A chain runs in order, the chains in any order, on every core.
-
-    The first error stops what has not begun and is raised here; what was complete stays complete.
-    """
-    cores = usable_cores()
+def workers(most: int) -> ProcessPoolExecutor:
+    """A process a core, `most` at most. They start at the first call, and keep what they have compiled."""
+    cores = usable_cores()[:most]
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for core in cores:
         free.put(core)
-    with ProcessPoolExecutor(min(len(cores), len(chains)), context, settle, (free,)) as pool:
-        futures = [pool.submit(run_chain, chain) for chain in chains]
-        try:
-            return [future.result() for future in track(futures, label)]
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return ProcessPoolExecutor(len(cores), context, settle, (free,))
+
+
+def execute_all(pool: ProcessPoolExecutor, chains: Sequence[Sequence[Stage]], label: str) -> list[list[dict]]:
+    """Findings of each chain's stages. A chain runs in order, the chains in any order.
+
+    The first error stops what has not begun and is raised here; what was complete stays complete.
+    """
+    futures = [pool.submit(run_chain, chain) for chain in chains]
+    try:
+        return [future.result() for future in track(futures, label)]
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def usable_cores() -> list[int]:

@@ -10,8 +10,8 @@ import numpy as np
 from minipref.methods import METHODS
 from minipref.training import init_state, loss_of, train_step
 from scale import folders
-from scale.batches import REF_LOGPS, Limits, batch_indices, encode, map_batches, take
-from scale.inference import jitted_logps
+from scale.batches import REF_LOGPS, Limits, batch_indices, encode, take
+from scale.inference import sequence_logps
 from scale.model import Transformer, logps
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
@@ -123,7 +123,7 @@ def align_step(method, state, batch):
 
 def monitor(model: Transformer, data) -> dict[str, float]:
     """Held-out log-probs of chosen and rejected responses, and the sampled forward KL to pi_ref (nats)."""
-    values = map_batches(lambda batch: jitted_logps(model, batch), data, MONITORED)
+    values = sequence_logps(model, data)
     kl = (data.ref_logps - values)[:, 2]
     return {"validation/logps/chosen": float(values[:, 0].mean()),
             "validation/logps/rejected": float(values[:, 1].mean()), "validation/kl": float(kl.mean())}

@@ -60,12 +60,13 @@ class Evaluate(Stage):
         sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
                    | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
                    for row, each in zip(encoded.rows(rows), found, strict=True)]
-        own = sequence_logps(policy, sampled, fields, self.limits)
-        ref = sequence_logps(reference, sampled, fields, self.limits)
-        tokens = np.array([[len(policy.codec.response_ids(row[f], row[f"{f}_complete"])) for f in fields]
-                           for row in sampled])
-        return {"prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled], "tokens": tokens,
-                "rewards": rewards(oracle, sampled, fields, self.limits).mean(-1), "kl": own - ref}
+        own, ref, judged = (encode(f.codec, sampled, fields, self.limits).data for f in (policy, reference, oracle))
+        return {
+            "prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled],
+            "tokens": np.stack([(own.owners == i).sum(1) for i in range(self.n)], 1),
+            "rewards": rewards(oracle.model, judged).mean(-1),
+            "kl": sequence_logps(policy.model, own) - sequence_logps(reference.model, ref),
+        }
 
 
 def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,23 +14,25 @@ class Pairs(Stage):
 
     rows: two samples of a prompt (as many such pairs as it has), and the human's completion against a sample; each
     with one more sample as `ref_sample`.
-    human: the human's completion over a sample, and over the completion of another prompt. Samples that were cut
-    short are left out of both, and so are pairs of equal texts.
+    human: the human's completion over each sample, and over the completions of as many other prompts, so that the
+    oracle learns what is said well and what is said of this prompt. Samples that were cut short are left out of both,
+    and so are pairs of equal texts.
     """
 
     data: Path
     """Rows with `prompt`, `completion` and the `samples` and `complete` of the sample stage."""
     seed: int = 0
-    """Seed of which other prompt's completion is the negative."""
+    """Seed of which other prompts' completions are the negatives."""
 
     def inputs(self) -> list[Path]:
         return [self.data]
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
-        others = np.random.default_rng(self.seed).permutation(len(rows))
+        rng = np.random.default_rng(self.seed)
+        orders = [rng.permutation(len(rows)) for _ in rows[0]["samples"]]
         unlabelled = [pair for row in rows for pair in to_label(row)]
-        human = [pair for row, other in zip(rows, others, strict=True) for pair in preferred(row, rows[other])]
+        human = [pair for i, row in enumerate(rows) for pair in preferred(row, [rows[o[i]] for o in orders])]
         write(self.out / "rows.parquet", unlabelled, {})
         write(self.out / "human.parquet", human, {})
         return {"pairs to label": len(unlabelled), "human preferences": len(human)}
@@ -70,6 +72,6 @@ def side_text(row: dict[str, Any], index: int | None) -> str:
     return row["samples"][index].strip() and row["samples"][index] if row["complete"][index] else ""
 
 
-def preferred(row: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    negatives = [*finished(row)[-1:], other["completion"]]
+def preferred(row: dict[str, Any], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    negatives = [*finished(row), *(other["completion"] for other in others)]
     return [p for negative in negatives for p in pair(row, row["completion"], negative)]

@@ -11,8 +11,8 @@ import numpy as np
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state, reward_loss, train_step
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode, map_batches, take
-from scale.inference import BATCH, jitted_rewards
+from scale.batches import Encoded, Limits, batch_indices, encode, take
+from scale.inference import rewards
 from scale.rows import DataError, read, split
 from scale.stages.base import Stage
 from scale.stages.bias import largest, longer_side, longer_wins, subsample
@@ -97,7 +97,7 @@ def accuracy(
 ) -> dict[str, Any]:
     """Held-out accuracy of each member, and of picking the longer response on the pairs that have one."""
     encoded = encode(policy.codec, rows, ["chosen", "rejected"], limits)
-    values = map_batches(lambda batch: jitted_rewards(models, batch), encoded.data, BATCH)
+    values = rewards(models, encoded.data)
     margins = values[:, 0] - values[:, 1]
     longer = longer_wins(longer_side(policy.codec, encoded.rows(rows)))
     return {

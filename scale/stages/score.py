@@ -54,8 +54,8 @@ class Score(Stage):
         return {"rows": len(rows)} | findings
 
     def with_rewards(self, models: folders.Folder, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
-        rows = encode(models.codec, rows, SIDES, self.limits, str(self.data)).rows(rows)
-        values = rewards(models, rows, SIDES, self.limits).astype(float)
+        encoded = encode(models.codec, rows, SIDES, self.limits, str(self.data))
+        rows, values = encoded.rows(rows), rewards(models.model, encoded.data).astype(float)
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
             rows = [relabelled(row, margin) for row, margin in zip(rows, margins[:, 0], strict=True)]
@@ -68,12 +68,10 @@ class Score(Stage):
                         "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)]}
 
     def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
-        encoded = encode(reference.codec, rows, SIDES, self.limits, str(self.data))
-        rows = encoded.rows(rows)
         if "ref_sample" not in rows[0]:
             rows = with_samples(reference, rows, self.limits, self.seed)
-        fields = (*SIDES, "ref_sample")
-        values = sequence_logps(reference, rows, fields, self.limits).astype(float)
+        encoded = encode(reference.codec, rows, (*SIDES, "ref_sample"), self.limits, str(self.data))
+        rows, values = encoded.rows(rows), sequence_logps(reference.model, encoded.data).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
 
@@ -87,6 +85,7 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 
 def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
+    rows = encode(reference.codec, rows, SIDES, limits).rows(rows)
     prompts = encode(reference.codec, rows, [], limits)
     found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
                      label="reference samples")

@@ -8,8 +8,8 @@ import jax
 
 from minipref.training import init_state, sft_loss, train_step
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode, map_batches, take
-from scale.inference import BATCH, jitted_logps
+from scale.batches import Encoded, Limits, batch_indices, encode, take
+from scale.inference import sequence_logps
 from scale.model import ModelConfig, Transformer, logps
 from scale.rows import read
 from scale.stages.base import Stage
@@ -61,7 +61,7 @@ class Sft(Stage):
             return {}
         rows = read(self.validation, need=("prompt", "completion"))
         data = encode(codec, rows, ["completion"], self.limits, str(self.validation)).data
-        total = map_batches(lambda batch: jitted_logps(model, batch), data, BATCH).sum()
+        total = sequence_logps(model, data).sum()
         return {"validation loss (nats a token)": float(-total / (data.owners == 0).sum())}
 
 

@@ -130,6 +130,13 @@ def test_hull_weights_inside_the_simplex():
     assert loss == 1 and list(metrics["ensemble/weights"]) == [1, 0]
 
 
+def test_what_is_nearest_to_each_pair_is_logged_beside_what_is_nearest_to_the_batch():
+    """At h = 0 the residuals are the rewards, 0 and 2 against 1 and 1: losses 2 and 1, and a pair each."""
+    batch = batch_of(jnp.zeros((2, 3)), [[[0.0, 1.0], [0.0, 0.0]], [[2.0, 1.0], [0.0, 0.0]]])
+    _, metrics = loss_at("e-dpo", jnp.zeros((2, 3)), batch, hyper(), 0.0)
+    assert list(metrics["ensemble/weights"]) == [0, 1] and list(metrics["ensemble/nearest"]) == [0.5, 0.5]
+
+
 def test_preference_metrics_by_hand():
     logps, batch = inputs("dpo")
     _, metrics = loss_at("dpo", logps, batch, hyper(), 0.0)

@@ -67,6 +67,8 @@ HAND = [
         {0: [-0.25, -0.25], 1: [[0, 0], [0.5, 0.5]], 2: -2},
     ),
     Hand("ensemble_weights", (MARGINS, REWARDS, BETA), [0, 1], {}),
+    # At h = 0 the residuals are the rewards: the first model is nearer at one pair of three, the second over the batch.
+    Hand("nearest_shares", ([0.0, 0.0, 0.0], [[0.0, 2.0, 2.0], [1.0, 1.0, -1.0]], BETA), [1 / 3, 2 / 3], {}),
     # e1 . e2 = 0, so 9/4 w^2 + 1/4 (1 - w)^2: w = (1/4) / (5/2) = 1/10. e = e1/10 + 9 e2/10 = (3/5, 3/10):
     # (9/25 + 9/100) / 2 = 9/40. Slopes -beta e; w_k e; -e . h = -(3/5 + 9/10).
     Hand(

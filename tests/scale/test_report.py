@@ -53,6 +53,7 @@ def log(outcome, steps=40, members=0):
     records = [{"step": s} | (watched if s % 20 == 0 else {}) for s in range(steps + 1)]
     for record in records[1:] if members else []:
         record["ensemble/weights"] = np.eye(members)[rng.integers(members)].tolist()
+        record["ensemble/nearest"] = rng.dirichlet(np.ones(members)).tolist()
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return outcome
 
@@ -156,7 +157,7 @@ def test_figures_of_logged_runs(tmp_path):
                 for m in ("dpo", "dp-dpo", "e-dpo", "hull") for rho in (0.3, 0.8)]
     text = report(tmp_path, outcomes, {"biases": (0.2, 0.5, 0.8)})
     assert "Figure B.1 at rho = 0.3" in text
-    assert "| rho | method | b = 0.2 | b = 0.5 | b = 0.8 |" in text
+    assert "| rho | choice | b = 0.2 | b = 0.5 | b = 0.8 |" in text
     assert re.search(r"at \d of 2 rhos other than 0\.5", text)
     assert all((tmp_path / f"{name}.png").read_bytes().startswith(PNG) for name in ("figure2", "collapse", "ensemble"))
 
