@@ -411,9 +411,9 @@ def opposite(found: dict[Key, np.ndarray], biases: Sequence[float]) -> str:
             if choice == next(iter(figures.CHOICES)) and rho != 0.5 and len(biases) == len(weights)]
     if not lean:
         return ""
+    across = f"{sum(each < 0 for each in lean)} of {len(lean)} rhos other than 0.5"
     return ("In the paper, e-dpo's pairs prefer reward models of the bias opposite to rho's. Here their mean b is on "
-            f"the other side of the members' average at {sum(each < 0 for each in lean)} of {len(lean)} rhos other than "
-            "0.5.")
+            f"the other side of the members' average at {across}.")
 
 
 # Samples
