@@ -10,11 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 
 from scale.batches import Limits
-from scale.model import ModelConfig
+from scale.model import ModelConfig, Transformer
 from scale.paper import FOUND, PRESETS, Paper, Policy, by_cell, found
 from scale.train import Training
 
@@ -107,7 +109,9 @@ def test_the_paper_preset_is_section_6_1() -> None:
     paper = PRESETS["paper"]
     assert paper.pairs == 30_000
     assert paper.align == Training(10_000, 16, 1e-6, 0, 1.0)
-    assert paper.reward == Training(3_000, 64, 4e-6, 0, 1.0)
+    assert paper.reward == paper.oracle == Training(3_000, 64, 4e-6, 0, 1.0)
+    parameters = jax.tree.leaves(eqx.filter_eval_shape(Transformer, paper.model, jax.random.key(0)))
+    assert sum(a.size for a in parameters if eqx.is_array_like(a)) == pytest.approx(0.4e9, rel=0.03)
     assert paper.rhos == (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     assert paper.betas == (0.01, 0.1, 1, 3, 10, 30, 100)
     assert paper.taus == (0.01, 0.1, 1, 3, 5, 10, 25)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from scale import folders
-from scale.batches import Limits, take
+from scale.batches import Limits, encode, take
 from scale.console import console
 from scale.files import fingerprint, read_json
 from scale.inference import rewards, sequence_logps
@@ -114,7 +114,7 @@ def test_sft_learns_and_reports(chain):
     assert found["rows"] == 40 and found["parameters"] == 300 * 16 + per_block + 16
     policy = folders.load_policy(chain.at / "sft")
     pairs = [row | {"completion": row["chosen"]} for row in chain.rows]
-    logps = sequence_logps(policy, pairs, ["completion"], LIMITS)
+    logps = sequence_logps(policy.model, encode(policy.codec, pairs, ["completion"], LIMITS).data)
     tokens = sum(len(policy.codec.text_ids(row["chosen"])) + 1 for row in chain.rows)
     assert found["validation loss (nats a token)"] == pytest.approx(-logps.sum() / tokens, rel=1e-5)
     assert found["validation loss (nats a token)"] < np.log(300) / 2
@@ -123,7 +123,7 @@ def test_sft_learns_and_reports(chain):
 def test_reward_members_differ_and_accuracies_are_theirs(chain):
     models = folders.load_rewards(chain.at / "members")
     assert models.model.head.shape == (2, 16) and not np.array_equal(*models.model.head)
-    values = rewards(models, chain.rows, SIDES, LIMITS)
+    values = rewards(models.model, encode(models.codec, chain.rows, SIDES, LIMITS).data)
     assert values.shape == (40, 2, 2)
     expected = [round(float(np.mean(values[:, 0, k] > values[:, 1, k])), 4) for k in range(2)]
     assert chain.found["members"]["held-out accuracy"] == expected
@@ -133,10 +133,11 @@ def test_reward_members_differ_and_accuracies_are_theirs(chain):
 def test_scores_are_the_models_own_and_so_are_the_references(chain):
     rows = read(chain.scored)
     assert [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
-    values = rewards(folders.load_rewards(chain.at / "members"), rows, SIDES, LIMITS)
+    models = folders.load_rewards(chain.at / "members")
+    values = rewards(models.model, encode(models.codec, rows, SIDES, LIMITS).data)
     np.testing.assert_allclose([[r["score_chosen"], r["score_rejected"]] for r in rows], values, rtol=1e-6)
     policy = folders.load_policy(chain.at / "sft")
-    logps = sequence_logps(policy, rows, [*SIDES, "ref_sample"], Limits(24, 24))
+    logps = sequence_logps(policy.model, encode(policy.codec, rows, [*SIDES, "ref_sample"], Limits(24, 24)).data)
     np.testing.assert_allclose(
         [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6
     )
@@ -541,16 +542,15 @@ def test_pairs_hold_finished_samples_and_a_reference_sample_from_outside(n, cut)
 
 def test_equal_and_blank_texts_make_no_pairs():
     assert to_label(sampled("a", " a ", "b", "  ", completion="a\n")) == []
-    assert preferred(sampled("a", completion="a"), sampled(completion=" a")) == []
+    assert preferred(sampled("a", completion="a"), [sampled(completion=" a")]) == []
 
 
 def test_human_preferences_by_hand():
-    other = sampled("x", completion="elsewhere")
-    assert preferred(sampled("a", "b", "c", complete=[True, True, False]), other) == [
-        {"prompt": "p", "chosen": "human", "rejected": "b"},
-        {"prompt": "p", "chosen": "human", "rejected": "elsewhere"},
+    others = [sampled("x", completion="elsewhere"), sampled("y", completion="far away")]
+    assert preferred(sampled("a", "b", "c", complete=[True, True, False]), others) == [
+        {"prompt": "p", "chosen": "human", "rejected": rejected} for rejected in ("a", "b", "elsewhere", "far away")
     ]
-    assert preferred(sampled("a", complete=[False]), other) == [
+    assert preferred(sampled("a", complete=[False]), others[:1]) == [
         {"prompt": "p", "chosen": "human", "rejected": "elsewhere"}
     ]
 
@@ -561,8 +561,14 @@ def test_pairs_stage(tmp_path):
     labelled, human = (read(tmp_path / f"a/{name}.parquet") for name in ("rows", "human"))
     assert found == {"pairs to label": 10, "human preferences": len(human)} and len(labelled) == 10
     assert all(r["chosen"] == f"human {r['prompt'][1:]}" for r in human)
-    negatives = [r["rejected"] for r in human if r["rejected"] != "c"]
-    assert len(human) == 5 + len(negatives) and len(set(negatives)) == len(negatives) >= 3
+    for sample in "abc":
+        assert sum(r["rejected"] == sample for r in human) == 5
+    elsewhere = [r for r in human if r["rejected"] not in "abc"]
+    assert len(human) == 15 + len(elsewhere) and all(r["rejected"] != r["chosen"] for r in elsewhere)
+    # each of three permutations of the five completions gives a prompt one of them, its own now and then
+    assert 5 <= len(elsewhere) <= 15
+    counts = [sum(r["rejected"] == f"human {i}" for r in elsewhere) for i in range(5)]
+    assert max(counts) <= 3
 
 
 def test_corpus_stage(tmp_path):
