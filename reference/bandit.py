@@ -27,7 +27,7 @@ def spread(weights):
 
 def ipo_loss(weights, pairs, tau):
     """sum over pairs of (psi_w - psi_l - 1/tau)^2. Source: sections 7.1 and 7.2."""
-    return np.sum([ipo(weights[w] - weights[l], tau) for w, l in pairs])
+    return np.sum([ipo(weights[better] - weights[worse], tau) for better, worse in pairs])
 
 
 def ipo_solution(pairs, arms, tau):
@@ -44,7 +44,7 @@ def pessimistic_dpo_loss(weights, pairs, beta, alpha):
     Shapes: [arms] -> scalar, nats. Source: section 7.1, Proposition 5.
     """
     logps = log_softmax(weights)
-    pair_loss = [dpo(weights[w] - weights[l], beta) for w, l in pairs]
+    pair_loss = [dpo(weights[better] - weights[worse], beta) for better, worse in pairs]
     return np.sum(pair_loss) - beta / alpha * np.sum(logps[pairs])
 
 

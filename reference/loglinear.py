@@ -6,6 +6,7 @@ of a response (`tabular`), of a token (`bag_of_words`, whose responses are `draw
 every gradient has a closed form.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +78,7 @@ def margin_slopes(method, pair_margins, reward_margins, strength):
     return SLOPES[distillation](pair_margins, weights @ reward_margins, strength) / batch
 
 
-SLOPES = {  # d objective / d margin, of whole batches
+SLOPES: dict[Callable, Callable] = {  # d objective / d margin, of whole batches
     dpo: lambda h, beta: -beta * np.exp(-np.logaddexp(0.0, beta * h)),
     ipo: lambda h, tau: 2 * (h - 1 / tau),
     distillation: lambda h, reward_margins, beta: -2 * beta * (reward_margins - beta * h),
