@@ -1,7 +1,8 @@
 """`python -m benchmarks.search`: the model selection behind the miniature's shipped hyperparameters.
 
 Every method gets the same search: each strength (beta, or tau) with each learning rate, at each rho, trained as the
-default run trains and judged on validation prompts alone. Prints the table for `scale/paper.py`, and copies every
+default run trains and judged on validation prompts alone, within the KL budget of `Paper.most_kl`, since a policy far
+enough from pi_ref fools the oracle. Prints the table for `scale/paper.py`, and copies every
 candidate's validation advantage to `benchmarks/results/search.csv`. A best value at the edge of its grid is marked.
 """
 
@@ -37,14 +38,14 @@ def main(search: Search) -> None:
     shutil.copy(search.out / "results.csv", RESULTS)
     with RESULTS.open() as file:
         chosen = [row for row in csv.DictReader(file) if row["selected"] == "1"]
-    print("| method | rho | value | learning rate | validation advantage | at an edge of the grid |")
-    print("|---|---|---|---|---|---|")
+    print("| method | rho | value | learning rate | validation advantage | its KL | at an edge of the grid |")
+    print("|---|---|---|---|---|---|---|")
     for row in chosen:
         strengths = search.betas if row["parameter"] == "beta" else search.taus
         edges = [name for name, grid in (("value", strengths), ("learning_rate", search.learning_rates))
                  if float(row[name]) in (min(grid), max(grid))]
         print(f"| {row['method']} | {row['rho']} | {row['value']} | {row['learning_rate']} | "
-              f"{row['validation_advantage']} | {', '.join(edges)} |")
+              f"{row['validation_advantage']} | {row['validation_kl']} | {', '.join(edges)} |")
 
 
 if __name__ == "__main__":

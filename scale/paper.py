@@ -48,11 +48,13 @@ class Paper(Stage):
     seeds: int = 1
     """Repetitions of all that follows the oracle: biased sets, reward models, policies, samples."""
     betas: tuple[float, ...] = ()
-    """Candidates for beta: all are trained, the best on validation is kept. Default: what the search found."""
+    """Candidates for beta: all are trained, the best on validation prompts is kept. Default: what the search found."""
     taus: tuple[float, ...] = ()
     """Candidates for IPO's tau. Default: what the search found."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: what the search found."""
+    most_kl: float = 10.0
+    """Candidates further than this from pi_ref (nats, validation prompts) are not kept: they may fool the oracle."""
     pairs: int = 3000
     """Pairs of each D_rho, at most."""
     biases: tuple[float, ...] = (0.2, 0.4, 0.5, 0.6, 0.8)
@@ -89,7 +91,7 @@ class Paper(Stage):
         with workers(max(len(self.methods), len(BIASES_OF) * len(self.rhos))) as pool:
             for seed in range(self.seeds):
                 policies = self.train(pool, seed)
-                selected = [max(cell, key=lambda p: p.validation or 0.0) for cell in by_cell(policies)]
+                selected = [best(cell, self.most_kl) for cell in by_cell(policies)]
                 trained += policies
                 outcomes += self.test(pool, selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
@@ -144,9 +146,9 @@ class Paper(Stage):
         execute_all(pool, [[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
         searched = [cell for cell in by_cell(policies) if len(cell) > 1]
         found = self.evaluate(pool, "validation", [[p.path for p in cell] for cell in searched], seed)
-        values = {p.path: each["advantage"] for cell, stage in zip(searched, found, strict=True)
+        values = {p.path: (each["advantage"], each["kl"]) for cell, stage in zip(searched, found, strict=True)
                   for p, each in zip(cell, stage, strict=True)}
-        return [p._replace(validation=values.get(p.path)) for p in policies]
+        return [Policy(*p[:-2], *values.get(p.path, (None, None))) for p in policies]
 
     def rewards_of(self, rho: float, name: str, seed: int) -> list[Stage]:
         """Stages 4 and 5: D_rho, and r_rho or the ensemble r_{rho,b}; their rewards of D_rho as columns."""
@@ -227,6 +229,12 @@ def by_cell(policies: list[Policy]) -> list[list[Policy]]:
     return [list(cell) for _, cell in groupby(policies, key=lambda p: (p.rho, p.method))]
 
 
+def best(cell: list[Policy], most_kl: float) -> Policy:
+    """Of candidates within the KL budget the one with the largest advantage; the nearest one where none is within."""
+    near = [p for p in cell if (p.validation_kl or 0.0) <= most_kl]
+    return max(near, key=lambda p: p.validation or 0.0) if near else min(cell, key=lambda p: p.validation_kl or 0.0)
+
+
 def found(method: str, rho: float) -> tuple[float, float]:
     """(strength, learning rate) that `python -m benchmarks.search` found at the nearest rho."""
     nearest = min(FOUND[method], key=lambda r: abs(r - rho))
@@ -234,14 +242,14 @@ def found(method: str, rho: float) -> tuple[float, float]:
 
 
 FOUND: dict[str, dict[float, tuple[float, float]]] = {
-    "dpo": {0.2: (0.3, 3e-3), 0.5: (0.1, 3e-3), 0.8: (0.3, 3e-3)},
-    "ipo": {0.2: (0.1, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.1, 3e-3)},
-    "d-dpo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
-    "p-dpo": {0.2: (0.1, 3e-3), 0.5: (0.1, 3e-3), 0.8: (1.0, 3e-3)},
-    "dp-dpo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
-    "e-dpo": {0.2: (0.3, 3e-3), 0.5: (0.1, 3e-3), 0.8: (0.03, 1e-3)},
-    "hull": {0.2: (0.03, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.03, 3e-3)},
-    "mean": {0.2: (0.1, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
+    "dpo": {0.2: (3.0, 1e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
+    "ipo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.1, 3e-3)},
+    "d-dpo": {0.2: (3.0, 3e-3), 0.5: (0.01, 3e-3), 0.8: (0.3, 3e-3)},
+    "p-dpo": {0.2: (0.01, 3e-3), 0.5: (0.1, 3e-3), 0.8: (0.3, 3e-3)},
+    "dp-dpo": {0.2: (3.0, 3e-3), 0.5: (0.03, 1e-2), 0.8: (0.3, 3e-3)},
+    "e-dpo": {0.2: (0.3, 3e-3), 0.5: (3.0, 3e-3), 0.8: (0.3, 3e-3)},
+    "hull": {0.2: (0.03, 1e-2), 0.5: (0.03, 1e-2), 0.8: (0.03, 1e-2)},
+    "mean": {0.2: (0.03, 3e-3), 0.5: (0.01, 3e-3), 0.8: (0.1, 3e-3)},
 }
 
 REWARD = Training(3_000, 64, 4e-6, 0, 1.0)

@@ -13,7 +13,7 @@ from scale.stages.align import MethodName
 
 
 class Policy(NamedTuple):
-    """One trained candidate; `validation` is its advantage on validation prompts where there was a choice."""
+    """One trained candidate; its advantage over and KL to pi_ref on validation prompts, where there was a choice."""
 
     path: Path
     rho: float
@@ -22,6 +22,7 @@ class Policy(NamedTuple):
     learning_rate: float
     seed: int
     validation: float | None = None
+    validation_kl: float | None = None
 
 
 class Outcome(NamedTuple):
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 COLUMNS = ("method", "rho", "seed", "parameter", "value", "learning_rate", "selected", "validation_advantage",
-           "advantage", "low", "high", "win", "tie", "loss", "kl", "tokens")
+           "validation_kl", "advantage", "low", "high", "win", "tie", "loss", "kl", "tokens")
 
 
 def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome]) -> None:
@@ -61,5 +62,5 @@ def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
         "learning_rate": policy.learning_rate, "selected": int(findings is not None),
     }
     if policy.validation is not None:
-        known["validation_advantage"] = f"{policy.validation:.6g}"
+        known |= {"validation_advantage": f"{policy.validation:.6g}", "validation_kl": f"{policy.validation_kl:.6g}"}
     return known | {k: f"{v:.6g}" for k, v in (findings or {}).items()}

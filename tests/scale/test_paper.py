@@ -17,7 +17,7 @@ import pytest
 
 from scale.batches import Limits
 from scale.model import ModelConfig, Transformer
-from scale.paper import FOUND, PRESETS, Paper, Policy, by_cell, found
+from scale.paper import FOUND, PRESETS, Paper, Policy, best, by_cell, found
 from scale.train import Training
 
 OPTIONS = [
@@ -103,6 +103,14 @@ def test_cells_keep_their_candidates_together() -> None:
     choices = ((0.2, 1.0), (0.2, 3.0), (0.5, 1.0))
     policies = [Policy(Path(f"{rho}-{s}"), rho, "dpo", s, 1e-3, 0) for rho, s in choices]
     assert [len(cell) for cell in by_cell(policies)] == [2, 1]
+
+
+def test_model_selection_keeps_to_its_kl_budget() -> None:
+    cell = [Policy(Path(str(v)), 0.5, "dpo", 0.1, 1e-3, 0, v, kl) for v, kl in ((0.1, 2.0), (0.3, 9.0), (0.9, 11.0))]
+    assert best(cell, 10.0).validation == 0.3
+    assert best(cell, 5.0).validation == 0.1
+    assert best(cell, 20.0).validation == 0.9
+    assert best(cell[1:], 1.0).validation_kl == 9.0
 
 
 def test_the_paper_preset_is_section_6_1() -> None:
