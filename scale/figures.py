@@ -85,7 +85,7 @@ def figure2(path: Path, points: dict[tuple[float, str], Point]) -> None:
 
 def dodge(rhos: Sequence[float], n: int) -> np.ndarray:
     """Shifts along x that keep n error bars at one rho apart."""
-    return (np.arange(n) - (n - 1) / 2) * 0.4 * gap(rhos) / max(n, 1)
+    return (np.arange(n) - (n - 1) / 2) * 0.25 * gap(rhos) / max(n, 1)
 
 
 def gap(rhos: Sequence[float]) -> float:

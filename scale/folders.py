@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from minipref.reward_models import RewardModel, stack
 from scale.files import fingerprint, load_tree, read_json, save_tree, write_json
@@ -55,7 +56,10 @@ def read_folder(path: Path, reward: bool) -> Folder:
                         f"not a {'reward model' if reward else 'policy'}")
     config = ModelConfig(**record["model"])
     like = eqx.filter_eval_shape(skeleton, config, record["members"])
-    return Folder(path, load_tree(path / "weights.safetensors", like), config, load_codec(path / "tokenizer.json"))
+    model = load_tree(path / "weights.safetensors", like)
+    if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))):
+        raise DataError(f"{path / 'weights.safetensors'}: a weight is not finite")
+    return Folder(path, model, config, load_codec(path / "tokenizer.json"))
 
 
 def skeleton(config: ModelConfig, members: int) -> Any:

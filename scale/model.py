@@ -28,7 +28,7 @@ class ModelConfig:
     heads: int = 2
     """Query heads; keys and values have one."""
     head_size: int = 32
-    """Width of a head."""
+    """Width of a head, an even number."""
     d_ff: int = 256
     """Width of the SwiGLU's hidden layer."""
     rope_base: float = 10_000.0

@@ -53,7 +53,7 @@ class Paper(Stage):
     """Candidates for IPO's tau. Default: what the search found."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: what the search found."""
-    most_kl: float = 10.0
+    most_kl: float | None = 10.0
     """Candidates further than this from pi_ref (nats, validation prompts) are not kept: they may fool the oracle."""
     pairs: int = 3000
     """Pairs of each D_rho, at most."""
@@ -72,9 +72,9 @@ class Paper(Stage):
     oracle: Training = field(default_factory=lambda: Training(800, 32, 1e-3))
     """Training of the oracle reward model."""
     reward: Training = field(default_factory=lambda: Training(100, 16, 2e-3))
-    """Training of each reward model."""
+    """Training of each reward model; its seed is the repetition's."""
     align: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
-    """Training of each policy; its learning rate is searched, or found before."""
+    """Training of each policy; its learning rate is searched, or found before, and its seed the repetition's."""
 
     def inputs(self) -> list[Path]:
         return [self.data] if self.data else []
@@ -229,9 +229,9 @@ def by_cell(policies: list[Policy]) -> list[list[Policy]]:
     return [list(cell) for _, cell in groupby(policies, key=lambda p: (p.rho, p.method))]
 
 
-def best(cell: list[Policy], most_kl: float) -> Policy:
+def best(cell: list[Policy], most_kl: float | None) -> Policy:
     """Of candidates within the KL budget the one with the largest advantage; the nearest one where none is within."""
-    near = [p for p in cell if (p.validation_kl or 0.0) <= most_kl]
+    near = [p for p in cell if most_kl is None or (p.validation_kl or 0.0) <= most_kl]
     return max(near, key=lambda p: p.validation or 0.0) if near else min(cell, key=lambda p: p.validation_kl or 0.0)
 
 
@@ -263,6 +263,7 @@ PRESETS = {
         betas=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
         taus=(0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 25.0),
         learning_rates=(1e-6,),
+        most_kl=None,
         pairs=30_000,
         model=ModelConfig(vocab=32_768, layers=24, d_model=1024, heads=8, head_size=128, d_ff=4096),
         limits=Limits(512, 128, "drop"),

@@ -84,7 +84,8 @@ DEFINITIONS = f"""\
 - KL: reverse KL(policy || pi_ref) in nats, the mean over the policy's own samples of log policy - log pi_ref. An
   estimate, so it can be slightly negative. (The KL of the pessimistic methods' penalty, and of collapse.png, is the
   forward one, at pi_ref's samples.)
-- Tokens: mean length of a sample, its end-of-sequence token included.
+- Tokens: mean length of a sample, its end-of-sequence token included. KL and tokens are of the sample's text, which
+  may encode to other tokens, and to more, than were sampled.
 - Wald: mean paired difference over its standard error against N(0, 1), two-sided. Adjusted: Holm's step-down method
   over the tests named beside it. Significant: adjusted p < {SIGNIFICANT:g}.
 - hull: distils the nearest mixture of the reward models; mean: distils their average. Both are this project's.
@@ -311,7 +312,8 @@ def about_equal_kl(cells: dict[Key, list[Outcome]], kls: dict[float, float]) -> 
         "Policies that moved further from pi_ref had more room to gain. Here each is read off where its path of "
         f"{points} points (pi_ref, snapshots, end) first reaches the largest KL that all policies of that rho reach, "
         "each prompt's advantage linear in KL between neighbouring points. That KL, and the method that sets it: "
-        f"{'; '.join(least)}. The intervals leave out the error of the KL estimates and of the interpolation."
+        f"{'; '.join(least)}. Policies whose first point is beyond it are left out (`--snapshots` adds points). "
+        "The intervals leave out the error of the KL estimates and of the interpolation."
     )
 
 
@@ -320,11 +322,15 @@ def lowest(cells: dict[Key, list[Outcome]], rho: float) -> str:
 
 
 def at_equal_kl(cells: dict[Key, list[Outcome]]) -> tuple[dict[float, float], Values]:
-    """The largest KL that all policies of each rho reach, and the per-prompt advantages there, means over seeds."""
+    """The largest KL that all policies of each rho reach, and the per-prompt advantages there, means over seeds.
+
+    A policy whose first point is beyond that KL is left out: a line from pi_ref to it says nothing of its path.
+    """
     kls = {rho: min(reach(o) for key, seeds in cells.items() if key[0] == rho for o in seeds)
            for rho in rhos_of(cells)}
+    known = {key: seeds for key, seeds in cells.items() if all(trace(o)[0][1] <= kls[key[0]] for o in seeds)}
     return kls, {key: np.mean([value_at(kls[key[0]], *trace(o)) for o in seeds], axis=0)
-                 for key, seeds in cells.items()}
+                 for key, seeds in known.items()}
 
 
 def trace(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:

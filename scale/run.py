@@ -1,4 +1,7 @@
-"""`python -m scale.run`: the paper in miniature, end to end; or one of its stages on your own data."""
+"""`python -m scale.run`: the paper in miniature, end to end; or one of its stages on your own data.
+
+Without a subcommand: `paper`.
+"""
 
 # ruff: noqa: E402
 from scale.memory import keep_freed_memory

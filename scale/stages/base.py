@@ -1,12 +1,24 @@
 """What every stage shares: one folder out, skipped when complete, resumed when not, refused when it differs."""
 
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from scale.console import console
 from scale.files import fingerprint, read_json, write_json
 from scale.rows import DataError
+
+LEAST, MOST = sys.float_info.min, sys.float_info.max
+COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
+          "heads", "head_size", "d_model", "d_ff")
+BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
+    **dict.fromkeys(COUNTS, (1, MOST)),
+    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl"), (0, MOST)),
+    **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
+    **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0, 1)),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +37,10 @@ class Stage:
 
 def execute(stage: Stage) -> dict[str, Any]:
     """Run the stage unless its folder says that exactly this was done; returns its findings."""
+    for fault in out_of_bounds(stage):
+        raise DataError(fault)
+    if stage.out.is_file():
+        raise DataError(f"--out {stage.out}: is a file")
     path = stage.out / "stage.json"
     record = description(stage)
     old = read_json(path) if path.exists() else record
@@ -34,12 +50,34 @@ def execute(stage: Stage) -> dict[str, Any]:
         return old["findings"]
     write_json(path, record)
     console.print(str(stage.out), style="bold", markup=False)
-    findings = stage.run()
+    try:
+        findings = stage.run()
+    except DataError:
+        if [*stage.out.iterdir()] == [path]:
+            path.unlink()  # nothing was done: the same folder will do when the fault is mended
+        raise
     write_json(path, record | {"findings": findings})
     (stage.out / "checkpoint.safetensors").unlink(missing_ok=True)
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
     return findings
+
+
+def out_of_bounds(options: Any, prefix: str = "--") -> Iterator[str]:
+    """What is wrong with the numbers of a stage's options."""
+    for field in fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        if is_dataclass(value):
+            yield from out_of_bounds(value, f"{name}.")
+        low, high = BOUNDS.get(field.name, (-MOST, MOST))
+        numbers = [v for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, int | float)]
+        yield from (f"{name}: must be {bounds_text(low, high)}, not {v:g}" for v in numbers if not low <= v <= high)
+
+
+def bounds_text(low: float, high: float) -> str:
+    if low in (LEAST, -MOST):
+        return "above 0" if low == LEAST else "finite"
+    return f"at least {low:g}" if high == MOST else f"within {low:g} and {high:g}"
 
 
 def description(stage: Stage) -> dict[str, Any]:
@@ -69,6 +107,6 @@ def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None
     if old["stage"] != new["stage"]:
         raise DataError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
     differing = [k for k in new["options"] if old["options"].get(k) != new["options"][k]]
-    differing += ["the contents of the inputs"] * (old["inputs"] != new["inputs"])
+    differing += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
     if differing:
         raise DataError(f"{stage.out}: was begun with other {', '.join(differing)}; name another --out or delete it")

@@ -23,7 +23,7 @@ class Bias(Stage):
     rho: float = 0.5
     """Share of pairs whose longer response is preferred."""
     size: int = 6000
-    """Pairs at most: as many as the data allows at this rho."""
+    """Pairs at most; fewer where the data has fewer at this rho."""
     seed: int = 0
     """Seed of the subsample."""
 

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 from scale.corpus import docstrings
-from scale.rows import read, split, write
+from scale.rows import DataError, read, split, write
 from scale.stages.base import Stage
 
 
@@ -24,9 +24,14 @@ class Corpus(Stage):
         return [self.data] if self.data else []
 
     def run(self) -> dict[str, Any]:
+        if self.validation + self.test >= 1:
+            raise DataError("--validation and --test: together they must leave some prompts to train on")
         rows = read(self.data, need=("prompt", "completion")) if self.data else docstrings()
         shares = {"train": 1 - self.validation - self.test, "validation": self.validation, "test": self.test}
         parts = split(rows, shares, self.seed)
+        for name, part in parts.items():
+            if shares[name] and not part:
+                raise DataError(f"{self.data}: {len(rows)} rows are too few for a {name} part of {shares[name]:g}")
         for name, part in parts.items():
             write(self.out / f"{name}.parquet", part, {})
         return {name: len(part) for name, part in parts.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from scale import folders
 from scale.batches import Limits, encode
 from scale.inference import generate, rewards, sequence_logps
-from scale.rows import read, write
+from scale.rows import DataError, read, write
 from scale.stages.base import Stage
 from scale.stats import bootstrap_interval
 
@@ -28,18 +28,20 @@ class Evaluate(Stage):
     reference: Path
     """Folder of pi_ref."""
     rewards: Path
-    """Folder of the oracle reward model (the mean, where it has several members)."""
+    """Folder of the oracle reward model (the mean, where it has several members): not one that a policy distilled."""
     n: int = 2
     """Samples of each prompt."""
     seed: int = 0
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
-    """Length limits; `response` is the most tokens a sample may have."""
+    """Length limits; `response` is the most tokens that are sampled (the text may encode to more)."""
 
     def inputs(self) -> list[Path]:
         return [self.data, *self.policies, self.reference, self.rewards]
 
     def run(self) -> dict[str, Any]:
+        if not self.policies:
+            raise DataError("--policies: name at least one folder")
         reference, oracle = folders.load_policy(self.reference), folders.load_rewards(self.rewards)
         prompts = read(self.data, need=("prompt",))
         baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)

@@ -104,23 +104,26 @@ def test_methods_are_compared_within_a_rho_and_adjusted_over_all(tmp_path):
 
 
 def test_equal_kl_by_hand(tmp_path):
-    """dpo ends at KL 4; ipo at 1, with advantage 0.2. dpo reaches KL 1 halfway to its snapshot (2, 0.6)."""
+    """ipo ends at KL 1, advantage 0.2; dpo reaches it halfway from (0.5, 0.3) to (1.5, 0.9); e-dpo starts beyond."""
     outcomes = [
-        outcome(tmp_path, "dpo", points=((2.0, 0.6), (4.0, 0.1)), noise=np.array([1.0, -1.0])),
+        outcome(tmp_path, "dpo", points=((0.5, 0.3), (1.5, 0.9)), noise=np.array([1.0, -1.0])),
         outcome(tmp_path, "ipo", points=((0.5, 0.3), (1.0, 0.2)), noise=np.array([0.0, 0.0])),
+        outcome(tmp_path, "e-dpo", points=((1.1, 5.0), (2.0, 9.0)), noise=np.array([0.0, 0.0])),
     ]
     kls, values = at_equal_kl(by_cell(outcomes))
     assert kls == {0.5: 1.0}
-    assert values[0.5, "dpo"] == pytest.approx([0.3 + 0.5, 0.3 - 0.5])
+    assert set(values) == {(0.5, "dpo"), (0.5, "ipo")}
+    assert values[0.5, "dpo"] == pytest.approx([0.6 + 1, 0.6 - 1])
     assert values[0.5, "ipo"] == pytest.approx([0.2, 0.2])
     assert "rho 0.5: 1.00 (ipo)" in report(tmp_path, outcomes)
 
 
 def test_equal_kl_is_one_that_every_seed_reaches(tmp_path):
-    seeds = [outcome(tmp_path, "dpo", seed=s, points=((kl, 0.4),), noise=np.zeros(2)) for s, kl in ((0, 1.0), (1, 4.0))]
+    seeds = [outcome(tmp_path, "dpo", seed=s, points=((0.5, 0.2), (kl, 0.4)), noise=np.zeros(2))
+             for s, kl in ((0, 1.0), (1, 4.5))]
     kls, values = at_equal_kl(by_cell(seeds))
     assert kls == {0.5: 1.0}
-    assert values[0.5, "dpo"] == pytest.approx([(0.4 + 0.1) / 2] * 2)
+    assert values[0.5, "dpo"] == pytest.approx([(0.4 + 0.2 + 0.2 / 8) / 2] * 2)
 
 
 def test_one_method_at_one_rho(tmp_path):

@@ -18,7 +18,7 @@ from scale.model import ModelConfig
 from scale.rows import DataError, provenance, read, write
 from scale.stages import align
 from scale.stages.align import Align
-from scale.stages.base import execute
+from scale.stages.base import execute, out_of_bounds
 from scale.stages.bias import Bias, largest, longer_side, longer_wins, subsample
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate, per_prompt, summary
@@ -170,7 +170,7 @@ def test_other_options_in_the_same_folder_are_refused(chain, change, named):
 
 def test_other_inputs_or_another_stage_in_the_same_folder_are_refused(chain, tmp_path):
     other = jsonl(tmp_path / "other.jsonl", chain.rows[1:])
-    with pytest.raises(DataError, match="other the contents of the inputs"):
+    with pytest.raises(DataError, match="other contents of the inputs"):
         execute(replace(chain.score, data=other))
     with pytest.raises(DataError, match="holds a Score stage, not Bias"):
         execute(Bias(out=chain.score.out, data=chain.data, tokenizer=chain.at / "sft"))
@@ -662,7 +662,7 @@ def test_samples_that_read_as_more_tokens_than_were_sampled(chain, tmp_path):
 
     No row is lost for it: reference samples are scored, and evaluation compares every prompt.
     """
-    young = replace(chain.sft, out=tmp_path / "young", training=replace(FEW, learning_rate=0.0), validation=None)
+    young = replace(chain.sft, out=tmp_path / "young", training=replace(FEW, learning_rate=1e-30), validation=None)
     execute(young)
     assert (
         execute(Score(out=tmp_path / "scored", data=chain.data, reference=tmp_path / "young", limits=LIMITS))["rows"]
@@ -697,3 +697,48 @@ def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
     data = rewritten(tmp_path, long)
     pairs = [execute(chain.align(m, out=tmp_path / m, data=data))["pairs"] for m in ("dpo", "p-dpo")]
     assert pairs == [35, 35]
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"training": replace(FEW, steps=0)}, "--training.steps: must be at least 1, not 0"),
+    ({"training": replace(FEW, learning_rate=float("nan"))}, "--training.learning-rate: must be above 0, not nan"),
+    ({"training": replace(FEW, seed=-1)}, "--training.seed: must be at least 0, not -1"),
+    ({"limits": Limits(0, 12)}, "--limits.prompt: must be at least 1, not 0"),
+    ({"beta": 0.0}, "--beta: must be above 0, not 0"),
+    ({"gamma": (0.1, -1.0)}, "--gamma: must be at least 0, not -1"),
+])
+def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, said):
+    stage = replace(chain.align("e-dpo"), out=tmp_path / "new", **change)
+    with pytest.raises(DataError, match=said):
+        execute(stage)
+    assert not (tmp_path / "new").exists()
+
+
+def test_bounds_of_shares():
+    assert list(out_of_bounds(Bias(out=Path("o"), data=Path("d"), tokenizer=Path("t"), rho=1.5))) == [
+        "--rho: must be within 0 and 1, not 1.5"
+    ]
+
+
+def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p"}')
+    stage = Corpus(out=tmp_path / "o", data=rows)
+    with pytest.raises(DataError, match="missing"):
+        execute(stage)
+    jsonl(rows, [{"prompt": f"p{i}", "completion": "c"} for i in range(200)])
+    assert sum(execute(stage).values()) == 200
+
+
+def test_too_few_rows_for_a_part_are_an_error(tmp_path):
+    rows = jsonl(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
+    with pytest.raises(DataError, match="1 rows are too few for a"):
+        execute(Corpus(out=tmp_path / "o", data=rows))
+
+
+def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
+    policy = folders.load_policy(chain.at / "sft")
+    broken = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * np.nan)
+    folders.save(tmp_path / "p", broken, policy.config, policy.codec)
+    with pytest.raises(DataError, match="a weight is not finite"):
+        folders.load_policy(tmp_path / "p")
