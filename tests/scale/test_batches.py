@@ -127,11 +127,11 @@ def test_a_response_cut_short_has_no_end():
     assert list(found.data.labels[0][:3]) == [21, 1, 31] and list(found.data.owners[0][:4]) == [0, 0, 1, 2]
 
 
-def test_shapes_are_rounded_up_to_16():
+def test_shapes_are_rounded_up_to_8():
     found, _ = encoded(ROWS, Limits(9, 9))
-    assert found.data.tokens.shape == (4, 16) and found.data.labels.shape == (4, 16)
+    assert found.data.tokens.shape == (4, 16) and found.data.labels.shape == (4, 8)
     long = [{"prompt": " ".join(["11"] * 16), "chosen": "21", "rejected": "22"}]
-    assert encoded(long, Limits(99, 9))[0].data.tokens.shape == (1, 32)
+    assert encoded(long, Limits(99, 9))[0].data.tokens.shape == (1, 24)
 
 
 def test_columns():
