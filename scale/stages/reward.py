@@ -55,7 +55,8 @@ class Reward(Stage):
         rows = read(self.data)
         if self.validation:
             return rows, read(self.validation)
-        parts = split(rows, {"train": 0.9, "held out": 0.1}, self.training.seed)
+        unlike_corpus = -1 - self.training.seed  # a part of the corpus is a range of its hash, which must not be cut again
+        parts = split(rows, {"train": 0.9, "held out": 0.1}, unlike_corpus)
         if not parts["held out"]:
             raise DataError(f"{self.data}: too few prompts to hold any out; name --validation")
         return parts["train"], parts["held out"]

@@ -483,8 +483,8 @@ def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
 
 
 def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
-    """Of three prompts a tenth may be none."""
-    data = jsonl(tmp_path / "rows.jsonl", chain.rows[:3])
+    """Of one prompt a tenth may be none."""
+    data = jsonl(tmp_path / "rows.jsonl", chain.rows[:1])
     stage = Reward(out=tmp_path / "a", data=data, init=chain.at / "sft", training=FEW, limits=LIMITS)
     with pytest.raises(DataError, match=r"rows\.jsonl: too few prompts to hold any out; name --validation"):
         execute(stage)
@@ -742,3 +742,12 @@ def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
     folders.save(tmp_path / "p", broken, policy.config, policy.codec)
     with pytest.raises(DataError, match="a weight is not finite"):
         folders.load_policy(tmp_path / "p")
+
+
+def test_a_part_of_a_split_corpus_can_be_split_again(tmp_path):
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(300)]
+    execute(Corpus(out=tmp_path / "c", data=jsonl(tmp_path / "rows.jsonl", rows), validation=0.3, test=0.3))
+    for part in ("train", "validation", "test"):
+        stage = Reward(out=tmp_path / "r", data=tmp_path / f"c/{part}.parquet", init=tmp_path)
+        train, held_out = stage.parts()
+        assert 2 <= len(held_out) <= 30 and len(train) > 3 * len(held_out)
