@@ -121,7 +121,7 @@ MUTATIONS = [
         "weights = minimise_on_simplex(dual, len(rewards))\n    return distil",
         "weights = np.full(len(rewards), 1 / len(rewards))\n    return distil",
     ),
-    Mutation("simplex uphill", "tabular", "value + 0.1 * slope @ m)", "value + 10 * slope @ m)"),
+    Mutation("simplex stays", "tabular", "point, at = step", "break"),
     Mutation(
         "simplex without curvature", "tabular",
         "_quadratic_on_simplex(slope - curvature @ point, curvature)",

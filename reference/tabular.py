@@ -118,17 +118,27 @@ def distil(ref_logps, rewards, beta, gamma):
 
 
 def _distil_one(ref, rewards, beta, gamma):
-    """One prompt: [Y] -> [Y]. With e = r - beta (theta - ref), the loss is 2 Var(e) + gamma KL."""
-    n, theta = len(ref), log_softmax(ref + rewards / beta)
-    centring = np.eye(n) - 1 / n
-    for _ in range(100):
+    """One prompt: [Y] -> [Y]. With e = r - beta (theta - ref), the loss is 2 Var(e) + gamma KL.
+
+    Newton steps, halved until they shorten the slope, which each of them does for a strictly convex loss.
+    """
+    centring = np.eye(len(ref)) - 1 / len(ref)
+
+    def slope(theta):
+        pull = gamma * (np.exp(log_softmax(theta)) - np.exp(ref))
+        return pull - 4 * beta / len(ref) * centring @ (rewards - beta * (theta - ref))
+
+    theta = min((ref, ref + rewards / beta), key=lambda start: np.linalg.norm(slope(start)))
+    for _ in range(500):
         policy = np.exp(log_softmax(theta))
-        slope = -4 * beta / n * centring @ (rewards - beta * (theta - ref)) + gamma * (policy - np.exp(ref))
-        curvature = 4 * beta**2 / n * centring + gamma * (np.diag(policy) - np.outer(policy, policy))
-        step = np.linalg.solve(curvature + beta**2 / n, slope)
-        theta = theta - step / max(1.0, np.max(np.abs(step)))
-        if np.max(np.abs(step)) < 1e-13:
+        curvature = 4 * beta**2 / len(ref) * centring + gamma * (np.diag(policy) - np.outer(policy, policy))
+        step = np.linalg.solve(curvature + beta**2 / len(ref), slope(theta))
+        shortest = np.linalg.norm(slope(theta))
+        halves = ((scale, theta - scale * step) for scale in 0.5 ** np.arange(30))
+        shorter = (near for scale, near in halves if np.linalg.norm(slope(near)) < (1 - scale / 10) * shortest)
+        if np.max(np.abs(step)) < 1e-14 * (1 + np.max(np.abs(theta))) or (after := next(shorter, None)) is None:
             break
+        theta = after
     return log_softmax(theta)
 
 
@@ -167,18 +177,27 @@ def minimise_on_simplex(function, size, most=200):
     where slope . w - min slope, which bounds how far the value is from its minimum (Frank and Wolfe), is rounding.
     """
     point = np.full(size, 1 / size)
+    at = function(point)
     for _ in range(most):
-        value, slope, curvature = function(point)
-        if slope @ point - np.min(slope) <= 1e-13 * (1 + np.max(np.abs(slope))):
+        _, slope, curvature = at
+        gap = slope @ point - np.min(slope)
+        if gap <= 1e-13 * (1 + np.max(np.abs(slope))):
             break
         move = _quadratic_on_simplex(slope - curvature @ point, curvature) - point
-        halves = (move * 0.5**i for i in range(30))
-        falling = (m for m in halves if function(point + m)[0] < value + 0.1 * slope @ m)
-        move = next(falling, None)
-        if move is None:
+        tried = ((0.5**i, point + 0.5**i * move, function(point + 0.5**i * move)) for i in range(30))
+        better = ((near, there) for scale, near, there in tried if _is_progress(at, gap, scale * move, near, there))
+        step = next(better, None)
+        if step is None:
             break
-        point = point + move
+        point, at = step
     return point
+
+
+def _is_progress(at, gap, move, near, there):
+    """Whether the value falls enough or, where values differ by no more than rounding, the gap is halved."""
+    value, slope, _ = there
+    level = value <= at[0] + 1e-13 * (1 + abs(at[0]))
+    return value < at[0] + 0.1 * at[1] @ move or (level and slope @ near - np.min(slope) < gap / 2)
 
 
 def _quadratic_on_simplex(linear, matrix):

@@ -484,7 +484,7 @@ def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
 
 def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
     """Of one prompt a tenth may be none."""
-    data = jsonl(tmp_path / "rows.jsonl", chain.rows[:1])
+    data = jsonl(tmp_path / "rows.jsonl", chain.rows[1:2])
     stage = Reward(out=tmp_path / "a", data=data, init=chain.at / "sft", training=FEW, limits=LIMITS)
     with pytest.raises(DataError, match=r"rows\.jsonl: too few prompts to hold any out; name --validation"):
         execute(stage)
