@@ -55,8 +55,8 @@ class Reward(Stage):
         rows = read(self.data)
         if self.validation:
             return rows, read(self.validation)
-        unlike_corpus = -1 - self.training.seed  # a part of the corpus is a range of its hash, which must not be cut again
-        parts = split(rows, {"train": 0.9, "held out": 0.1}, unlike_corpus)
+        seed = -1 - self.training.seed  # none that `corpus` may have: its parts are ranges of a hash with its seed
+        parts = split(rows, {"train": 0.9, "held out": 0.1}, seed)
         if not parts["held out"]:
             raise DataError(f"{self.data}: too few prompts to hold any out; name --validation")
         return parts["train"], parts["held out"]
