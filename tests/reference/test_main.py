@@ -87,3 +87,9 @@ def test_every_public_function_says_what_it_is():
 def test_objectives_settings_and_claims_fit_the_budget():
     harness = {"__main__", "instances"}
     assert sum(len(path.read_text().splitlines()) for path in MODULES if path.stem not in harness) < 1500
+
+
+def test_the_readme_names_every_claim():
+    text = (REFERENCE / "README.md").read_text()
+    assert not [row.function.__name__ for row in main.CLAIMS if f"`{row.function.__name__}`" not in text]
+    assert set(re.findall(r"\]\((\w+\.py)\)", text)) <= {path.name for path in MODULES}
