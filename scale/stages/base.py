@@ -14,10 +14,10 @@ LEAST, MOST = sys.float_info.min, sys.float_info.max
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
           "heads", "head_size", "d_model", "d_ff")
 BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
-    **dict.fromkeys(COUNTS, (1, MOST)),
-    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl"), (0, MOST)),
+    **dict.fromkeys(COUNTS, (1.0, MOST)),
+    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl"), (0.0, MOST)),
     **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
-    **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0, 1)),
+    **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0.0, 1.0)),
 }
 
 
