@@ -14,7 +14,7 @@ from scale.model import ModelConfig
 from scale.report import prompt_text, terminal_table, write_report
 from scale.results import Outcome, Policy, write_results
 from scale.rows import read
-from scale.stages.align import Align, MethodName
+from scale.stages.align import Align, MethodName, snapshot_steps
 from scale.stages.base import Stage, description, execute
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
@@ -183,8 +183,7 @@ class Paper(Stage):
 
     def test(self, pool: ProcessPoolExecutor, selected: list[Policy], seed: int) -> list[Outcome]:
         """Stage 7: the selected policies on test prompts, at each snapshot and at the end."""
-        each = self.align.steps // (self.snapshots + 1)
-        steps = [each * (i + 1) for i in range(self.snapshots)] + [self.align.steps]
+        steps = [*snapshot_steps(self.align.steps, self.snapshots), self.align.steps]
         groups = by_method(selected)
         paths = [[path for p in group for path in (*(p.path / f"step-{s}" for s in steps[:-1]), p.path)]
                  for group in groups]

@@ -234,8 +234,7 @@ def against_reference(values: Values) -> list[Comparison]:
 
 def compare(values: Values) -> list[Comparison]:
     """Every pair of methods at each rho."""
-    pairs = [(a, b) for a, b in combinations(values, 2) if a[0] == b[0]]
-    return adjusted({(a[0], a[1], b[1]): values[a] - values[b] for a, b in pairs})
+    return adjusted({(a[0], a[1], b[1]): values[a] - values[b] for a, b in same_rho(values)})
 
 
 def adjusted(differences: dict[tuple[float, str, str], np.ndarray]) -> list[Comparison]:
@@ -268,7 +267,7 @@ def count(things: Sequence[Any], name: str) -> str:
 def pairwise(found: list[Comparison]) -> str:
     """The significant differences, and how many are not."""
     if not found:
-        return "No two methods were run at one rho, so none are compared."
+        return "No two methods can be compared at one rho."
     real = [c.oriented() for c in found if c.significant]
     tests = (f"Between methods (Wald on paired advantages, Holm-adjusted over all {count(found, 'pair')} of methods "
              "at the same rho):")
@@ -297,40 +296,34 @@ def p_text(p: float) -> str:
 
 
 def equal_kl(cells: dict[Key, list[Outcome]]) -> str:
-    kls, values = at_equal_kl(cells)
-    points = {key: point(v) for key, v in values.items()}
-    best = best_of(points)
-    rows = [[f"{key[0]:g}", f"{kls[key[0]]:.2f}", *marked(key, found, best)] for key, found in points.items()]
-    return "\n\n".join([about_equal_kl(cells, kls), table(("rho", "KL", "method", "advantage"), rows),
-                        pairwise(compare(values))])
+    return f"{about_equal_kl(cells)}\n\n{pairwise(at_equal_kl(cells))}"
 
 
-def about_equal_kl(cells: dict[Key, list[Outcome]], kls: dict[float, float]) -> str:
-    least = [f"rho {rho:g}: {kl:.2f} ({lowest(cells, rho)})" for rho, kl in kls.items()]
+def about_equal_kl(cells: dict[Key, list[Outcome]]) -> str:
     points = len(next(iter(cells.values()))[0].steps) + 1
     return (
-        "Policies that moved further from pi_ref had more room to gain. Here each is read off where its path of "
-        f"{points} points (pi_ref, snapshots, end) first reaches the largest KL that all policies of that rho reach, "
-        "each prompt's advantage linear in KL between neighbouring points. That KL, and the method that sets it: "
-        f"{'; '.join(least)}. Policies whose first point is beyond it are left out (`--snapshots` adds points). "
-        "The intervals leave out the error of the KL estimates and of the interpolation."
+        "A policy that moved further from pi_ref had more room to gain. Here each two methods of one rho are compared "
+        f"at the KL that both reach, read off where the path of {points} points of each (pi_ref, snapshots, end) first "
+        "comes to it, each prompt's advantage linear in KL between neighbouring points. Pairs of which one's first "
+        "point after pi_ref is beyond that KL are left out: "
+        f"{len(at_equal_kl(cells))} of {len(same_rho(cells))} pairs remain "
+        "(`--snapshots` adds points). The tests leave out the error of the KL estimates and of the interpolation."
     )
 
 
-def lowest(cells: dict[Key, list[Outcome]], rho: float) -> str:
-    return min((key for key in cells if key[0] == rho), key=lambda key: min(map(reach, cells[key])))[1]
+def same_rho(keys: Iterable[Key]) -> list[tuple[Key, Key]]:
+    return [(a, b) for a, b in combinations(keys, 2) if a[0] == b[0]]
 
 
-def at_equal_kl(cells: dict[Key, list[Outcome]]) -> tuple[dict[float, float], Values]:
-    """The largest KL that all policies of each rho reach, and the per-prompt advantages there, means over seeds.
-
-    A policy whose first point is beyond that KL is left out: a line from pi_ref to it says nothing of its path.
-    """
-    kls = {rho: min(reach(o) for key, seeds in cells.items() if key[0] == rho for o in seeds)
-           for rho in rhos_of(cells)}
-    known = {key: seeds for key, seeds in cells.items() if all(trace(o)[0][1] <= kls[key[0]] for o in seeds)}
-    return kls, {key: np.mean([value_at(kls[key[0]], *trace(o)) for o in seeds], axis=0)
-                 for key, seeds in known.items()}
+def at_equal_kl(cells: dict[Key, list[Outcome]]) -> list[Comparison]:
+    """Each two methods of one rho at the largest KL that all seeds of both reach, where their paths are known there."""
+    differences = {}
+    for a, b in same_rho(cells):
+        kl = min(reach(o) for o in cells[a] + cells[b])
+        if all(trace(o)[0][1] <= kl for o in cells[a] + cells[b]):
+            ours, theirs = (np.mean([value_at(kl, *trace(o)) for o in cells[key]], axis=0) for key in (a, b))
+            differences[a[0], a[1], b[1]] = ours - theirs
+    return adjusted(differences)
 
 
 def trace(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
@@ -347,8 +340,8 @@ def reach(outcome: Outcome) -> float:
 
 
 def claims(cells: dict[Key, list[Outcome]]) -> str:
-    values, same_kl = final(cells), at_equal_kl(cells)[1]
-    tables = [claim_table(against_reference(v) + compare(v)) for v in (values, same_kl)]
+    values = final(cells)
+    tables = [claim_table(found) for found in (against_reference(values) + compare(values), at_equal_kl(cells))]
     return "\n\n".join([
         "Section 6.2's claims, and this project's own, as comparisons of two methods at one rho. Verdict: `yes` if all "
         "are significant, `in part` if some are and none the other way, `no` if some are the other way only, `mixed` "

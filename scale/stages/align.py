@@ -40,7 +40,7 @@ class Align(Stage):
     validation: Path | None = None
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
-    """Also keep the policy at this many evenly spaced steps before the last, in `step-N/`."""
+    """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
     limits: Limits = field(default_factory=Limits)
@@ -50,8 +50,8 @@ class Align(Stage):
         return [path for path in (self.data, self.policy, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
-        if self.snapshots >= self.training.steps:
-            raise DataError(f"--snapshots {self.snapshots}: the run has {self.training.steps} steps")
+        if (self.snapshots + 1) ** 2 > self.training.steps:
+            raise DataError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
         policy = folders.load_policy(self.policy)
         row = METHODS[self.method]
         gamma = row.gamma if self.gamma is None else self.gamma
@@ -63,7 +63,7 @@ class Align(Stage):
         indices = partial(batch_indices, len(data.tokens), self.training.batch, self.training.seed)
         model = train(partial(align_step, self.method), state, lambda i: take(data, indices(i)),
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
-                      self.probe(policy), watch_every(self.between))
+                      self.probe(policy), watch_every(self.training.steps, self.snapshots))
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data.tokens)}
 
@@ -74,11 +74,6 @@ class Align(Stage):
         if other[1] is not None:
             raise DataError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
         return 0.1 if value is None else value
-
-    @property
-    def between(self) -> int:
-        """Steps from one snapshot to the next."""
-        return max(1, self.training.steps // (self.snapshots + 1))
 
     def load(self, policy: folders.Folder, path: Path, fields: list[str]):
         require(path, **policy.hashes, limits=str(self.limits))
@@ -101,19 +96,26 @@ class Align(Stage):
     def probe(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
         """Keeps the snapshots, and watches the validation rows (Figure B.1)."""
         watched = self.validation and self.load(policy, self.validation, ["chosen", "rejected", "ref_sample"])
+        kept = snapshot_steps(self.training.steps, self.snapshots)
         sample = watched and take(watched, np.arange(min(MONITORED, len(watched.tokens))))
 
         def probe(model: Transformer, step: int) -> dict[str, Any]:
-            if step % self.between == 0 and 1 <= step // self.between <= self.snapshots:
+            if step in kept:
                 folders.save(self.out / f"step-{step}", model, policy.config, policy.codec)
             return monitor(model, sample) if sample else {}
 
         return probe
 
 
-def watch_every(between: int) -> int:
-    """The largest divisor of the steps between snapshots that is at most a quarter of them, and 50."""
-    return next(d for d in range(max(1, min(50, between // 4)), 0, -1) if between % d == 0)
+def snapshot_steps(steps: int, snapshots: int) -> list[int]:
+    """1, 4, 9, ... times a step: denser early, where a policy moves fastest. All are before the last step."""
+    return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
+
+
+def watch_every(steps: int, snapshots: int) -> int:
+    """The largest divisor of the first snapshot's step, and so of all, that is at most 50."""
+    first = steps // (snapshots + 1) ** 2
+    return next(d for d in range(min(50, first), 0, -1) if first % d == 0)
 
 
 @eqx.filter_jit

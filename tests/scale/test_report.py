@@ -108,27 +108,25 @@ def test_equal_kl_by_hand(tmp_path):
     outcomes = [
         outcome(tmp_path, "dpo", points=((0.5, 0.3), (1.5, 0.9)), noise=np.array([1.0, -1.0])),
         outcome(tmp_path, "ipo", points=((0.5, 0.3), (1.0, 0.2)), noise=np.array([0.0, 0.0])),
-        outcome(tmp_path, "e-dpo", points=((1.1, 5.0), (2.0, 9.0)), noise=np.array([0.0, 0.0])),
+        outcome(tmp_path, "e-dpo", points=((1.6, 5.0), (2.0, 9.0)), noise=np.array([0.0, 0.0])),
     ]
-    kls, values = at_equal_kl(by_cell(outcomes))
-    assert kls == {0.5: 1.0}
-    assert set(values) == {(0.5, "dpo"), (0.5, "ipo")}
-    assert values[0.5, "dpo"] == pytest.approx([0.6 + 1, 0.6 - 1])
-    assert values[0.5, "ipo"] == pytest.approx([0.2, 0.2])
-    assert "rho 0.5: 1.00 (ipo)" in report(tmp_path, outcomes)
+    [found] = at_equal_kl(by_cell(outcomes))
+    assert (found.a, found.b) == ("dpo", "ipo") and found.difference == pytest.approx(0.6 - 0.2)
+    assert "1 of 3 pairs remain" in report(tmp_path, outcomes)
 
 
 def test_equal_kl_is_one_that_every_seed_reaches(tmp_path):
+    """dpo's seeds end at KL 1 and 4.5 and pass (0.5, 0.2); ipo's path is known to KL 9 and worth nothing."""
     seeds = [outcome(tmp_path, "dpo", seed=s, points=((0.5, 0.2), (kl, 0.4)), noise=np.zeros(2))
              for s, kl in ((0, 1.0), (1, 4.5))]
-    kls, values = at_equal_kl(by_cell(seeds))
-    assert kls == {0.5: 1.0}
-    assert values[0.5, "dpo"] == pytest.approx([(0.4 + 0.2 + 0.2 / 8) / 2] * 2)
+    other = outcome(tmp_path, "ipo", points=((0.1, 0.0), (9.0, 0.0)), noise=np.zeros(2))
+    [found] = at_equal_kl(by_cell([*seeds, other]))
+    assert found.difference == pytest.approx((0.4 + 0.2 + 0.2 / 8) / 2)
 
 
 def test_one_method_at_one_rho(tmp_path):
     text = report(tmp_path, [outcome(tmp_path, "mean")])
-    assert "No two methods were run at one rho" in text
+    assert "No two methods can be compared at one rho" in text
     assert "One seed." in text
     assert "collapse.png)" not in text and "ensemble.png" not in text and "## The run" not in text
     assert (tmp_path / "figure2.png").read_bytes().startswith(PNG)
