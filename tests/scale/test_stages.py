@@ -224,7 +224,8 @@ def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "snapshots", "expected"), [(4, 1, [1]), (12, 1, [3]), (9, 2, [1, 4]), (3, 0, []), (8, 2, None), (2, 3, None)]
+    ("steps", "snapshots", "expected"),
+    [(4, 1, [1]), (12, 1, [3]), (9, 2, [1, 4]), (3, 0, []), (8, 2, None), (2, 3, None)],
 )
 def test_snapshots(chain, tmp_path, steps, snapshots, expected):
     """As many as asked for, at 1, 4, 9, ... times a step; asking for more than fit is an error that says so."""
