@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,11 @@ def load_tree(path: Path, like: Any) -> Any:
     for name, leaf in wanted.items():
         _check(f"{path}: leaf {name}", arrays[name], leaf)
     return jax.tree_util.tree_map_with_path(lambda key, leaf: _restored(arrays, key, leaf), like)
+
+
+def all_finite(tree: Any) -> bool:
+    """Whether no floating-point array of a tree holds a NaN or an infinity."""
+    return all(bool(jnp.isfinite(a).all()) for a in jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array)))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

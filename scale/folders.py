@@ -6,10 +6,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 
 from minipref.reward_models import RewardModel, stack
-from scale.files import fingerprint, load_tree, read_json, save_tree, write_json
+from scale.files import all_finite, fingerprint, load_tree, read_json, save_tree, write_json
 from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
 from scale.tokenizer import Codec, load_codec
@@ -57,7 +56,7 @@ def read_folder(path: Path, reward: bool) -> Folder:
     config = ModelConfig(**record["model"])
     like = eqx.filter_eval_shape(skeleton, config, record["members"])
     model = load_tree(path / "weights.safetensors", like)
-    if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))):
+    if not all_finite(model):
         raise DataError(f"{path / 'weights.safetensors'}: a weight is not finite")
     return Folder(path, model, config, load_codec(path / "tokenizer.json"))
 

@@ -296,17 +296,18 @@ def p_text(p: float) -> str:
 
 
 def equal_kl(cells: dict[Key, list[Outcome]]) -> str:
-    return f"{about_equal_kl(cells)}\n\n{pairwise(at_equal_kl(cells))}"
+    found = at_equal_kl(cells)
+    return f"{about_equal_kl(cells, len(found))}\n\n{pairwise(found)}"
 
 
-def about_equal_kl(cells: dict[Key, list[Outcome]]) -> str:
+def about_equal_kl(cells: dict[Key, list[Outcome]], known: int) -> str:
     points = len(next(iter(cells.values()))[0].steps) + 1
     return (
         "A policy that moved further from pi_ref had more room to gain. Here each two methods of one rho are compared "
         f"at the KL that both reach, read off where the path of {points} points of each (pi_ref, snapshots, end) first "
         "comes to it, each prompt's advantage linear in KL between neighbouring points. Pairs of which one's first "
         "point after pi_ref is beyond that KL are left out: "
-        f"{len(at_equal_kl(cells))} of {len(same_rho(cells))} pairs remain "
+        f"{known} of {len(same_rho(cells))} pairs remain "
         "(`--snapshots` adds points). The tests leave out the error of the KL estimates and of the interpolation."
     )
 

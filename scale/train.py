@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ import optax
 
 from minipref.training import Hyper, Metrics, TrainState
 from scale.console import track
-from scale.files import atomic, load_tree, save_tree
+from scale.files import all_finite, atomic, load_tree, save_tree
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Probe = Callable[[Any, int], dict[str, Any]]
@@ -108,5 +107,5 @@ def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> N
     for record in records:
         if not np.all(np.isfinite(record["loss"])):
             raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; {advice}")
-    if not all(jnp.isfinite(a).all() for a in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))):
+    if not all_finite(model):
         raise FloatingPointError(f"{folder}: a weight is not finite after step {records[-1]['step']}; {advice}")
