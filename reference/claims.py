@@ -138,7 +138,7 @@ def proposition_3(theta, chosen, rejected, beta):
     k <= 0, and 0 if and only if all tokens of y_w are in argmax Delta. Proof: k = sum_{i in y_w} (Delta_i - max Delta).
     """
     path, count, difference, tau = bag_descent(theta, chosen, rejected, beta)
-    copies = len(chosen) * np.eye(len(theta))[np.argmax(difference)]
+    copies = len(chosen) * np.eye(len(theta), dtype=int)[np.argmax(difference)]
     gaps = [bag_of_words.log_prob(each, count) - bag_of_words.log_prob(each, copies) for each in path]
     k = np.sum(difference[chosen] - np.max(difference))
     inside = np.all(difference[chosen] == np.max(difference))
