@@ -2,19 +2,22 @@
 
 figure1.png       Figure 1: Theorem 2 on three responses, as printed and over the convex hull of S
 bag_of_words.png  Propositions 2 and 3: what DPO does to a bag of words
-figure_b2.png     Figure B.2: p-DPO and IPO over three arms, with and without transitive closure
+figure_b2.png     Figure B.2: p-DPO (exact KL; section 7.1's on the pairs) and IPO over three arms, with and without
+                  transitive closure
 maximin.png       the pessimistic objective, Eq. 8: what each reading of Theorem 2 reaches
 """
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from scipy.optimize import minimize
 
-from reference import bag_of_words, bandit, tabular
+from reference import bag_of_words, bandit, loglinear, tabular
 from reference.loglinear import descend, log_softmax
 from reference.methods import METHODS
 from reference.objectives import forward_kl, pessimistic_rlhf
@@ -121,21 +124,34 @@ SHADES = [ORANGE, SKY, GREEN, RED]
 
 
 def figure_b2(path: Path) -> None:
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    grid = figure.subplots(2, 3, sharex=True, sharey="col")
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    grid = figure.subplots(3, 3, sharex=True, sharey="col")
     for dataset, pairs in DATASETS.items():
-        for beta, shade in zip(BETAS, SHADES, strict=True):
-            solutions = [bandit.pessimistic_dpo_solution(pairs, 3, beta, alpha) for alpha in ALPHAS]
-            draw_arms(grid[0], np.log(np.subtract(ALPHAS, 1)) / beta, solutions, dataset, shade)
+        for (beta, shade), (row, solve) in product(zip(BETAS, SHADES, strict=True), enumerate(P_DPO.values())):
+            solutions = [solve(pairs, 3, beta, alpha) for alpha in ALPHAS]
+            draw_arms(grid[row], np.log(np.subtract(ALPHAS, 1)) / beta, solutions, dataset, shade)
         targets = np.geomspace(0.04, 8, 13)
-        draw_arms(grid[1], targets, [bandit.ipo_solution(pairs, 3, 1 / target) for target in targets], dataset, "black")
-    for row, method in zip(grid, ["p-DPO", "IPO"], strict=True):
+        draw_arms(grid[2], targets, [bandit.ipo_solution(pairs, 3, 1 / target) for target in targets], dataset, "black")
+    for row, method in zip(grid, [*P_DPO, "IPO"], strict=True):
         for arm, ax in enumerate(row):
             ax.set(title=f"{method}: $\\pi(y_{arm + 1})$", xscale="log")
             bare(ax)
     figure.supxlabel("effective 1/τ: log(α - 1) / β for p-DPO")
     figure.legend(handles=b2_key(grid[0, 0]), loc="outside right center", frameon=False)
     save(figure, path)
+
+
+def exact_kl_solution(pairs: np.ndarray, arms: int, beta: float, alpha: float) -> np.ndarray:
+    """p-DPO with the summed losses of the pairs and (beta / alpha) KL(uniform || pi): [arms]."""
+    problem = tabular.problem(np.zeros((1, arms)), np.insert(pairs, 0, 0, axis=1), np.zeros((0, 1, arms)))
+    weight = beta / alpha / len(pairs)  # of the mean loss
+    method = METHODS["p-dpo"]._replace(gamma=(weight, weight))
+    value = lambda theta: loglinear.loss(problem, method, theta[None], beta)  # noqa: E731
+    slope = lambda theta: loglinear.gradient(problem, method, theta[None], beta)[0]  # noqa: E731
+    return minimize(value, np.zeros(arms), jac=slope, options={"gtol": 1e-9}).x
+
+
+P_DPO = {"p-DPO, exact KL": exact_kl_solution, "p-DPO, KL on pairs": bandit.pessimistic_dpo_solution}
 
 
 def draw_arms(axes: np.ndarray, x: np.ndarray, weights: list[np.ndarray], dataset: str, color: str) -> None:
