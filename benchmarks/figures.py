@@ -191,7 +191,7 @@ def maximin(path: Path) -> None:
         left.plot(found, look.marker, color=look.color, markersize=5, label=label)
         right.plot(np.sort(values[:, 0] - found), look.marker, color=look.color, markersize=5)
     left.set(xlabel="instance, by the maximum", ylabel="Eq. 8, nats")
-    right.set(xlabel="instance, by the shortfall", ylabel="shortfall from the maximum, nats", yscale="log")
+    right.set(xlabel="rank of the shortfall", ylabel="shortfall from the maximum, nats", yscale="log")
     for ax in (left, right):
         bare(ax)
     figure.legend(handles=left.lines, loc="outside lower center", ncols=3, frameon=False)

@@ -46,6 +46,7 @@ MUTATIONS = [
     Mutation("farthest model", "objectives", "np.argmin(_member_losses", "np.argmax(_member_losses"),
     Mutation("shares summed", "objectives", "return np.mean([ensemble_weights", "return np.sum([ensemble_weights"),
     Mutation("hull -> ensemble", "objectives", "weights = hull_weights(", "weights = ensemble_weights("),
+    Mutation("hull of two", "objectives", "for size in range(1, len(members) + 1))", "for size in range(1, 3))"),
     Mutation("hull's residuals", "objectives", "reward_margins - beta * np.asarray", "reward_margins - np.asarray"),
     Mutation("KL reversed", "objectives", "np.exp(ref) * (ref - policy)", "np.exp(policy) * (policy - ref)"),
     Mutation("sampled KL's sign", "objectives", "return ref_logp - policy_logp", "return policy_logp - ref_logp"),

@@ -100,13 +100,14 @@ def proposition_1(ref_logps, beta):
 def corollary_1(policy_logps, ref_logps, beta):
     """DPO's loss is 0, its least, if and only if pi(y_l) = 0 < pi(y_w), however small pi(y_w) is. Corollary 1.
 
-    Proof: the log-ratio is infinite exactly there. Otherwise pi(y_w) <= 1 bounds the loss from below.
+    Proof: the log-ratio is infinite exactly there. Otherwise it is at most what pi(y_w) = 1 gives, and the loss is > 0.
     """
     refs = ref_logps[:, 0], ref_logps[:, 1]
     degenerate = dpo(log_ratio_margin(np.log(1e-300), -np.inf, *refs), beta)
-    loss = dpo(log_ratio_margin(policy_logps[:, 0], policy_logps[:, 1], *refs), beta)
-    least = dpo(log_ratio_margin(0.0, policy_logps[:, 1], *refs), beta)
-    return worst(identity(degenerate, 0.0), at_most(least, loss, 0.0), at_most(0.0, least, 0.0))
+    h = log_ratio_margin(policy_logps[:, 0], policy_logps[:, 1], *refs)
+    most = log_ratio_margin(0.0, policy_logps[:, 1], *refs)
+    loss = identity(dpo(h, beta), np.logaddexp(0.0, -beta * h))
+    return worst(identity(degenerate, 0.0), at_most(h, most), loss)
 
 
 def bag_descent(theta, chosen, rejected, beta, steps=20):
@@ -145,10 +146,13 @@ def proposition_3(theta, chosen, rejected, beta):
     return worst(identity(np.array(gaps), tau * k), at_most(-np.diff(tau), 0.0), at_most(k, float(inside) - 1))
 
 
-def distillation_is_symmetric(margin, reward_margin, beta):
+def distillation_is_symmetric(policy_logps, ref_logps, rewards, beta):
     """Eq. 7 does not care which of its responses comes first. Section 5.1. Proof: both differences change sign."""
-    there, back = (objectives.distillation(sign * margin, sign * reward_margin, beta) for sign in (1, -1))
-    return identity(there, back)
+    losses = []
+    for y1, y2 in ((0, 1), (1, 0)):
+        h = log_ratio_margin(policy_logps[:, y1], policy_logps[:, y2], ref_logps[:, y1], ref_logps[:, y2])
+        losses.append(objectives.distillation(h, rewards[0, :, y1] - rewards[0, :, y2], beta))
+    return identity(*losses)
 
 
 def theorem_1(ref_logps, rewards, beta, rivals):
@@ -176,13 +180,16 @@ def ipo_is_distillation(margin, beta):
 
 
 def one_reward_model_is_rlhf(policy_logps, ref_logps, rewards, beta):
-    """With one reward model Eq. 8 is Eq. 1 less a constant, and constants in rewards cancel. Section 5.2, footnote 3.
+    """With one reward model Eq. 8 is Eq. 1 less a constant. Each model's own constants cancel. Section 5.2, footnote 3.
 
     Proof: the reference's expected reward is subtracted.
     """
-    shifted = rewards[:1] - rewards[:1, :, :1]
     expected = np.mean(rlhf(policy_logps, ref_logps, rewards[0], beta) - np.sum(np.exp(ref_logps) * rewards[0], -1))
-    return identity(pessimistic_rlhf(policy_logps, ref_logps, shifted, beta), expected)
+    one, all_models, shifted = (
+        pessimistic_rlhf(policy_logps, ref_logps, each, beta)
+        for each in (rewards[:1], rewards, rewards - rewards[:, :, :1])
+    )
+    return worst(identity(one, expected), identity(shifted, all_models, 1e-9 * (1 + np.ptp(rewards))))
 
 
 def theorem_2(ref_logps, rewards, beta):
@@ -242,12 +249,15 @@ def pessimism_never_loses(ref_logps, rewards, beta):
 def minimum_over_models(margins, reward_margins, beta):
     """Eq. 11's minimum is the nearest reward model's loss, hull's the nearest mixture's. Section 5.2.1.
 
-    Proof: by definition; hull's weights are compared with every edge of the simplex.
+    Proof: by definition. A mixture e = sum_k w_k e_k of residuals is the nearest to 0 if e . e <= e . e_k for all k.
     """
     residuals = (reward_margins - beta * margins) / np.sqrt(len(margins))
-    shares = np.linspace(0, 1, 21)[:, None, None, None]
-    edges = np.sum((shares * residuals[:, None] + (1 - shares) * residuals) ** 2, axis=-1)
-    bounds = {"hull": edges, "ensemble": np.sum(residuals**2, axis=-1), "mean": np.sum(np.mean(residuals, 0) ** 2)}
+    nearest = objectives.hull_weights(margins, reward_margins, beta) @ residuals
+    bounds = {
+        "hull": residuals @ nearest,
+        "ensemble": np.sum(residuals**2, axis=-1),
+        "mean": np.sum(np.mean(residuals, 0) ** 2),
+    }
     evidence = []
     for name, bound in bounds.items():
         loss = getattr(objectives, f"{name}_distillation")(margins, reward_margins, beta)
@@ -308,6 +318,14 @@ def _equally_far(policy_logps, ref_logps, rewards, beta, rivals):
     return rewards + directions * np.sqrt(_fit(policy_logps, ref_logps, rewards, beta) / spread)
 
 
+def equation_11(ref_logps, rewards, beta, gamma):
+    """The exact minimiser of Eq. 11 over all pairs [X, Y], with the index of the reward model that it distils."""
+    policies = np.array([tabular.distil(ref_logps, each, beta, gamma) for each in rewards])
+    kls = np.mean(forward_kl(ref_logps, policies), axis=-1)
+    best = np.argmin(objectives.pessimistic(_fit(policies, ref_logps, rewards, beta), kls, gamma))
+    return best, policies[best]
+
+
 def proposition_4(ref_logps, rewards, beta, gamma, rivals):
     """Eq. 11's minimiser has the least forward KL of all policies whose rewards are as near to S as its own.
 
@@ -317,13 +335,12 @@ def proposition_4(ref_logps, rewards, beta, gamma, rivals):
     responses = ref_logps.shape[1]
     problem = tabular.problem(ref_logps, tabular.all_pairs(*ref_logps.shape), rewards[:1])
     method = METHODS["dp-dpo"]._replace(gamma=(gamma * responses / (responses - 1),) * 2)
-    policies = np.array([tabular.distil(ref_logps, each, beta, gamma) for each in rewards])
-    kls = np.mean(forward_kl(ref_logps, policies), axis=-1)
-    best = np.argmin(objectives.pessimistic(_fit(policies, ref_logps, rewards, beta), kls, gamma))
-    ball = _equally_far(policies[best], ref_logps, rewards[best], beta, rivals)
+    best, policy = equation_11(ref_logps, rewards, beta, gamma)
+    ball = _equally_far(policy, ref_logps, rewards[best], beta, rivals)
     feasible = optimal_policy(ref_logps, np.concatenate([ball, ball - rewards[best] + rewards[0]]), beta)
-    least = at_most(kls[best], np.mean(forward_kl(ref_logps, feasible), axis=-1), 1e-8)
-    slope = loglinear.gradient(problem, method, policies[0], beta)
+    kls = np.mean(forward_kl(ref_logps, np.array([policy, *feasible])), axis=-1)
+    least = at_most(kls[0], kls[1:], 1e-8)
+    slope = loglinear.gradient(problem, method, tabular.distil(ref_logps, rewards[0], beta, gamma), beta)
     return worst(least, identity(slope / (gamma + beta * (1 + np.ptp(rewards))), 0.0))
 
 
@@ -357,7 +374,8 @@ def _pessimistic_dpo(ref_logps, beta, gamma):
 def equation_14(ref_logps, beta, gamma, rivals):
     """p-DPO, Eq. 13, has a finite minimiser: of all policies of no more DPO loss, the one of least forward KL. Eq. 14.
 
-    Proof: as Proposition 4's. Here with one pair a prompt, and rivals of no lower log-ratio.
+    So it maximises Eq. 8 over their rewards, section 5.3. Proofs: as Proposition 4's. Here with one pair a prompt, and
+    rivals of no lower log-ratio.
     """
     policy = _pessimistic_dpo(ref_logps, beta, gamma)
     pairs = np.array([(x, 0, 1) for x in range(len(ref_logps))])
@@ -366,8 +384,12 @@ def equation_14(ref_logps, beta, gamma, rivals):
     feasible = np.concatenate([rivals, policy + 0.1 * rivals])
     shortfall = policy[:, 0] - policy[:, 1] - feasible[..., 0] + feasible[..., 1]
     feasible[..., 0] += np.maximum(shortfall, 0.0)
-    kls = forward_kl(ref_logps, log_softmax(feasible))
-    return worst(identity(slope / max(gamma, beta), 0.0), at_most(forward_kl(ref_logps, policy), kls, 1e-8))
+    feasible = log_softmax(feasible)
+    least = at_most(forward_kl(ref_logps, policy), forward_kl(ref_logps, feasible), 1e-8)
+    own, *others = (implicit_rewards(each, ref_logps, 1.0)[None] for each in (policy, *feasible))
+    values = [tabular.advantages(policy, ref_logps, each) for each in others]
+    worst_case = at_most(tabular.advantages(policy, ref_logps, own), values, 1e-8)
+    return worst(identity(slope / max(gamma, beta), 0.0), least, worst_case)
 
 
 def _losers(policy_logps, ref_logps, log_ratio):
@@ -388,7 +410,7 @@ def proposition_5(policy_logps, ref_logps, beta, alpha):
 def ipo_and_pessimistic_dpo_agree(beta, alpha):
     """IPO's optimum h = 1 / tau is p-DPO's where 1 / tau = log(alpha - 1) / beta, alpha != 2. Section 7.1.
 
-    Proof: Proposition 5.
+    Proof: Proposition 5. For alpha < 2 this tau is negative: see `printed_alpha`.
     """
     tau = beta / np.log(alpha - 1)
     step = 1e-4 / beta
@@ -435,9 +457,9 @@ def dpo_on_a_chain(arms, beta):
 
 
 def pessimistic_dpo_on_arms(arms, beta, alpha):
-    """p-DPO on arms, with section 7.1's KL on the pairs, has a finite optimum. Section 7.2. By central differences.
+    """p-DPO, with section 7.1's KL on the pairs, has a finite optimum if every arm is in a pair. Section 7.2.
 
-    Proof: the loss is convex, and -log pi grows without bound.
+    Proof: the loss is convex, and -log pi of every arm grows without bound. By central differences.
     """
     pairs = bandit.closure(arms)
     weights = bandit.pessimistic_dpo_solution(pairs, arms, beta, alpha)

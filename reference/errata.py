@@ -24,21 +24,31 @@ def printed_advantage(ref_logps, rewards, beta):
     return at_most(1e-6, tabular.advantages(tabular.maximin(ref_logps, rewards, beta)[1], ref_logps, rewards))
 
 
+def printed_pessimism(ref_logps, rewards, beta, gamma):
+    """Eq. 11's minimiser maximises Eq. 8 over all rewards as near to S as its own, also for S of several models.
+
+    Then its own rewards would be the worst of them for it. (Theorem 2 needs a convex set; this is a union of balls.)
+    """
+    _, policy = claims.equation_11(ref_logps, rewards, beta, gamma)
+    own = tabular.advantages(policy, ref_logps, tabular.implicit_rewards(policy, ref_logps, beta)[None])
+    return at_most(own, tabular.advantages(policy, ref_logps, rewards))
+
+
 def _halfway(policy_logps, ref_logps, rewards, beta):
-    """Eq. 1 at the mean of a policy and pi_ref, and the mean of Eq. 1 at both."""
+    """Eq. 8's bracket for one reward model, Eq. 1, at the mean of a policy and pi_ref, and the mean of it at both."""
     policies = np.logaddexp(policy_logps, ref_logps) - np.log(2), policy_logps, ref_logps
     middle, *ends = (rlhf(each, ref_logps, rewards[0], beta) for each in policies)
     return middle, np.mean(ends, axis=0)
 
 
 def printed_convexity(policy_logps, ref_logps, rewards, beta):
-    """Eq. 8 is convex in pi. (-KL(pi || pi_ref) is not.)"""
+    """What Eq. 8 maximises is convex in pi for each reward model. (-KL(pi || pi_ref) is not.)"""
     middle, ends = _halfway(policy_logps, ref_logps, rewards, beta)
     return at_most(middle, ends)
 
 
 def value_is_concave(policy_logps, ref_logps, rewards, beta):
-    """Eq. 8 is concave in pi, as exchanging the maximum over pi with a minimum needs. Proof: KL is convex."""
+    """It is concave in pi, as exchanging the maximum over pi with a minimum needs. Proof: KL is convex."""
     middle, ends = _halfway(policy_logps, ref_logps, rewards, beta)
     return at_most(ends, middle)
 
@@ -157,6 +167,12 @@ def winner_needs_alpha_above_2(beta, alpha):
     return at_most(np.sign(alpha - 2) * (ahead - behind), 0.0)
 
 
+def printed_finite_optimum(pairs, arms, beta, alpha):
+    """p-DPO, with section 7.1's KL on the pairs, has a finite optimum. (It sends down the arms that are in no pair.)"""
+    solutions = [bandit.pessimistic_dpo_solution(pairs, arms, beta, alpha, steps) for steps in (1000, 4000)]
+    return identity(solutions[1], solutions[0], 1e-3)
+
+
 def printed_arms(arms, tau):
     """Pairs (i, i + 1) for i = 1, .., n have a spread of (n - 1) / tau. (They have n + 1 arms.)"""
     return identity(bandit.spread(bandit.ipo_solution(bandit.chain(arms + 1), arms + 1, tau)), (arms - 1) / tau)
@@ -178,12 +194,14 @@ DOUBLED = {"theta": np.zeros(2), "chosen": np.array([0, 0]), "rejected": np.arra
 LETTERS = {"theta": np.log([2.0, 1.0]), "chosen": np.array([0]), "rejected": np.array([1]), "beta": 1.0}  # a, b
 WORDS = dict(zip(("chosen", "similar", "distinct"), np.array([[0, 0, 1], [0, 2, 1], [1, 1, 1]]), strict=True))
 LIMIT = {"ref_logps": np.log([0.3, 0.3, 0.4]), "policy_logps": np.log([1e-12, 1e-6, 1 - 1e-6 - 1e-12]), "beta": 1.0}
+UNPAIRED = {"pairs": np.array([[0, 1]]), "arms": 3, "beta": 1.0, "alpha": 5.0}
 PSI = {"psi": np.array([1, 2, 3]), "beta": 1.0}
 
 ERRATA = [
     Erratum(printed_theorem_2, "Theorem 2", OPPOSITE, claims.theorem_2),
     Erratum(printed_convexity, "Theorem 2, proof", UNREWARDED, value_is_concave),
     Erratum(printed_advantage, "Section 5.2", OPPOSITE, claims.pessimism_never_loses),
+    Erratum(printed_pessimism, "Proposition 4", {**OPPOSITE, "gamma": 1.0}, claims.proposition_4_is_pessimistic),
     Erratum(printed_strictness, "Proposition 2", DOUBLED, strictness),
     Erratum(printed_ratio, "Proposition 2, proof", LETTERS, gradient_step),
     Erratum(printed_step, "Proposition 2, 3, proofs", LETTERS, gradient_step),
@@ -195,5 +213,6 @@ ERRATA = [
     Erratum(printed_sampled_kl, "Section 7.1", TILTED, sampled_kl),
     Erratum(printed_convexity_in_psi, "Proposition 5, proof", PSI, convexity_in_log_psi),
     Erratum(printed_alpha, "Section 7.1", {"beta": 1.0, "alpha": 1.5}, winner_needs_alpha_above_2),
+    Erratum(printed_finite_optimum, "Section 7.2", UNPAIRED, claims.pessimistic_dpo_on_arms),
     Erratum(printed_arms, "Proposition 7", {"arms": 3, "tau": 1.0}, claims.proposition_7),
 ]

@@ -106,7 +106,7 @@ def ensemble_distillation(margins, reward_margins, beta):
     min_k mean_b (rho_kb - beta h_b)^2
 
     Eq. 11 has the minimum outside the whole expectation; footnote 5 takes it per minibatch, as here. The mean
-    of such minima is below the minimum of the mean.
+    of such minima is at most the minimum of the mean.
 
     Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: first term of Eq. 11, footnote
     5.

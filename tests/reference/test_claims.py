@@ -94,6 +94,8 @@ BY_HAND = {
         -(0.375 * math.log(0.75) + 0.625 * math.log(1.25)),
         -(0.25 * math.log(0.5) + 0.75 * math.log(1.5)) / 2,
     ),
+    # d = log-odds of pi: (2 - d)^2 / 2 + KL has slope sigmoid(d) - 1/2 - (2 - d), 0 at d = 1.65979017.
+    "printed_pessimism": (1.65979017 * (2 - 1.65979017), -2 * (2 - 1.65979017)),
     "printed_strictness": (0.0, -1e-6),
     # (1, 1, -2)
     "printed_norm": (1.0, 2e-9),
