@@ -39,13 +39,14 @@ def figure1(path: Path) -> None:
     draw_divergence(figure, ax)
     edges = [plane(mixtures(*TOY_REWARDS[list(pair)])) for pair in ([0, 1], [1, 2], [2, 0])]
     ax.fill(*np.concatenate(edges, axis=1), facecolor=SKY, edgecolor=BLUE, alpha=0.35, linewidth=1.2)
+    ax.annotate("policies of\nS's convex hull", (0.53, 0.09), color=BLUE, fontsize=9)
     mark(ax, TOY_REF, "$\\pi_{ref}$", "black", "o", (8, 2))
     mark(ax, best, "the nearest of the hull,\nwhich maximises Eq. 8", RED, "*", (-125, 8))
     for policy, name, offset in zip(TOY_POLICIES, TOY_NAMES, [(12, 6), (0, -32), (0, -32)], strict=True):
         mark(ax, policy, name, BLUE, "s", offset)
     ax.plot(1, 0, "x", color="black", clip_on=False)
     ax.annotate("$\\pi_{MLE}$", (1, 0), (-2, 14), textcoords="offset points")
-    ax.set(xlim=(0, 1), ylim=(0, 0.45), xlabel="$\\pi(y_w)$", ylabel="$\\pi(y_\\ell)$")
+    ax.set(xlim=(0, 1), ylim=(0, 0.45), xlabel="$\\pi(y_w)$   (β = 1)", ylabel="$\\pi(y_\\ell)$")
     ax.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 
@@ -93,7 +94,7 @@ def bags(path: Path) -> None:
     axes = figure.subplots(1, len(BAGS), sharex=True)
     for ax, (title, counts) in zip(axes, BAGS.items(), strict=True):
         draw_bag(ax, *map(np.array, counts))
-        ax.set(title=title, xlabel="step of DPO", xscale="log")
+        ax.set(title=title, xlabel="step of DPO (β = 1, rate 0.1)", xscale="log")
         bare(ax)
     axes[0].set_ylabel("log-probability, nats")
     figure.legend(handles=axes[0].lines, loc="outside right center", frameon=False)
