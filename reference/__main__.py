@@ -26,7 +26,7 @@ HOLDS: dict[str, list[Callable]] = {
     "Eq. 7": [claims.distillation_is_symmetric],
     "Theorem 1": [claims.theorem_1],
     "Eq. 8": [claims.one_reward_model_is_rlhf],
-    "Theorem 2": [claims.weak_duality, claims.hull_is_exact],
+    "Theorem 2": [claims.weak_duality, claims.hull_is_exact, claims.hull_policy_is_stationary],
     "Eq. 11": [claims.minimum_over_models, claims.sampled_kl_is_unbiased],
     "Footnote 5": [claims.minibatch_minima],
     "Proposition 4": [claims.proposition_4],

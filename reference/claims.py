@@ -73,8 +73,8 @@ def dpo_is_bradley_terry(policy_logps, ref_logps, beta):
 
 def bag_log_probability(theta, chosen):
     """A response's log-probability is its tokens' sum, whose counts suffice in bags of words. Sections 3.1, 4.1."""
-    logps = np.append(log_softmax(theta)[chosen], np.nan)
-    total = objectives.sequence_logp(logps, np.arange(len(logps)) < len(chosen))
+    logps = np.insert(log_softmax(theta)[chosen], [0, 1, len(chosen)], [np.nan, -np.inf, np.nan])
+    total = objectives.sequence_logp(logps, np.isfinite(logps))
     expected = np.sum(theta[chosen]) - len(chosen) * np.log(np.sum(np.exp(theta)))
     count = bag_of_words.counts(chosen, len(theta))
     return worst(identity(total, expected), identity(bag_of_words.log_prob(theta, count), expected))
@@ -148,11 +148,10 @@ def proposition_3(theta, chosen, rejected, beta):
 
 def distillation_is_symmetric(policy_logps, ref_logps, rewards, beta):
     """Eq. 7 does not care which of its responses comes first. Section 5.1. Proof: both differences change sign."""
-    losses = []
-    for y1, y2 in ((0, 1), (1, 0)):
-        h = log_ratio_margin(policy_logps[:, y1], policy_logps[:, y2], ref_logps[:, y1], ref_logps[:, y2])
-        losses.append(objectives.distillation(h, rewards[0, :, y1] - rewards[0, :, y2], beta))
-    return identity(*losses)
+    pairs = tabular.all_pairs(*ref_logps.shape)
+    both = [tabular.problem(ref_logps, each, rewards[:1]) for each in (pairs, pairs[:, [0, 2, 1]])]
+    there, back = (objectives.distillation(loglinear.margins(p, policy_logps), p.reward_margins[0], beta) for p in both)
+    return identity(there, back)
 
 
 def theorem_1(ref_logps, rewards, beta, rivals):
@@ -185,10 +184,8 @@ def one_reward_model_is_rlhf(policy_logps, ref_logps, rewards, beta):
     Proof: the reference's expected reward is subtracted.
     """
     expected = np.mean(rlhf(policy_logps, ref_logps, rewards[0], beta) - np.sum(np.exp(ref_logps) * rewards[0], -1))
-    one, all_models, shifted = (
-        pessimistic_rlhf(policy_logps, ref_logps, each, beta)
-        for each in (rewards[:1], rewards, rewards - rewards[:, :, :1])
-    )
+    sets = rewards[:1], rewards, rewards - rewards[:, :, :1]
+    one, all_models, shifted = (pessimistic_rlhf(policy_logps, ref_logps, each, beta) for each in sets)
     return worst(identity(one, expected), identity(shifted, all_models, 1e-9 * (1 + np.ptp(rewards))))
 
 
@@ -236,6 +233,18 @@ def hull_is_exact(ref_logps, rewards, beta):
     return worst(identity(hull, best, 1e-6), at_most([hull, finite, mean], best))
 
 
+def hull_policy_is_stationary(ref_logps, rewards, beta, gamma):
+    """At any gamma, Eq. 11 over the convex hull is least where its gradient in log pi vanishes: `hull_policy`. Ours.
+
+    Proof: it is a minimum over w of what is convex in w and log pi together. Pairs weigh Y / (Y - 1) as in Prop. 4.
+    """
+    prompts, responses = ref_logps.shape
+    problem = tabular.problem(ref_logps, tabular.all_pairs(prompts, responses), rewards)
+    method = METHODS["hull"]._replace(gamma=(gamma * responses / (responses - 1),) * 2)
+    slope = loglinear.gradient(problem, method, tabular.hull_policy(ref_logps, rewards, beta, gamma), beta)
+    return identity(slope / (gamma + beta * (1 + np.ptp(rewards))), 0.0)
+
+
 def pessimism_never_loses(ref_logps, rewards, beta):
     """The maximiser of Eq. 8 is no worse than pi_ref under any reward model of S. Section 5.2.
 
@@ -253,11 +262,8 @@ def minimum_over_models(margins, reward_margins, beta):
     """
     residuals = (reward_margins - beta * margins) / np.sqrt(len(margins))
     nearest = objectives.hull_weights(margins, reward_margins, beta) @ residuals
-    bounds = {
-        "hull": residuals @ nearest,
-        "ensemble": np.sum(residuals**2, axis=-1),
-        "mean": np.sum(np.mean(residuals, 0) ** 2),
-    }
+    losses, mean = np.sum(residuals**2, axis=-1), np.sum(np.mean(residuals, axis=0) ** 2)
+    bounds = {"hull": residuals @ nearest, "ensemble": losses, "mean": mean}
     evidence = []
     for name, bound in bounds.items():
         loss = getattr(objectives, f"{name}_distillation")(margins, reward_margins, beta)

@@ -25,10 +25,7 @@ def printed_advantage(ref_logps, rewards, beta):
 
 
 def printed_pessimism(ref_logps, rewards, beta, gamma):
-    """Eq. 11's minimiser maximises Eq. 8 over all rewards as near to S as its own, also for S of several models.
-
-    Then its own rewards would be the worst of them for it. (Theorem 2 needs a convex set; this is a union of balls.)
-    """
+    """Of all rewards as near to S as its own, those are the worst for Eq. 11's minimiser. (Not in a union of balls.)"""
     _, policy = claims.equation_11(ref_logps, rewards, beta, gamma)
     own = tabular.advantages(policy, ref_logps, tabular.implicit_rewards(policy, ref_logps, beta)[None])
     return at_most(own, tabular.advantages(policy, ref_logps, rewards))

@@ -147,7 +147,7 @@ def hull_policy(ref_logps, rewards, beta, gamma):
 
     min_{w in simplex} min_pi [Eq. 7 against sum_k w_k r_k + gamma KL]; its slope along w_k is gamma adv_k / beta
 
-    As gamma -> 0 it is the `maximin` policy, whose curvature in w bounds this one's.
+    As gamma -> 0 it is the `maximin` policy.
 
     Shapes: [X, Y], [K, X, Y] -> log-probabilities [X, Y]. Source: ours, Eq. 11 over the convex hull of S.
     """
@@ -157,7 +157,7 @@ def hull_policy(ref_logps, rewards, beta, gamma):
         policy = distil(ref_logps, mixed, beta, gamma)
         fit = 2 * np.mean(np.var(mixed - implicit_rewards(policy, ref_logps, beta), axis=-1))
         value = beta / gamma * fit + beta * np.mean(forward_kl(ref_logps, policy))
-        return value, advantages(policy, ref_logps, rewards), _reward_covariance(policy, rewards) / beta
+        return value, advantages(policy, ref_logps, rewards), _distilled_covariance(policy, rewards, beta, gamma) / beta
 
     weights = minimise_on_simplex(dual, len(rewards))
     return distil(ref_logps, np.tensordot(weights, rewards, 1), beta, gamma)
@@ -168,6 +168,15 @@ def _reward_covariance(policy_logps, rewards):
     policy = np.exp(policy_logps)
     centred = rewards - np.sum(policy * rewards, axis=-1, keepdims=True)
     return np.einsum("xy,jxy,kxy->jk", policy, centred, centred) / len(policy)
+
+
+def _distilled_covariance(policy_logps, rewards, beta, gamma):
+    """`_reward_covariance` less what the fit holds back: mean_x R' S (A + gamma S)^-1 A R, A the fit's curvature."""
+    policy, size = np.exp(policy_logps), policy_logps.shape[1]
+    fit = 4 * beta**2 / size * (np.eye(size) - 1 / size)
+    spread = policy[:, :, None] * np.eye(size) - policy[:, :, None] * policy[:, None]
+    held = spread @ np.linalg.solve(fit + gamma * spread + beta**2 / size, fit)  # the last term: constants are free
+    return np.einsum("jxy,xyz,kxz->jk", rewards, held, rewards) / len(policy)
 
 
 def minimise_on_simplex(function, size, most=200):
