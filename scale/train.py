@@ -1,7 +1,10 @@
 """The loop around the pure step: progress, metrics, checkpoints, exact resume."""
 
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +80,10 @@ def train(
     probe: Probe | None = None,
     every: int = 50,
 ) -> Any:
-    """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log."""
+    """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log.
+
+    Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / "checkpoint.safetensors", Log(folder / "metrics.jsonl")
     if checkpoint.exists():
@@ -87,18 +93,33 @@ def train(
     if probe and not start:
         log.write([{"step": 0} | probe(state.model, 0)])
     pending = []
-    for i in track(range(start, steps), label, start):
-        state, metrics = step(state, batch_at(i))
-        pending.append({"step": i + 1} | metrics)
-        if (i + 1) % every == 0 or i + 1 == steps:
-            pending = jax.device_get(pending)
-            require_finite(pending, state.model, folder)
-            if probe:
-                pending[-1] |= probe(state.model, i + 1)
-            log.write(pending)
-            pending = []
-            save_tree(checkpoint, state)
+    with preemption() as notice:
+        for i in track(range(start, steps), label, start):
+            state, metrics = step(state, batch_at(i))
+            pending.append({"step": i + 1} | metrics)
+            due = (i + 1) % every == 0 or i + 1 == steps
+            if due or notice.is_set():
+                pending = jax.device_get(pending)
+                require_finite(pending, state.model, folder)
+                if probe and due:
+                    pending[-1] |= probe(state.model, i + 1)
+                log.write(pending)
+                pending = []
+                save_tree(checkpoint, state)
+            if notice.is_set():
+                raise KeyboardInterrupt("SIGTERM")
     return state.model
+
+
+@contextmanager
+def preemption() -> Iterator[threading.Event]:
+    """An event that SIGTERM, a preemption notice, sets; meanwhile it does not end the process."""
+    notice = threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda *_: notice.set())
+    try:
+        yield notice
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> None:

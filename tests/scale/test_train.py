@@ -1,6 +1,8 @@
 """The loop: exact resume, what the log holds, what stops a run; and models as folders of files."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -96,6 +98,27 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, members, at
     np.testing.assert_array_equal(resumed.weights, whole.weights)
     for name in ("metrics.jsonl", "checkpoint.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 6])
+def test_sigterm_saves_the_step_under_way(tmp_path, at):
+    """A preemption notice during a step, on a checkpoint's step or between, or at the last: nothing is lost."""
+
+    def batch_and_notice(i):
+        if i == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_at(i)
+
+    whole = run(tmp_path / "whole", probe=probe)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", batch_and_notice, probe=probe)
+    assert [record["step"] for record in records(tmp_path / "cut")][-1] == at + 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    drawn = []
+    resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), probe=probe)
+    assert drawn == list(range(at + 1, STEPS))
+    np.testing.assert_array_equal(resumed.weights, whole.weights)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
 def test_stopped_twice(tmp_path):
