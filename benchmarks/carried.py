@@ -71,7 +71,7 @@ def carried_hull(stage: Align, out: Path) -> Path:
     indices = partial(batch_indices, len(data.tokens), stage.training.batch, stage.training.seed)
     trained = train(step, state, lambda i: take(data, indices(i)), stage.training.steps, out, "carried")
     folders.save(out, trained.policy, policy.config, policy.codec)
-    console.print("  final weights:", np.round(jax.nn.softmax(SPEED * trained.logits), 2).tolist())
+    console.print("  final weights:", np.round(np.asarray(jax.nn.softmax(SPEED * trained.logits), float), 2).tolist())
     return out
 
 
