@@ -20,11 +20,12 @@ import reference.bandit
 import reference.loglinear
 import reference.methods
 import reference.tabular
+from benchmarks import figures
 from benchmarks.machine import describe, median, timed
 from minipref import bandit, loglinear
 from minipref.methods import METHODS
 
-BETAS, ALPHAS = np.array([1.0, 3, 10, 30]), np.array([5.0, 10, 20, 50, 100, 1000])
+BETAS, ALPHAS = np.array(figures.BETAS), np.array(figures.ALPHAS)
 GAMMAS = np.array([[0.0, 0.0], [1e-4, 1e-2], [0.1, 1.0]])
 SEEDS, DATASETS, STEPS = 32, 4, 200
 REPEATS = 9

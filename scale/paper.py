@@ -146,9 +146,10 @@ class Paper(Stage):
         execute_all(pool, [[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
         searched = [cell for cell in by_cell(policies) if len(cell) > 1]
         found = self.evaluate(pool, "validation", [[p.path for p in cell] for cell in searched], seed)
-        values = {p.path: (each["advantage"], each["kl"]) for cell, stage in zip(searched, found, strict=True)
+        values = {p.path: {"validation": each["advantage"], "validation_kl": each["kl"]}
+                  for cell, stage in zip(searched, found, strict=True)
                   for p, each in zip(cell, stage, strict=True)}
-        return [Policy(*p[:-2], *values.get(p.path, (None, None))) for p in policies]
+        return [p._replace(**values.get(p.path, {})) for p in policies]
 
     def rewards_of(self, rho: float, name: str, seed: int) -> list[Stage]:
         """Stages 4 and 5: D_rho, and r_rho or the ensemble r_{rho,b}; their rewards of D_rho as columns."""

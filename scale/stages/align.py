@@ -114,7 +114,7 @@ def snapshot_steps(steps: int, snapshots: int) -> list[int]:
 
 def watch_every(steps: int, snapshots: int) -> int:
     """The largest divisor of the first snapshot's step, and so of all, that is at most 50."""
-    first = steps // (snapshots + 1) ** 2
+    first = [*snapshot_steps(steps, snapshots), steps][0]
     return next(d for d in range(min(50, first), 0, -1) if first % d == 0)
 
 
