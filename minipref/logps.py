@@ -1,8 +1,17 @@
 """Token log-probabilities from a language model's hidden states, without all positions' logits at once."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+
+class TokenLogps(NamedTuple):
+    """Log-probabilities of labels (nats), and log Z: the log of the softmax's denominator at each position."""
+
+    logps: Float[Array, " N"]
+    log_normalizers: Float[Array, " N"]
 
 
 def token_logps(
@@ -24,13 +33,25 @@ def token_logps(
     Shapes: hidden [N, D], unembedding [V, D], labels [N] in 0..V-1 -> float32 [N] (float64 for float64),
     nats.
     """
+    return token_logps_and_normalizers(hidden, unembedding, labels, chunk=chunk).logps
+
+
+def token_logps_and_normalizers(
+    hidden: Float[Array, "N D"],
+    unembedding: Float[Array, "V D"],
+    labels: Int[Array, " N"],
+    *,
+    chunk: int = 1024,
+) -> TokenLogps:
+    """`token_logps`, and the log-normalizers that a z-loss reads."""
     if len(hidden) <= chunk:
         return _chunk_logps(hidden, unembedding, labels)
     wide = unembedding.astype(
         _at_least_float32(unembedding)
     )  # so that the chunks' gradients add up in float32
-    one = jax.checkpoint(lambda rows: _chunk_logps(rows[0], wide.astype(unembedding.dtype), rows[1]))
-    return jax.lax.map(one, _in_chunks(hidden, labels, chunk)).reshape(-1)[: len(hidden)]
+    one = jax.checkpoint(lambda rows: _chunk_logps(rows[0], wide, rows[1]))
+    found = jax.lax.map(one, _in_chunks(hidden, labels, chunk))
+    return jax.tree.map(lambda a: a.reshape(-1)[: len(hidden)], found)
 
 
 def _in_chunks(
@@ -45,11 +66,12 @@ def _in_chunks(
 
 def _chunk_logps(
     hidden: Float[Array, "N D"], unembedding: Float[Array, "V D"], labels: Int[Array, " N"]
-) -> Float[Array, " N"]:
+) -> TokenLogps:
     """The same, with all of the logits."""
-    logits = jnp.einsum("nd,vd->nv", hidden, unembedding, preferred_element_type=_at_least_float32(hidden))
-    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return label_logits - jax.nn.logsumexp(logits, axis=-1)
+    narrow = unembedding.astype(hidden.dtype)
+    logits = jnp.einsum("nd,vd->nv", hidden, narrow, preferred_element_type=_at_least_float32(hidden))
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    return TokenLogps(jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0] - log_z, log_z)
 
 
 def _at_least_float32(array: Float[Array, "..."]) -> jnp.dtype:

@@ -13,13 +13,14 @@ The first token of EVERY response is predicted by the last prompt position.
     last                        5      7      each response's last slot, where a reward model reads
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from minipref.logps import token_logps
+from minipref.logps import token_logps_and_normalizers
 from minipref.objectives import sequence_logp
 
 
@@ -53,16 +54,33 @@ def pick(hidden: Float[Array, "B T D"], slots: Int[Array, "B L"]) -> Float[Array
     return jnp.take_along_axis(hidden, slots[:, :, None], axis=1)
 
 
+class ResponseLogps(NamedTuple):
+    """log pi(y_i | x) of each row's n responses (nats), and the log-normalizers of each label's position."""
+
+    logps: Float[Array, "B n"]
+    log_normalizers: Float[Array, "B L"]
+
+
 def response_logps(
-    hidden: Float[Array, "B T D"], unembedding: Float[Array, "V D"], batch: Batch
+    hidden: Float[Array, "B T D"], unembedding: Float[Array, "V D"], batch: Batch, rows: int = 1024
 ) -> Float[Array, "B n"]:
     """log pi(y_i | x) of each row's n responses (nats, float32): only label positions meet the vocabulary."""
-    predicting = pick(hidden, batch.predictors)
-    flat = token_logps(predicting.reshape(-1, hidden.shape[-1]), unembedding, batch.labels.reshape(-1))
-    per_row = flat.reshape(batch.labels.shape)
+    return response_logps_and_normalizers(hidden, unembedding, batch, rows).logps
+
+
+def response_logps_and_normalizers(
+    hidden: Float[Array, "B T D"], unembedding: Float[Array, "V D"], batch: Batch, rows: int = 1024
+) -> ResponseLogps:
+    """`response_logps`, and what a z-loss reads; `rows` label positions at a time meet the vocabulary.
+
+    Chunks are cut along the labels, not the rows, so that a batch split over devices stays split.
+    """
+    chunk = max(1, rows // len(hidden))
+    tokens = jax.vmap(partial(token_logps_and_normalizers, chunk=chunk), (0, None, 0))
+    found = tokens(pick(hidden, batch.predictors), unembedding, batch.labels)
     owned = batch.owners[:, None, :] == jnp.arange(batch.last.shape[1])[None, :, None]
     per_response = jax.vmap(sequence_logp, in_axes=(None, 0))
-    return jax.vmap(per_response)(per_row, owned)
+    return ResponseLogps(jax.vmap(per_response)(found.logps, owned), found.log_normalizers)
 
 
 def response_rewards(

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from minipref.methods import METHODS, method_loss
 from minipref.objectives import bradley_terry, log_ratio_margin, nearest_shares, sampled_forward_kl
-from minipref.sequences import Batch
+from minipref.sequences import Batch, ResponseLogps
 
 Metrics = dict[str, Float[Array, "..."]]
 Outputs = Float[Array, "B n"]
@@ -71,6 +71,25 @@ def train_step(
     model = eqx.apply_updates(state.model, jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates))
     metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
     return TrainState(model, opt_state, state.hyper, state.step + 1), metrics
+
+
+def z_loss(log_normalizers: Float[Array, "B L"], owned: Bool[Array, "B L"]) -> Float[Array, ""]:
+    """The mean of log^2 Z over the positions that predict a response's token: 0 where logits are log-probabilities.
+
+    Source: PaLM (arXiv 2204.02311), section 5, which adds 1e-4 of it.
+    """
+    return jnp.sum(jnp.where(owned, log_normalizers, 0.0) ** 2) / owned.sum()
+
+
+def with_z_loss(loss: Loss, weight: float) -> Loss:
+    """A loss of `ResponseLogps`: that of their log-probabilities, and `weight` times their z-loss."""
+
+    def total(outputs: ResponseLogps, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
+        value, metrics = loss(outputs.logps, batch, hyper, fraction)
+        z = z_loss(outputs.log_normalizers, batch.owners < outputs.logps.shape[1])
+        return value + weight * z, metrics | {"z_loss": z}
+
+    return total
 
 
 def sft_loss(logps: Outputs, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:

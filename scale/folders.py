@@ -1,6 +1,6 @@
 """A trained model as a folder of plain files: `config.json`, `tokenizer.json`, `weights.safetensors`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,13 @@ import equinox as eqx
 import jax
 
 from minipref.reward_models import RewardModel, stack
+from scale.execution import ONE_DEVICE, Execution
 from scale.files import all_finite, fingerprint, load_tree, read_json, save_tree, write_json
 from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
+from scale.sharding import placed
 from scale.tokenizer import Codec, load_codec
+from scale.weights import pretrained, smollm2_path
 
 
 @dataclass(frozen=True)
@@ -26,50 +29,74 @@ class Folder:
     @property
     def hashes(self) -> dict[str, str]:
         """What a file of columns computed with this folder records."""
+        if not is_ours(self.path):
+            return dict.fromkeys(("model", "tokenizer"), fingerprint(located(self.path)))
         return {"model": fingerprint(self.path / "weights.safetensors", self.path / "config.json"),
-                "tokenizer": fingerprint(self.path / "tokenizer.json")}
+                "tokenizer": fingerprint(self.path / "tokenizer.json", self.path / "tokenizer_config.json")}
 
 
 def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    codec.save(path / "tokenizer.json")
+    codec.save(path)
     write_json(path / "config.json", {"members": members, "model": asdict(config)})
     save_tree(path / "weights.safetensors", model)
 
 
-def load(path: Path, reward: bool) -> Folder:
-    if not (path / "weights.safetensors").exists():
+def is_ours(path: Path) -> bool:
+    return (path / "weights.safetensors").exists()
+
+
+def located(path: Path) -> Path:
+    """The file or folder that a path means: `smollm2` is a file of its package."""
+    return smollm2_path() if str(path) == "smollm2" else path
+
+
+def load_pretrained(path: Path, execution: Execution) -> Folder:
+    weights, codec = pretrained(str(path))
+    model = weights.load(execution)
+    return Folder(path, model, replace(model.config, context=weights.context), codec)
+
+
+def load(path: Path, reward: bool, execution: Execution) -> Folder:
+    if not reward and not is_ours(path) and located(path).exists():
+        return load_pretrained(path, execution)
+    if not is_ours(path):
         raise DataError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")
     try:
-        return read_folder(path, reward)
+        return read_folder(path, reward, execution)
     except DataError:
         raise
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def read_folder(path: Path, reward: bool) -> Folder:
+def read_folder(path: Path, reward: bool, execution: Execution) -> Folder:
     record = read_json(path / "config.json")
     if bool(record["members"]) != reward:
         raise DataError(f"{path}: holds a {'policy' if reward else 'reward model'}, "
                         f"not a {'reward model' if reward else 'policy'}")
-    config = ModelConfig(**record["model"])
-    like = eqx.filter_eval_shape(skeleton, config, record["members"])
-    model = load_tree(path / "weights.safetensors", like)
+    config = read_config(record["model"])
+    like = eqx.filter_eval_shape(skeleton, config, record["members"], execution)
+    model = load_tree(path / "weights.safetensors", placed(like, execution))
     if not all_finite(model):
         raise DataError(f"{path / 'weights.safetensors'}: a weight is not finite")
-    return Folder(path, model, config, load_codec(path / "tokenizer.json"))
+    return Folder(path, model, config, load_codec(path))
 
 
-def skeleton(config: ModelConfig, members: int) -> Any:
+def read_config(record: dict[str, Any]) -> ModelConfig:
+    scaling = record.pop("rope_scaling", None)
+    return ModelConfig(**record, rope_scaling=scaling and tuple(scaling))
+
+
+def skeleton(config: ModelConfig, members: int, execution: Execution) -> Any:
     key = jax.random.key(0)
-    policy = Transformer(config, key)
+    policy = Transformer(config, key, execution)
     return stack([RewardModel(policy, config.d_model, key)] * members) if members else policy
 
 
-def load_policy(path: Path) -> Folder:
-    return load(path, reward=False)
+def load_policy(path: Path, execution: Execution = ONE_DEVICE) -> Folder:
+    return load(path, False, execution)
 
 
-def load_rewards(path: Path) -> Folder:
-    return load(path, reward=True)
+def load_rewards(path: Path, execution: Execution = ONE_DEVICE) -> Folder:
+    return load(path, True, execution)

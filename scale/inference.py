@@ -1,17 +1,21 @@
 """Running trained models over rows of text: samples, log-probabilities, rewards."""
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax
 import numpy as np
 
 from minipref.reward_models import RewardModel, ensemble_rewards
 from minipref.sequences import Batch
-from scale.batches import Encoded, map_batches, take
+from scale.batches import Encoded, round_up
 from scale.console import track
+from scale.distributed import fetch, share
 from scale.folders import Folder
 from scale.model import Transformer, logps
 from scale.sampling import Samples, sample
-from scale.tokenizer import EOS, PAD
+from scale.sharding import execution_of
 
 BATCH = 16  # small enough for a CPU cache: at 128 the miniature runs at half the speed
 
@@ -23,28 +27,37 @@ def generate(
     policy: Folder, encoded: Encoded, *, n: int, max_new: int, seed: int, temperature: float, label: str
 ) -> list[list[tuple[str, bool]]]:
     """For each encoded prompt, n texts, each with whether it ended by itself within `max_new` tokens."""
-    data, size = encoded.data, max(1, BATCH * 4 // n)
+    data, how = encoded.data, policy.model.execution
+    size = round_up(max(1, BATCH * 4 // n), how.batch_shards)
     key, found = jax.random.key(seed), []
     for i in track(range(0, len(data.tokens), size), label):
-        part = take(data, np.arange(i, i + size) % len(data.tokens))
+        part = share(data, np.arange(i, i + size) % len(data.tokens), how)
         lengths = (part.segments == 0).sum(1)
         samples = sample(policy.model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new,
-                         eos=EOS, pad=PAD, temperature=temperature)
+                         eos=policy.codec.eos, pad=policy.codec.pad, temperature=temperature)
         found += texts(policy, samples)
     return found[: len(data.tokens)]
 
 
 def texts(policy: Folder, samples: Samples) -> list[list[tuple[str, bool]]]:
-    tokens, complete = np.asarray(samples.tokens), np.asarray(samples.complete)
+    tokens, complete = fetch((samples.tokens, samples.complete))
     return [[(policy.codec.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
             for row in zip(tokens, complete, strict=True)]
 
 
 def sequence_logps(policy: Transformer, data: Batch) -> np.ndarray:
     """[N, n] log pi(y | x) in nats of the rows' responses."""
-    return map_batches(lambda batch: jitted_logps(policy, batch), data, BATCH)
+    return over_batches(jitted_logps, policy, data)
 
 
 def rewards(models: RewardModel, data: Batch) -> np.ndarray:
     """[N, n, K] rewards of the rows' responses under K stacked reward models."""
-    return map_batches(lambda batch: jitted_rewards(models, batch), data, BATCH)
+    return over_batches(jitted_rewards, models, data)
+
+
+def over_batches(function: Callable[[Any, Batch], Any], model: Any, data: Batch) -> np.ndarray:
+    """`function` over all rows in batches of one shape (the last is filled up with the first rows)."""
+    n, how = len(data.tokens), execution_of(model)
+    size = round_up(BATCH, how.batch_shards)
+    parts = [fetch(function(model, share(data, np.arange(i, i + size) % n, how))) for i in range(0, n, size)]
+    return np.concatenate(parts)[:n]

@@ -1,18 +1,24 @@
-"""A PaLM-shaped decoder (arXiv 2204.02311) as one Equinox module with scanned layers.
+"""A decoder as one Equinox module with scanned layers; its configuration makes it PaLM-shaped or Llama-shaped.
 
-Parallel block y = x + MLP(LN x) + Attn(LN x) with one LayerNorm; SwiGLU; multi-query attention (one key/value
-head); RoPE; tied embeddings with logits scaled by 1/sqrt(d); no biases.
+PaLM (arXiv 2204.02311), the default: parallel block y = x + MLP(LN x) + Attn(LN x) with one LayerNorm, SwiGLU,
+multi-query attention, RoPE, tied embeddings with logits scaled by 1/sqrt(d), no biases. Llama: sequential block
+z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not scaled; and what Qwen adds to it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from minipref.sequences import Batch, attention_mask, response_logps
+from minipref.sequences import Batch, ResponseLogps, response_logps_and_normalizers
+from scale.attention import Attend, attention
+from scale.batches import layout_of
+from scale.execution import BATCH, ONE_DEVICE, Execution
+from scale.sharding import constrain
 
 
 @dataclass(frozen=True)
@@ -26,34 +32,67 @@ class ModelConfig:
     d_model: int = 64
     """Width of the residual stream."""
     heads: int = 2
-    """Query heads; keys and values have one."""
+    """Query heads."""
     head_size: int = 32
     """Width of a head, an even number."""
     d_ff: int = 256
     """Width of the SwiGLU's hidden layer."""
     rope_base: float = 10_000.0
     """Base of the rotary angles."""
+    kv_heads: int = 1
+    """Key/value heads, a divisor of the query heads."""
+    block: Literal["parallel", "sequential"] = "parallel"
+    """Attention and MLP side by side (PaLM), or one after the other (Llama)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm without bias, or RMSNorm."""
+    norm_eps: float = 1e-6
+    """What is added to the variance."""
+    tied: bool = True
+    """Whether the embedding is the output layer too."""
+    scaled_logits: bool = True
+    """Whether logits are divided by sqrt(d_model) (PaLM)."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases (Qwen2)."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised, each head by itself (Qwen3)."""
+    rope_scaling: tuple[float, float, float, int] | None = None
+    """Llama 3.1's slower rotation: factor, low and high frequency factor, original length. None: as it is."""
+    context: int = 2048
+    """Longest sequence that other programs shall allow an exported model."""
 
 
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+ROWS = 1024  # label positions a device that meet the vocabulary at a time
 UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
+REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
 
 class Cache(NamedTuple):
     """Keys and values, of every layer or of one."""
 
-    keys: Float[Array, "*layers B S k"]
-    values: Float[Array, "*layers B S k"]
+    keys: Float[Array, "*layers B S G k"]
+    values: Float[Array, "*layers B S G k"]
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
     return jax.random.normal(key, shape) / jnp.sqrt(fan_in)
 
 
-def angles(positions: Int[Array, "B T"], size: int, base: float) -> Rotation:
-    """RoPE's cosines and sines at each position: position x base^(-2i/size)."""
-    turn = positions[..., None] * base ** (-jnp.arange(size // 2) / (size // 2))
-    return jnp.cos(turn), jnp.sin(turn)
+def frequencies(config: ModelConfig) -> Float[np.ndarray, " half"]:
+    """Radians a position of each of RoPE's planes: base^(-2i/size), the slow ones slowed further by `rope_scaling`."""
+    half = config.head_size // 2
+    turn = config.rope_base ** (-np.arange(half) / half)
+    if config.rope_scaling is None:
+        return turn
+    factor, low, high, length = config.rope_scaling
+    kept = np.clip((length * turn / (2 * np.pi) - low) / (high - low), 0, 1)
+    return turn * (kept + (1 - kept) / factor)
+
+
+def angles(positions: Int[Array, "B T"], turn: Float[np.ndarray, " half"]) -> Rotation:
+    """RoPE's cosines and sines at each position."""
+    turned = positions[..., None] * jnp.asarray(turn, jnp.float32)
+    return jnp.cos(turned), jnp.sin(turned)
 
 
 def rotate(x: Float[Array, "B T *H k"], rotation: Rotation) -> Float[Array, "B T *H k"]:
@@ -63,92 +102,152 @@ def rotate(x: Float[Array, "B T *H k"], rotation: Rotation) -> Float[Array, "B T
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
 
 
-def attend(
-    q: Float[Array, "B T H k"], k: Float[Array, "B S k"], v: Float[Array, "B S k"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B T H k"]:
-    """Multi-query attention, softmax in float32; a query that sees nothing gets an average, never NaN."""
-    scores = jnp.einsum("bthk,bsk->bhts", q, k, preferred_element_type=jnp.float32) / jnp.sqrt(q.shape[-1])
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min))
-    return jnp.einsum("bhts,bsk->bthk", weights.astype(v.dtype), v)
+def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """LayerNorm without bias, in float32."""
+    wide = x.astype(jnp.float32)
+    return rms_norm(wide - wide.mean(-1, keepdims=True), scale, eps).astype(x.dtype)
+
+
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+    """RMSNorm, in float32."""
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+
+
+NORMS = {"layer": layer_norm, "rms": rms_norm}
+
+
+def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A product in the type of the activations, whatever that of the weights."""
+    return jnp.einsum(pattern, x, weights.astype(x.dtype))
 
 
 class Block(eqx.Module):
     norm: Float[Array, "*layers D"]
+    mlp_norm: Float[Array, "*layers D"] | None
     query: Float[Array, "*layers D H k"]
-    key_value: Float[Array, "*layers D 2 k"]
+    key_value: Float[Array, "*layers D 2 G k"]
+    query_bias: Float[Array, "*layers H k"] | None
+    key_value_bias: Float[Array, "*layers 2 G k"] | None
+    query_norm: Float[Array, "*layers k"] | None
+    key_norm: Float[Array, "*layers k"] | None
     gate_up: Float[Array, "*layers D 2 F"]
     attention_out: Float[Array, "*layers H k D"]
     mlp_out: Float[Array, "*layers F D"]
+    config: ModelConfig = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
-        d, h, k, f = config.d_model, config.heads, config.head_size, config.d_ff
+        d, h, g, k, f = config.d_model, config.heads, config.kv_heads, config.head_size, config.d_ff
         keys = jax.random.split(key, 5)
         self.norm = jnp.ones(d)
+        self.mlp_norm = jnp.ones(d) if config.block == "sequential" else None
         self.query = normal(keys[0], (d, h, k), d)
-        self.key_value = normal(keys[1], (d, 2, k), d)
+        self.key_value = normal(keys[1], (d, 2, g, k), d)
+        self.query_bias = jnp.zeros((h, k)) if config.qkv_bias else None
+        self.key_value_bias = jnp.zeros((2, g, k)) if config.qkv_bias else None
+        self.query_norm = jnp.ones(k) if config.qk_norm else None
+        self.key_norm = jnp.ones(k) if config.qk_norm else None
         self.gate_up = normal(keys[2], (d, 2, f), d)
         self.attention_out = normal(keys[3], (h, k, d), h * k)
         self.mlp_out = normal(keys[4], (f, d), f)
+        self.config = config
 
-    def __call__(self, x, rotation, mask, cache, slot):
+    def __call__(self, x, rotation, attend, cache, slot):
         """`cache`, where given, holds earlier keys and values; this call's go in at `slot`."""
-        h = layer_norm(x, self.norm)
-        q = rotate(jnp.einsum("btd,dhk->bthk", h, self.query), rotation)
-        k, v = jnp.moveaxis(jnp.einsum("btd,dck->btck", h, self.key_value), 2, 0)
-        k = rotate(k, rotation)
+        h = self.normalise(x, self.norm)
+        q, new = self.heads(h, rotation)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache.keys, k, slot, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.values, v, slot, axis=1)
-        attention = jnp.einsum("bthk,hkd->btd", attend(q, k, v, mask), self.attention_out)
-        gate, up = jnp.moveaxis(jnp.einsum("btd,dcf->btcf", h, self.gate_up), 2, 0)
-        mlp = jnp.einsum("btf,fd->btd", jax.nn.swish(gate) * up, self.mlp_out)
-        return x + attention + mlp, Cache(k, v)
+            new = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, slot, axis=1), cache, new)
+        attended = project("bthk,hkd->btd", attend(q, *new), self.attention_out)
+        if self.mlp_norm is None:
+            return x + attended + self.mlp(h), new
+        x = x + attended
+        return x + self.mlp(self.normalise(x, self.mlp_norm)), new
 
+    def normalise(self, x, scale):
+        return NORMS[self.config.norm](x, scale, self.config.norm_eps)
 
-def layer_norm(x: Float[Array, "B T D"], scale: Float[Array, " D"]) -> Float[Array, "B T D"]:
-    """LayerNorm without bias, in float32."""
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * scale).astype(x.dtype)
+    def heads(self, h, rotation):
+        """Queries, and keys and values."""
+        q = project("btd,dhk->bthk", h, self.query)
+        kv = project("btd,dcgk->btcgk", h, self.key_value)
+        if self.query_bias is not None and self.key_value_bias is not None:
+            q, kv = q + self.query_bias.astype(q.dtype), kv + self.key_value_bias.astype(q.dtype)
+        k, v = jnp.moveaxis(kv, 2, 0)
+        if self.query_norm is not None:
+            q, k = self.normalise(q, self.query_norm), self.normalise(k, self.key_norm)
+        return rotate(q, rotation), Cache(rotate(k, rotation), v)
+
+    def mlp(self, h):
+        gate, up = jnp.moveaxis(project("btd,dcf->btcf", h, self.gate_up), 2, 0)
+        return project("btf,fd->btd", jax.nn.swish(gate) * up, self.mlp_out)
 
 
 class Transformer(eqx.Module):
-    embedding: Float[Array, "V D"]
+    embedding: Float[Array, "V E"]
+    head: Float[Array, "V E"] | None
     blocks: Block
     norm: Float[Array, " D"]
-    rope_base: float = eqx.field(static=True)
+    execution: Execution = eqx.field(static=True)
 
-    def __init__(self, config: ModelConfig, key: PRNGKeyArray):
+    def __init__(self, config: ModelConfig, key: PRNGKeyArray, execution: Execution = ONE_DEVICE):
         embedding_key, blocks_key = jax.random.split(key)
-        self.embedding = jax.random.normal(embedding_key, (config.vocab, config.d_model))
+        shape = (config.vocab, config.d_model)
+        self.embedding = normal(embedding_key, shape, 1 if config.scaled_logits else config.d_model)
+        self.head = None if config.tied else normal(jax.random.fold_in(key, 2), shape, config.d_model)
         self.blocks = eqx.filter_vmap(lambda k: Block(config, k))(jax.random.split(blocks_key, config.layers))
         self.norm = jnp.ones(config.d_model)
-        self.rope_base = config.rope_base
+        self.execution = execution
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.blocks.config
+
+    @property
+    def unembedding(self) -> Float[Array, "V E"]:
+        return self.embedding if self.head is None else self.head
 
     def hidden(
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        mask: Bool[Array, "B T S"],
+        attend: Attend,
         cache: Cache | None = None,
         slot: int | Int[Array, ""] = 0,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states, scaled so that their product with the embedding is the logits; and the cache."""
-        rotation = angles(positions, self.blocks.query.shape[-1], self.rope_base)
+        """Final hidden states, scaled so that their product with `unembedding` is the logits; and the cache."""
+        rotation = angles(positions, frequencies(self.config))
+        scale = self.config.d_model**-0.5 if self.config.scaled_logits else 1.0
 
         def layer(x, block_and_cache):
             block, layer_cache = block_and_cache
-            return block(x, rotation, mask, layer_cache, slot)
+            block = constrain(block, self.execution)  # and so its gradient, which is then scattered and not copied
+            x, new = block(x, rotation, attend, layer_cache, slot)
+            return self.residual(x), None if trains else new
 
-        unroll = len(self.blocks.norm) <= UNROLLED
-        x, new = jax.lax.scan(layer, self.embedding[tokens], (self.blocks, cache), unroll=unroll)
-        return layer_norm(x, self.norm) / jnp.sqrt(self.embedding.shape[1]), new
+        trains = self.execution.remat != "none" and cache is None
+        if trains:
+            layer = jax.checkpoint(layer, policy=REMAT[self.execution.remat], prevent_cse=False)
+        unroll = self.config.layers <= UNROLLED
+        x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
+        x, new = jax.lax.scan(layer, x, (self.blocks, cache), unroll=unroll)
+        return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
+
+    def residual(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""
+        return self.execution.constrain(x, BATCH, None, "tensor")
 
     def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
         """Hidden states of shared-prefix rows."""
-        return self.hidden(batch.tokens, batch.positions, attention_mask(batch.segments))[0]
+        attend = attention(self.execution.attention, batch.segments, layout_of(batch), self.execution.mesh)
+        return self.hidden(batch.tokens, batch.positions, attend)[0]
 
 
 def logps(model: Transformer, batch: Batch) -> Float[Array, "B n"]:
     """log pi(y_i | x) of each row's responses."""
-    return response_logps(model(batch), model.embedding, batch)
+    return logps_and_normalizers(model, batch).logps
+
+
+def logps_and_normalizers(model: Transformer, batch: Batch) -> ResponseLogps:
+    rows = ROWS * model.execution.batch_shards
+    return response_logps_and_normalizers(model(batch), model.unembedding, batch, rows)

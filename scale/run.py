@@ -12,10 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
+from typing import TypeAlias
 
 import tyro
 
 from scale.console import console
+from scale.distributed import join
 from scale.paper import PRESETS, Paper
 from scale.rows import DataError
 from scale.stages.align import Align
@@ -23,19 +25,22 @@ from scale.stages.base import Stage, execute
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
+from scale.stages.export import Export
 from scale.stages.pairs import Pairs
+from scale.stages.plan import Plan
 from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
 
-STAGES: dict[str, Callable[..., Stage]] = {
+Job: TypeAlias = Stage | Plan | Export
+STAGES: dict[str, Callable[..., Job]] = {
     stage.__name__.lower(): stage
-    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Evaluate)
+    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Evaluate, Export, Plan)
 }
 
 
-def parse(argv: Sequence[str]) -> Stage:
+def parse(argv: Sequence[str]) -> Job:
     """The stage that the command line describes; without a subcommand, `paper`."""
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["paper", *argv]
@@ -51,15 +56,25 @@ def preset(argv: Sequence[str]) -> Paper:
     return PRESETS.get(named[-1] if named else "miniature", PRESETS["miniature"])
 
 
+def start(job: Job) -> None:
+    if hasattr(job, "compute"):
+        join(job.compute)
+    if isinstance(job, Stage):
+        execute(job)
+    else:
+        job.run()
+
+
 def main() -> None:
     stage = parse(sys.argv[1:])
     try:
-        execute(stage)
+        start(stage)
     except (DataError, FloatingPointError, BrokenProcessPool) as error:
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        console.print(f"stopped; the same command goes on from {stage.out}", markup=False, soft_wrap=True)
+        if isinstance(stage, Stage):
+            console.print(f"stopped; the same command goes on from {stage.out}", markup=False, soft_wrap=True)
         sys.exit(130)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from minipref.sequences import attention_mask
+from scale.attention import masked
 from scale.model import Cache, Transformer
 
 
@@ -44,10 +45,10 @@ def sample(
     def step(carry, inputs):
         hidden, cache, done = carry
         index, key = inputs
-        token, logp = draw(hidden @ model.embedding.T, key, temperature)
+        token, logp = draw(hidden @ model.unembedding.T, key, temperature)
         token, logp = jnp.where(done, pad, token), jnp.where(done, 0.0, logp)
         mask = key_mask(lengths, width, max_new, index)[:, None]
-        new, cache = model.hidden(token[:, None], (lengths + index)[:, None], mask, cache, width + index)
+        new, cache = model.hidden(token[:, None], (lengths + index)[:, None], masked(mask), cache, width + index)
         return (new[:, 0], cache, done | (token == eos)), (token, logp)
 
     done = jnp.zeros(lengths.shape, bool)
@@ -64,8 +65,8 @@ def prefill(
     slots = jnp.arange(prompts.shape[1])
     segments = jnp.where(slots < lengths[:, None], 0, -1)
     positions = jnp.broadcast_to(slots, prompts.shape)
-    hidden, cache = model.hidden(prompts, positions, attention_mask(segments))
-    cache = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0))), cache)
+    hidden, cache = model.hidden(prompts, positions, masked(attention_mask(segments)))
+    cache = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
 
 

@@ -4,7 +4,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from minipref.training import Hyper, Metrics, TrainState
+from scale.checkpoints import Checkpoints
 from scale.console import track
-from scale.files import all_finite, atomic, load_tree, save_tree
+from scale.files import all_finite, atomic
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Probe = Callable[[Any, int], dict[str, Any]]
@@ -50,11 +52,13 @@ def hyper(training: Training, strength: float = 0.0, gamma: tuple[float, float] 
 
 @dataclass(frozen=True)
 class Log:
-    """`metrics.jsonl`: one line a step, written as the run goes, cut back to the checkpoint on resume."""
+    """`metrics.jsonl`: one line a step, written as the run goes, cut back to the checkpoint on resume; process 0's."""
 
     path: Path
 
     def resume(self, step: int) -> None:
+        if jax.process_index():
+            return
         text = self.path.read_text() if self.path.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have torn the last line
         kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
@@ -62,6 +66,8 @@ class Log:
             temporary.write_text("".join(line + "\n" for line in kept))
 
     def write(self, records: list[dict[str, Any]]) -> None:
+        if jax.process_index():
+            return
         with self.path.open("a") as file:
             file.writelines(json.dumps(r, default=plain) + "\n" for r in records)
 
@@ -79,45 +85,62 @@ def train(
     label: str,
     probe: Probe | None = None,
     every: int = 50,
+    record: dict[str, Any] | None = None,
 ) -> Any:
     """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log.
 
-    Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it.
+    The last step has no checkpoint: the caller saves the model. `step` may donate its state. `record` (JSON) says
+    which run it is, so that no other resumes from its checkpoints; `state` says how what is restored is sharded.
+    Of several processes, all must call this, with global arrays; process 0 writes the log.
+
+    Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it (of several processes, after
+    the step that all agree on); DataError on another run's checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / "checkpoint.safetensors", Log(folder / "metrics.jsonl")
-    if checkpoint.exists():
-        state = load_tree(checkpoint, state)
-    start = int(np.asarray(state.step).flat[0])
-    log.resume(start)
-    if probe and not start:
-        log.write([{"step": 0} | probe(state.model, 0)])
-    pending = []
-    with preemption() as notice:
+    log, pending = Log(folder / "metrics.jsonl"), []
+    with preemption() as noticed, closing(Checkpoints(folder / "checkpoints", record or {})) as checkpoints:
+        state = checkpoints.restore(state)
+        start = int(np.asarray(state.step).flat[0])
+        log.resume(start)
+        if probe and not start:
+            log.write([{"step": 0} | probe(state.model, 0)])
         for i in track(range(start, steps), label, start):
             state, metrics = step(state, batch_at(i))
             pending.append({"step": i + 1} | metrics)
-            due = (i + 1) % every == 0 or i + 1 == steps
-            if due or notice.is_set():
-                pending = jax.device_get(pending)
-                require_finite(pending, state.model, folder)
-                if probe and due:
-                    pending[-1] |= probe(state.model, i + 1)
-                log.write(pending)
+            due, stop = (i + 1) % every == 0 or i + 1 == steps, noticed(i + 1)
+            if due or stop:
+                log.write(checked(pending, state.model, folder, probe if due else None))
                 pending = []
-                save_tree(checkpoint, state)
-            if notice.is_set():
+            if stop or (due and i + 1 < steps):
+                checkpoints.save(i + 1, state)
+            if stop:
                 raise KeyboardInterrupt("SIGTERM")
     return state.model
 
 
+def checked(pending: list[dict[str, Any]], model: Any, folder: Path, probe: Probe | None) -> list[dict[str, Any]]:
+    """The steps' records on the host, all finite as the model is; the last with the probe's findings."""
+    records = jax.device_get(pending)
+    require_finite(records, model, folder)
+    if probe:
+        records[-1] |= probe(model, records[-1]["step"])
+    return records
+
+
 @contextmanager
-def preemption() -> Iterator[threading.Event]:
-    """An event that SIGTERM, a preemption notice, sets; meanwhile it does not end the process."""
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop after a step, for all processes alike: SIGTERM, a preemption notice, came.
+
+    Meanwhile SIGTERM does not end the process. With several, the handler is the one of `jax.distributed`, and the step
+    is the first that no process has begun when one of them is told.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     notice = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: notice.set())
     try:
-        yield notice
+        yield lambda _: notice.is_set()
     finally:
         signal.signal(signal.SIGTERM, previous)
 

@@ -4,18 +4,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
+import jax
 import numpy as np
 
 from minipref.methods import METHODS
-from minipref.training import init_state, loss_of, train_step
+from minipref.sequences import Batch
+from minipref.training import Metrics, TrainState, loss_of
 from scale import folders
 from scale.batches import REF_LOGPS, Limits, batch_indices, encode, take
+from scale.distributed import share
+from scale.execution import Compute, execution
 from scale.inference import sequence_logps
-from scale.model import Transformer, logps
+from scale.model import Transformer
+from scale.recipe import Recipe, language_step, start_state
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
-from scale.train import OPTIMIZER, Training, hyper, train
+from scale.train import Training, hyper, train
 
 MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
 MONITORED = 128
@@ -43,8 +47,12 @@ class Align(Stage):
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """Optimiser and z-loss."""
     limits: Limits = field(default_factory=Limits)
     """Length limits: those of the score stage."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.policy, self.validation) if path]
@@ -52,16 +60,20 @@ class Align(Stage):
     def run(self) -> dict[str, Any]:
         if (self.snapshots + 1) ** 2 > self.training.steps:
             raise DataError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
-        policy = folders.load_policy(self.policy)
+        how = execution(self.compute)
+        policy = folders.load_policy(self.policy, how)
         row = METHODS[self.method]
         gamma = row.gamma if self.gamma is None else self.gamma
         fields = ["chosen", "rejected"] + ["ref_sample"] * bool(max(row.gamma))
         data = self.load(policy, self.data, fields)
         self.check(data, row.rewards, gamma)
         strength = self.strength(row.strength)
-        state = init_state(policy.model, OPTIMIZER, hyper(self.training, strength, gamma))
-        indices = partial(batch_indices, len(data.tokens), self.training.batch, self.training.seed)
-        model = train(partial(align_step, self.method), state, lambda i: take(data, indices(i)),
+        state = start_state(policy.model, self.recipe, hyper(self.training, strength, gamma))
+
+        def batch_at(step: int) -> Batch:
+            return share(data, batch_indices(len(data.tokens), self.training.batch, self.training.seed, step), how)
+
+        model = train(partial(align_step, self.method, self.recipe), state, batch_at,
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
                       self.probe(policy), watch_every(self.training.steps, self.snapshots))
         folders.save(self.out, model, policy.config, policy.codec)
@@ -82,7 +94,7 @@ class Align(Stage):
             missing = next((i for i, row in enumerate(rows) if name not in row), None)
             if missing is not None:
                 raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
-        return encode(policy.codec, rows, fields, self.limits, str(path)).data
+        return encode(policy.codec, rows, fields, self.limits, str(path), policy.model.execution.regions).data
 
     def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
         members = data.scores.shape[2]
@@ -118,9 +130,9 @@ def watch_every(steps: int, snapshots: int) -> int:
     return next(d for d in range(min(50, first), 0, -1) if first % d == 0)
 
 
-@eqx.filter_jit
-def align_step(method, state, batch):
-    return train_step(logps, loss_of(method), OPTIMIZER, state, batch)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def align_step(method: str, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    return language_step(loss_of(method), recipe, state, batch)
 
 
 def monitor(model: Transformer, data) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """What every stage shares: one folder out, skipped when complete, resumed when not, refused when it differs."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -8,14 +9,16 @@ from typing import Any
 
 from scale.console import console
 from scale.files import fingerprint, read_json, write_json
+from scale.folders import located
 from scale.rows import DataError
 
 LEAST, MOST = sys.float_info.min, sys.float_info.max
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
-          "heads", "head_size", "d_model", "d_ff")
+          "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
 BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
     **dict.fromkeys(COUNTS, (1.0, MOST)),
-    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl"), (0.0, MOST)),
+    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl", "z_loss"), (0.0, MOST)),
+    **dict.fromkeys(("fsdp", "processes", "process"), (0.0, MOST)),
     **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
     **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0.0, 1.0)),
 }
@@ -57,7 +60,7 @@ def execute(stage: Stage) -> dict[str, Any]:
             path.unlink()  # nothing was done: the same folder will do when the fault is mended
         raise
     write_json(path, record | {"findings": findings})
-    (stage.out / "checkpoint.safetensors").unlink(missing_ok=True)
+    shutil.rmtree(stage.out / "checkpoints", ignore_errors=True)
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
     return findings
@@ -81,11 +84,12 @@ def bounds_text(low: float, high: float) -> str:
 
 
 def description(stage: Stage) -> dict[str, Any]:
-    missing = [str(path) for path in stage.inputs() if not path.exists()]
+    paths = [located(path) for path in stage.inputs()]
+    missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file or folder")
-    options = {k: plain(v) for k, v in asdict(stage).items() if not is_path(v)}
-    inputs = [fingerprint(path) for path in stage.inputs()]
+    options = {k: plain(v) for k, v in asdict(stage).items() if k != "compute" and not is_path(v)}
+    inputs = [fingerprint(path) for path in paths]
     return {"stage": type(stage).__name__, "options": options, "inputs": inputs}
 
 

@@ -7,8 +7,10 @@ import numpy as np
 
 from scale import folders
 from scale.batches import Limits, encode
+from scale.execution import Compute, execution
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, read, write
+from scale.sharding import execution_of
 from scale.stages.base import Stage
 from scale.stats import bootstrap_interval
 
@@ -35,6 +37,8 @@ class Evaluate(Stage):
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; `response` is the most tokens that are sampled (the text may encode to more)."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [self.data, *self.policies, self.reference, self.rewards]
@@ -42,12 +46,13 @@ class Evaluate(Stage):
     def run(self) -> dict[str, Any]:
         if not self.policies:
             raise DataError("--policies: name at least one folder")
-        reference, oracle = folders.load_policy(self.reference), folders.load_rewards(self.rewards)
+        how = execution(self.compute)
+        reference, oracle = folders.load_policy(self.reference, how), folders.load_rewards(self.rewards, how)
         prompts = read(self.data, need=("prompt",))
         baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)
         tables = []
         for i, path in enumerate(self.policies):
-            found = self.outcomes(folders.load_policy(path), reference, oracle, prompts, self.seed + 1)
+            found = self.outcomes(folders.load_policy(path, how), reference, oracle, prompts, self.seed + 1)
             tables.append(per_prompt(i, found, baseline))
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
         return {"policies": [summary(table) for table in tables]}
@@ -62,7 +67,8 @@ class Evaluate(Stage):
         sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
                    | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
                    for row, each in zip(encoded.rows(rows), found, strict=True)]
-        own, ref, judged = (encode(f.codec, sampled, fields, self.limits).data for f in (policy, reference, oracle))
+        own, ref, judged = (encode(f.codec, sampled, fields, self.limits, regions=execution_of(f.model).regions).data
+                            for f in (policy, reference, oracle))
         return {
             "prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled],
             "tokens": np.stack([(own.owners == i).sum(1) for i in range(self.n)], 1),

@@ -9,14 +9,21 @@ import jax
 import numpy as np
 
 from minipref.reward_models import RewardModel, stack
-from minipref.training import init_state, reward_loss, train_step
+from minipref.sequences import Batch
+from minipref.training import Metrics, TrainState, init_state, reward_loss, train_step
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode, take
+from scale.batches import Encoded, Limits, batch_indices, encode
+from scale.distributed import share
+from scale.execution import Compute, execution
 from scale.inference import rewards
+from scale.recipe import ADAM
 from scale.rows import DataError, read, split
+from scale.sharding import constrain, execution_of, initialise
 from scale.stages.base import Stage
 from scale.stages.bias import largest, longer_side, longer_wins, subsample
-from scale.train import OPTIMIZER, Training, hyper, train
+from scale.train import Training, hyper, train
+
+SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +44,16 @@ class Reward(Stage):
     """The training run of every member."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.init, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
-        policy = folders.load_policy(self.init)
+        policy = folders.load_policy(self.init, execution(self.compute))
         rows, held_out = self.parts()
-        encoded = encode(policy.codec, rows, ["chosen", "rejected"], self.limits, str(self.data))
+        encoded = encode(policy.codec, rows, SIDES, self.limits, str(self.data), policy.model.execution.regions)
         subsets = self.subsets(policy, encoded.rows(rows))
         models = self.start(policy, len(subsets))
         models = fit(models, encoded, subsets, self.training, self.out)
@@ -71,33 +80,35 @@ class Reward(Stage):
         return [subsample(sides, b, size, rng) for b in self.biases]
 
     def start(self, policy: folders.Folder, members: int) -> RewardModel:
-        keys = jax.random.split(jax.random.key(self.training.seed), members)
-        return stack([RewardModel(policy.model, policy.config.d_model, key) for key in keys])
+        keys = list(jax.random.split(jax.random.key(self.training.seed), members))
+        trunk = policy.model
+        return initialise(lambda m: stack([RewardModel(m, policy.config.d_model, key) for key in keys]), trunk)
 
 
-@eqx.filter_jit
-def reward_step(states, batches):
+@partial(jax.jit, donate_argnums=0)
+def reward_step(states: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
     """One step of each of the K members, each on its own batch."""
-    step = partial(train_step, RewardModel.__call__, reward_loss, OPTIMIZER)
-    return eqx.filter_vmap(step)(states, batches)
+    step = partial(train_step, RewardModel.__call__, reward_loss, ADAM)
+    return constrain(eqx.filter_vmap(step)(states, batches), execution_of(states.model))
 
 
 def fit(models: RewardModel, data: Encoded, subsets: list[np.ndarray], training: Training, out: Path) -> RewardModel:
-    start = eqx.filter_vmap(lambda model: init_state(model, OPTIMIZER, hyper(training)))
+    how = execution_of(models)
+    start = eqx.filter_vmap(lambda model: init_state(model, ADAM, hyper(training)))
 
-    def batch_at(i):
-        windows = [batch_indices(len(s), training.batch, training.seed + k, i) for k, s in enumerate(subsets)]
-        parts = [take(data.data, s[w]) for s, w in zip(subsets, windows, strict=True)]
-        return jax.tree.map(lambda *a: np.stack(a), *parts)
+    def batch_at(step: int) -> Batch:
+        windows = [s[batch_indices(len(s), training.batch, training.seed + k, step)] for k, s in enumerate(subsets)]
+        return share(data.data, np.stack(windows), how)
 
-    return train(reward_step, start(models), batch_at, training.steps, out, f"reward models x {len(subsets)}")
+    label = f"reward models x {len(subsets)}"
+    return train(reward_step, initialise(start, models), batch_at, training.steps, out, label)
 
 
 def accuracy(
     models: RewardModel, policy: folders.Folder, rows: list[dict[str, Any]], limits: Limits
 ) -> dict[str, Any]:
     """Held-out accuracy of each member, and of picking the longer response on the pairs that have one."""
-    encoded = encode(policy.codec, rows, ["chosen", "rejected"], limits)
+    encoded = encode(policy.codec, rows, SIDES, limits, regions=policy.model.execution.regions)
     values = rewards(models, encoded.data)
     margins = values[:, 0] - values[:, 1]
     longer = longer_wins(longer_side(policy.codec, encoded.rows(rows)))

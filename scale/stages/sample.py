@@ -6,6 +6,7 @@ import numpy as np
 
 from scale import folders
 from scale.batches import Limits, encode
+from scale.execution import Compute, execution
 from scale.inference import generate
 from scale.rows import read, write
 from scale.stages.base import Stage
@@ -27,12 +28,14 @@ class Sample(Stage):
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; `response` is the most tokens a sample may have."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [self.policy, self.data]
 
     def run(self) -> dict[str, Any]:
-        policy = folders.load_policy(self.policy)
+        policy = folders.load_policy(self.policy, execution(self.compute))
         rows = read(self.data, need=("prompt",))
         encoded = encode(policy.codec, rows, [], self.limits, str(self.data))
         found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=self.seed,

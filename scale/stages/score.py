@@ -7,9 +7,11 @@ import numpy as np
 
 from scale import folders
 from scale.batches import Limits, encode
+from scale.execution import Compute, execution
 from scale.files import fingerprint
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, provenance, read, write
+from scale.sharding import execution_of
 from scale.stages.base import Stage
 from scale.stages.bias import longer_side, longer_wins
 
@@ -33,6 +35,8 @@ class Score(Stage):
     """Seed of the reference samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; alignment must use the same."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.rewards, self.reference) if path]
@@ -43,18 +47,19 @@ class Score(Stage):
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
             raise DataError("score needs --rewards, --reference or both; --relabel needs --rewards")
         if self.rewards:
-            models = folders.load_rewards(self.rewards)
+            models = folders.load_rewards(self.rewards, execution(self.compute))
             rows, findings = self.with_rewards(models, rows)
             hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
         if self.reference:
-            reference = folders.load_policy(self.reference)
+            reference = folders.load_policy(self.reference, execution(self.compute))
             rows = self.with_reference(reference, rows)
             hashes |= reference.hashes | {"limits": str(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
     def with_rewards(self, models: folders.Folder, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
-        encoded = encode(models.codec, rows, SIDES, self.limits, str(self.data))
+        regions = execution_of(models.model).regions
+        encoded = encode(models.codec, rows, SIDES, self.limits, str(self.data), regions)
         rows, values = encoded.rows(rows), rewards(models.model, encoded.data).astype(float)
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
@@ -70,7 +75,8 @@ class Score(Stage):
     def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
         if "ref_sample" not in rows[0]:
             rows = with_samples(reference, rows, self.limits, self.seed)
-        encoded = encode(reference.codec, rows, (*SIDES, "ref_sample"), self.limits, str(self.data))
+        fields = (*SIDES, "ref_sample")
+        encoded = encode(reference.codec, rows, fields, self.limits, str(self.data), reference.model.execution.regions)
         rows, values = encoded.rows(rows), sequence_logps(reference.model, encoded.data).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]

@@ -3,18 +3,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 
-from minipref.training import init_state, sft_loss, train_step
+from minipref.sequences import Batch
+from minipref.training import Metrics, TrainState, sft_loss
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode, take
+from scale.batches import Encoded, Limits, batch_indices, encode
+from scale.distributed import share
+from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
-from scale.model import ModelConfig, Transformer, logps
+from scale.model import ModelConfig, Transformer
+from scale.recipe import Recipe, language_step, start_state
 from scale.rows import read
+from scale.sharding import initialise
 from scale.stages.base import Stage
 from scale.tokenizer import Codec, train_codec
-from scale.train import OPTIMIZER, Training, hyper, train
+from scale.train import Training, hyper, train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,33 +38,40 @@ class Sft(Stage):
     """Shape of a model made from scratch."""
     training: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
     """The training run."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """Optimiser and z-loss."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.init, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
-        config, codec, model = self.start(rows)
-        data = encode(codec, rows, ["completion"], self.limits, str(self.data))
-        model = fit(model, data, self.training, self.out)
+        how = execution(self.compute)
+        config, codec, model = self.start(rows, how)
+        data = encode(codec, rows, ["completion"], self.limits, str(self.data), how.regions)
+        model = fit(model, data, self.training, self.recipe, self.out)
         folders.save(self.out, model, config, codec)
-        parameters = sum(a.size for a in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
+        parameters = sum(a.size for a in jax.tree.leaves(model))
         return {"rows": len(data.kept), "parameters": parameters} | self.validate(model, codec)
 
-    def start(self, rows: list[dict[str, Any]]) -> tuple[ModelConfig, Codec, Transformer]:
+    def start(self, rows: list[dict[str, Any]], how: Execution) -> tuple[ModelConfig, Codec, Transformer]:
         if self.init:
-            folder = folders.load_policy(self.init)
+            folder = folders.load_policy(self.init, how)
             return folder.config, folder.codec, folder.model
         codec = train_codec((text(row[f]) for row in rows for f in ("prompt", "completion")), self.model.vocab)
-        return self.model, codec, Transformer(self.model, jax.random.key(self.training.seed))
+        key = jax.random.key(self.training.seed)
+        return self.model, codec, initialise(lambda: Transformer(self.model, key, how))
 
     def validate(self, model: Transformer, codec: Codec) -> dict[str, float]:
         if not self.validation:
             return {}
         rows = read(self.validation, need=("prompt", "completion"))
-        data = encode(codec, rows, ["completion"], self.limits, str(self.validation)).data
+        regions = model.execution.regions
+        data = encode(codec, rows, ["completion"], self.limits, str(self.validation), regions).data
         total = sequence_logps(model, data).sum()
         return {"validation loss (nats a token)": float(-total / (data.owners == 0).sum())}
 
@@ -69,12 +80,14 @@ def text(prompt: str | list[dict[str, str]]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
 
 
-@eqx.filter_jit
-def sft_step(state, batch):
-    return train_step(logps, sft_loss, OPTIMIZER, state, batch)
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def sft_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    return language_step(sft_loss, recipe, state, batch)
 
 
-def fit(model: Transformer, data: Encoded, training: Training, out: Path) -> Transformer:
-    state = init_state(model, OPTIMIZER, hyper(training))
-    indices = partial(batch_indices, len(data.kept), training.batch, training.seed)
-    return train(sft_step, state, lambda i: take(data.data, indices(i)), training.steps, out, "sft")
+def fit(model: Transformer, data: Encoded, training: Training, recipe: Recipe, out: Path) -> Transformer:
+    def batch_at(step: int) -> Batch:
+        return share(data.data, batch_indices(len(data.kept), training.batch, training.seed, step), model.execution)
+
+    state = start_state(model, recipe, hyper(training))
+    return train(partial(sft_step, recipe), state, batch_at, training.steps, out, "sft")

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minipref.sequences import Batch
+from minipref.sequences import Batch, attention_mask, response_logps, response_rewards
 from scale import batches
-from scale.batches import Limits, batch_indices, encode, fit_prompt, map_batches, pack_row, take
+from scale.batches import Layout, Limits, batch_indices, encode, fit_prompt, layout_of, pack, pack_row, take
 from scale.console import console
 from scale.rows import DataError
 from scale.tokenizer import EOS, ROLES, Codec, train_codec
@@ -56,6 +56,79 @@ def test_an_empty_response_is_read_at_the_prompts_end():
     assert list(last) == [1, 2, 1]
 
 
+# ---- rows in regions
+
+
+def test_pack_row_in_regions():
+    """The picture in sequences again: regions of 122 and twice 3 slots."""
+    p, a, b, c, eos = 9, 5, 6, 7, 1
+    row = pack_row([p, p, p], [[a, b, eos], [c, eos]], 128, 6, Layout(4, 3, 2))
+    found = dict(zip(Batch._fields, row, strict=False))
+    between = [0] * 119
+    expected = {
+        "tokens": [p, p, p, *between, a, b, eos, c, eos, 0],
+        "positions": [0, 1, 2, *between, 3, 4, 5, 3, 4, 0],
+        "segments": [0, 0, 0, *[-1] * 119, 1, 1, 1, 2, 2, -1],
+        "labels": [a, b, eos, c, eos, 0],
+        "predictors": [2, 122, 123, 2, 125, 0],
+        "owners": [0, 0, 0, 1, 1, 2],
+        "last": [124, 126],
+    }
+    assert {name: list(array) for name, array in found.items()} == expected
+    assert {array.dtype for array in found.values()} == {np.dtype(np.int32)}
+
+
+def test_an_empty_response_in_regions():
+    _, _, segments, labels, predictors, owners, last = pack_row([8, 9], [[], [7]], 128, 4, Layout(2, 2, 2))
+    assert list(np.flatnonzero(segments + 1)) == [0, 1, 126] and list(labels) == [0, 0, 7, 0]
+    assert list(owners) == [2, 2, 1, 2] and list(predictors) == [0, 0, 1, 0] and list(last) == [1, 126]
+
+
+@pytest.mark.parametrize(
+    ("layout", "start", "width"), [((48, 40, 2), 48, 128), ((50, 40, 2), 176, 256), ((1024, 512, 2), 1024, 2048)]
+)
+def test_a_layout_fills_up_to_the_lanes(layout, start, width):
+    layout = Layout(*layout)
+    assert (layout.start, layout.width, layout.labels) == (start, width, layout.response * 2)
+    data = packed(layout)
+    assert data.tokens.shape == (4, width) and data.labels.shape == (4, layout.labels)
+    assert layout_of(data).region(np.arange(width)).tolist() == layout.region(np.arange(width)).tolist()
+
+
+def hidden_states(data, vocabulary=50, width=12):
+    """One layer of attention under the row's mask, over tokens and positions; and the output layer."""
+    shapes = [(vocabulary, width), (99, width), *[(width, width)] * 3]
+    keys = jax.random.split(jax.random.key(0), 5)
+    table, place, q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    x = table[data.tokens] + place[data.positions]
+    scores = jnp.where(attention_mask(data.segments), (x @ q) @ jnp.swapaxes(x @ k, 1, 2), -1e30)
+    return x + jax.nn.softmax(scores) @ (x @ v), table
+
+
+def test_log_probs_and_rewards_are_those_of_the_compact_layout():
+    layouts = (None, Layout(7, 6, 2))
+    compact, regions = (jax.tree.map(jnp.asarray, packed(layout)) for layout in layouts)
+    assert compact.tokens.shape[1] == 16 and regions.tokens.shape[1] == 128
+    np.testing.assert_allclose(response_logps(*hidden_states(regions), regions),
+                               response_logps(*hidden_states(compact), compact), rtol=1e-5)
+    head = jnp.arange(12.0)
+    np.testing.assert_allclose(response_rewards(hidden_states(regions)[0], head, regions),
+                               response_rewards(hidden_states(compact)[0], head, compact), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (Layout(4, 62, 2), r"Layout\(.*\): a prompt of 5 tokens does not fit its region of 4"),
+        (Layout(9, 4, 2), r"Layout\(.*\): a response of 5 tokens does not fit its region of 4"),
+        (Layout(9, 9, 3), r"Layout\(.*\): has 3 responses, the rows have 2"),
+    ],
+)
+def test_what_does_not_fit_a_layout_is_an_error(layout, message):
+    with pytest.raises(DataError, match=message):
+        packed(layout)
+
+
 @pytest.mark.parametrize(
     ("overlong", "expected"),
     [("drop", None), ("error", None), ("keep-start", [11, 12, ASSISTANT]), ("keep-end", [14, 15, ASSISTANT])],
@@ -78,6 +151,20 @@ def encoded(rows, limits, fields=SIDES, source="", codec=None):
     with console.capture() as printed:
         found = encode(codec or Words(), rows, fields, limits, source)
     return found, " ".join(printed.get().split())
+
+
+def packed(layout):
+    """ROWS, laid in a layout."""
+    words = Words()
+    return pack([(words.prompt_ids(r["prompt"]), [words.response_ids(r[f]) for f in SIDES]) for r in ROWS], ROWS, SIDES,
+                layout)
+
+
+def test_regions_are_those_of_the_limits_and_fit_what_was_sampled():
+    found = encode(Words(), ROWS, SIDES, Limits(9, 9), regions=True)
+    assert layout_of(found.data) == Layout(128 - 18, 9, 2) and found.kept == [0, 1, 2, 3]
+    long = [row | {"ref_sample": " ".join(["22"] * 20)} for row in ROWS]
+    assert layout_of(encode(Words(), long, [*SIDES, "ref_sample"], Limits(9, 9), regions=True).data).response == 21
 
 
 def prompts_of(found):
@@ -186,24 +273,6 @@ def test_a_window_spans_epochs():
 
 def counted(n):
     return Batch(*[np.arange(n)[:, None]] * 7, np.arange(n, dtype=np.float32)[:, None], np.zeros((n, 2, 1), np.float32))
-
-
-@pytest.mark.parametrize(("n", "size"), [(1, 1), (1, 4), (3, 4), (4, 4), (5, 4), (9, 4), (7, 1)])
-def test_map_batches_gives_each_row_once_and_in_order(n, size):
-    shapes = []
-
-    def function(batch):
-        shapes.append(batch.tokens.shape)
-        return batch.tokens[:, 0] * 10, {"b": batch.ref_logps}
-
-    tens, rest = map_batches(function, counted(n), size)
-    np.testing.assert_array_equal(tens, 10 * np.arange(n))
-    np.testing.assert_array_equal(rest["b"], np.arange(n)[:, None])
-    assert shapes == [(size, 1)] * -(-n // size)
-
-
-def test_map_batches_gives_numpy():
-    assert type(map_batches(lambda b: jnp.asarray(b.tokens), counted(3), 2)) is np.ndarray
 
 
 def test_take():

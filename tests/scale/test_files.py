@@ -1,5 +1,12 @@
 import hashlib
 import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -7,8 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from scale.files import atomic, fingerprint, load_tree, read_json, read_metadata, save_tree, write_json
+from scale import files
+from scale.files import all_finite, atomic, fingerprint, load_tree, read_json, read_metadata, save_tree, write_json
 
 
 def test_atomic_replaces_the_file(tmp_path):
@@ -135,17 +145,21 @@ def test_equal_trees_give_equal_files(tmp_path):
     assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "b")
 
 
+def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        ({"a": jnp.zeros(2), "b": jnp.zeros(3), "c": jnp.zeros(1)}, r"m\.safetensors: missing leaf \['c'\]"),
-        ({"a": jnp.zeros(2)}, r"m\.safetensors: unexpected leaf \['b'\]"),
+        ({"a": shape(2), "b": shape(3), "c": shape(1)}, r"m\.safetensors: missing leaf \['c'\]"),
+        ({"a": shape(2)}, r"m\.safetensors: unexpected leaf \['b'\]"),
         (
-            {"a": jnp.zeros(2), "b": jnp.zeros((3, 1))},
+            {"a": shape(2), "b": shape(3, 1)},
             r"m\.safetensors: leaf \['b'\] is float32\[3\], expected float32\[3, 1\]",
         ),
         (
-            {"a": jnp.zeros(2), "b": jnp.zeros(3, jnp.bfloat16)},
+            {"a": shape(2), "b": shape(3, dtype=jnp.bfloat16)},
             r"m\.safetensors: leaf \['b'\] is float32\[3\], expected bfloat16\[3\]",
         ),
     ],
@@ -171,3 +185,150 @@ def test_leaves_are_named_by_their_path_and_nothing_is_pickled(tmp_path):
     names = {".weights", ".scalar", ".step", ".other['mask']", ".other['empty']"}
     layers = {f".layers[{i}].{part}" for i in (0, 1) for part in ("weight", "bias")}
     assert header.keys() == names | layers | {"__metadata__"}
+
+
+# ---- piece by piece
+
+
+@pytest.mark.parametrize("piece", [1, 24, 100, 2**24])
+def test_the_file_is_the_one_that_the_library_writes_of_whole_arrays(tmp_path, monkeypatch, piece):
+    """Whatever the size of a piece: less than a number, a row, a matrix. The library orders leaves by dtype."""
+    rng = np.random.default_rng(0)
+    shapes = {"cube": (3, 5, 7), "row": (13,), "scalar": (), "empty": (2, 0, 3), "column": (9, 1), "one": (1, 1, 1)}
+    arrays = {f"['{name}']": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays |= {"['half']": np.arange(30).reshape(5, 6).astype(jnp.bfloat16), "['mask']": np.arange(11) % 2 == 0}
+    tree = {name[2:-2]: jnp.asarray(array) for name, array in arrays.items()}
+    monkeypatch.setattr(files, "PIECE", max(piece, 4))
+    save_tree(tmp_path / "m.safetensors", tree)
+    assert (tmp_path / "m.safetensors").read_bytes() == safetensors.numpy.save(arrays, {"metadata": "{}"})
+    assert_same(load_tree(tmp_path / "m.safetensors", tree), tree)
+
+
+def test_a_dtype_that_the_format_lacks_is_refused_by_leaf(tmp_path):
+    with pytest.raises(ValueError, match=r"m\.safetensors: leaf \['key'\]: safetensors has no dtype key<fry>"):
+        save_tree(tmp_path / "m.safetensors", {"a": jnp.zeros(2), "key": jax.random.key(0)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_found(bad):
+    for tree in ({"a": jnp.zeros((3, 2)).at[2, 1].set(bad)}, {"a": np.asarray(bad, jnp.bfloat16)}):
+        assert not all_finite({"b": jnp.ones(2), "n": jnp.arange(3)} | tree)
+    assert all_finite({"b": jnp.ones(2), "n": np.arange(3), "f": jax.nn.relu})
+
+
+# ---- sharded arrays, in other processes: run as a script, this file is one of them
+
+SHARDINGS = {"a": PartitionSpec(None, "x", "y"), "b": PartitionSpec(("x", "y")), "c": PartitionSpec("y", None, "x"),
+             "d": PartitionSpec()}
+
+
+def placed(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
+    """Arrays that count from 0, the first by the first of `names`' shardings and so on."""
+    mesh = jax.make_mesh(mesh_shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    tree = {name: np.arange(512, dtype=np.float32).reshape(8, 8, 8) + i for i, name in enumerate("abcd")}
+    tree["b"] = tree["b"].astype(jnp.bfloat16)
+    shardings = [NamedSharding(mesh, SHARDINGS[name]) for name in names]
+    return {name: jax.make_array_from_callback((8, 8, 8), sharding, array.__getitem__)
+            for (name, array), sharding in zip(tree.items(), shardings, strict=True)}
+
+
+def sharded(folder: str, port: str = "", index: str = "0") -> None:
+    """Save on one mesh, load on others; every device's part must be what it is when placed there at once."""
+    if port:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", 2, int(index))
+    files.PIECE = 300
+    save_tree(Path(folder) / index / "m.safetensors", placed((4, 2), "abcd"))
+    for like in (placed((4, 2), "abcd"), placed((2, 4), "bcda"), placed((1, 8), "cdab")):
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
+        found = load_tree(Path(folder) / "0/m.safetensors", shapes)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+            assert a.sharding == b.sharding and a.dtype == b.dtype
+            for part, expected in zip(a.addressable_shards, b.addressable_shards, strict=True):
+                np.testing.assert_array_equal(part.data, expected.data)
+        bad = found["a"].at[7, 7, 7].set(jnp.nan)
+        assert all_finite(found) and not all_finite(found | {"a": bad})
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts this file as a script: `script(devices, role, *arguments)`. None outlives its test."""
+    started = []
+    fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start(devices: int, role: str, *arguments: object) -> subprocess.Popen:
+        variables = os.environ | fixed | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-W", "error", __file__, role, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        started.append(subprocess.Popen(command, env=variables, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        with process:
+            pass
+
+
+def printed(process: subprocess.Popen) -> str:
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    return out
+
+
+def require_counting(path: Path) -> None:
+    found = safetensors.numpy.load_file(path)
+    for i, name in enumerate("abcd"):
+        expected = (np.arange(512, dtype=np.float32) + i).reshape(8, 8, 8)
+        np.testing.assert_array_equal(found[f"['{name}']"], expected.astype(jnp.bfloat16) if i == 1 else expected)
+
+
+def test_sharded_arrays_are_saved_whole_and_loaded_in_parts(tmp_path, script):
+    printed(script(8, "sharded", tmp_path))
+    require_counting(tmp_path / "0/m.safetensors")
+
+
+def test_two_processes_save_one_file_and_each_loads_its_parts(tmp_path, script):
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    processes = [script(4, "sharded", tmp_path, port, i) for i in range(2)]
+    outcomes = [(process.communicate(timeout=120)[0], process.returncode) for process in processes]
+    assert [code for _, code in outcomes] == [0, 0], outcomes
+    require_counting(tmp_path / "0/m.safetensors")
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["m.safetensors"]  # process 1 has written none
+
+
+MEGABYTE, LARGEST, LEAVES = 2**20, 128, 8
+
+
+def memory(folder: str, task: str, layout: str) -> None:
+    """Prints the peak of this process's memory, in MB, beyond what it was before and the model of 1 GB."""
+    path, before = Path(folder) / "m.safetensors", resident()
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    sharding = NamedSharding(mesh, SHARDINGS["a"]) if layout == "sharded" else None
+    leaf = jax.ShapeDtypeStruct((8, 2048, LARGEST * MEGABYTE // 4 // 8 // 2048), jnp.float32, sharding=sharding)
+    if task == "save":
+        make = jax.jit(lambda value: jnp.full(leaf.shape, value, jnp.float32), out_shardings=sharding)
+        save_tree(path, {f"{i}": make(i) for i in range(LEAVES)})
+    else:
+        tree = load_tree(path, {f"{i}": leaf for i in range(LEAVES)})
+        assert all_finite(tree) and [float(a[-1, -1, -1]) for a in tree.values()] == list(range(LEAVES))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before - LEAVES * LARGEST)
+
+
+def resident() -> int:
+    jnp.zeros(1).block_until_ready()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // MEGABYTE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_saving_and_loading_need_memory_for_the_largest_array_and_not_for_the_model(tmp_path, script, layout):
+    for task in ("save", "load"):
+        assert int(printed(script(8, "memory", tmp_path, task, layout))) < LARGEST + 150, task
+
+
+if __name__ == "__main__":
+    {"sharded": sharded, "memory": memory}[sys.argv[1]](*sys.argv[2:])

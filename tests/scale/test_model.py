@@ -8,7 +8,7 @@ import pytest
 
 from minipref.sequences import Batch, response_logps
 from scale.batches import pack_row
-from scale.model import ModelConfig, Transformer, angles, logps, rotate
+from scale.model import ModelConfig, Transformer, angles, frequencies, logps, rotate
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
 FLOAT32 = 2e-5  # nats: sums of up to 4 token log-probabilities near 3, each with some ten float32 roundings behind it
@@ -59,8 +59,8 @@ def np_softmax(x):
 def np_block(x, b, base):
     """Parallel attention and MLP of causal self-attention over x [T, D]."""
     h = np_norm(x, b["norm"])
-    keys = [np_rope(h[s] @ b["key_value"][:, 0], s, base) for s in range(len(x))]
-    values = [h[s] @ b["key_value"][:, 1] for s in range(len(x))]
+    keys = [np_rope(h[s] @ b["key_value"][:, 0, 0], s, base) for s in range(len(x))]
+    values = [h[s] @ b["key_value"][:, 1, 0] for s in range(len(x))]
     out = x.copy()
     for t in range(len(x)):
         for head in range(b["query"].shape[1]):
@@ -78,7 +78,8 @@ def np_logits(model: Transformer, tokens) -> np.ndarray:
     x = embedding[list(tokens)]
     names = ("norm", "query", "key_value", "gate_up", "attention_out", "mlp_out")
     for layer in range(len(model.blocks.norm)):
-        x = np_block(x, {n: np.asarray(getattr(model.blocks, n)[layer], np.float64) for n in names}, model.rope_base)
+        block = {n: np.asarray(getattr(model.blocks, n)[layer], np.float64) for n in names}
+        x = np_block(x, block, model.config.rope_base)
     return np_norm(x, np.asarray(model.norm, np.float64)) @ embedding.T / np.sqrt(embedding.shape[1])
 
 
@@ -211,9 +212,13 @@ def test_parameter_count_by_hand(model):
     assert sum(a.size for a in jax.tree.leaves(eqx.filter(model, eqx.is_array))) == 24 * 16 + 2 * one_block + 16
 
 
+def turn(size, base):
+    return frequencies(ModelConfig(head_size=size, rope_base=base))
+
+
 def turned(x, position, base=100.0):
     positions = jnp.asarray([[position]])
-    return np.asarray(rotate(jnp.asarray(x, jnp.float32)[None, None], angles(positions, len(x), base)))[0, 0]
+    return np.asarray(rotate(jnp.asarray(x, jnp.float32)[None, None], angles(positions, turn(len(x), base))))[0, 0]
 
 
 def test_rope_by_hand():
@@ -232,7 +237,7 @@ def test_rope_products_depend_on_the_distance_alone():
 
 def test_rope_turns_every_head_alike():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
-    rotation = angles(jnp.asarray([[0, 4, 9]]), 8, 100.0)
+    rotation = angles(jnp.asarray([[0, 4, 9]]), turn(8, 100.0))
     both = rotate(jnp.asarray(x), rotation)
     for head in range(2):
         np.testing.assert_array_equal(both[:, :, head], rotate(jnp.asarray(x[:, :, head]), rotation))

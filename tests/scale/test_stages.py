@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from scale import folders
-from scale.batches import Limits, encode, take
+from scale.batches import Limits, encode
 from scale.console import console
+from scale.distributed import share
 from scale.files import fingerprint, read_json
 from scale.inference import rewards, sequence_logps
 from scale.model import ModelConfig
@@ -247,9 +248,9 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
 
     def take_or_stop(*args):
         drawn.append(args)
-        return take(*args) if len(drawn) < 110 else pytest.fail("stopped")
+        return share(*args) if len(drawn) < 110 else pytest.fail("stopped")
 
-    monkeypatch.setattr(align, "take", take_or_stop)
+    monkeypatch.setattr(align, "share", take_or_stop)
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
     assert (tmp_path / "a/checkpoint.safetensors").exists()
@@ -458,7 +459,7 @@ def test_bias_stage(chain, tmp_path):
     found = execute(Bias(out=tmp_path / "a", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2))
     assert found == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
     rows = read(tmp_path / "a/rows.parquet")
-    sides = longer_side(folders.load_codec(chain.at / "sft/tokenizer.json"), rows)
+    sides = longer_side(folders.load_codec(chain.at / "sft"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
     assert len({r["prompt"] for r in rows}) == 25
     assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(

@@ -1,7 +1,24 @@
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, processors
 
-from scale.tokenizer import EOS, PAD, ROLES, SPECIAL, load_codec, train_codec
+from scale.rows import DataError
+from scale.tokenizer import (
+    EOS,
+    PAD,
+    ROLES,
+    SPECIAL,
+    TemplateCodec,
+    conversation,
+    load_codec,
+    template_codec,
+    train_codec,
+)
 
 TEXTS = ["the cat sat on the mat", "the bat and the cat", "Größe: ∑ 你好 🙂", "def f(x):\n    return x\n"] * 5
 VOCAB = 300
@@ -12,6 +29,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 def test_special_tokens_have_their_places():
     assert [CODEC.tokenizer.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
     assert (PAD, EOS, ROLES) == (0, 1, {"system": 2, "user": 3, "assistant": 4})
+    assert (CODEC.pad, CODEC.bos, CODEC.eos, CODEC.closing) == (PAD, None, EOS, [4])
 
 
 @settings(deadline=None)
@@ -61,8 +79,10 @@ def test_a_response_ends_with_eos_unless_it_was_cut_short():
 
 def test_training_is_deterministic(tmp_path):
     for name in ("a", "b"):
+        (tmp_path / name).mkdir()
         train_codec(TEXTS, VOCAB).save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 @given(ANY_TEXT)
@@ -73,12 +93,9 @@ def test_a_loaded_codec_is_the_saved_one(text):
 
 
 def loaded():
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
-        CODEC.save(Path(folder) / "tokenizer.json")
-        return load_codec(Path(folder) / "tokenizer.json")
+        CODEC.save(Path(folder))
+        return load_codec(Path(folder))
 
 
 LOADED = loaded()
@@ -91,3 +108,273 @@ def test_the_vocabulary_is_at_most_what_was_asked_for_or_an_error():
     except ValueError:
         return
     assert codec.vocab <= 200
+
+
+# ---- another's tokenizer
+
+TURNS = [
+    {"role": "system", "content": " Be kind. "},
+    {"role": "user", "content": "the cat\n\nsat  on the mat "},
+    {"role": "assistant", "content": " Größe: ∑ 你好 🙂\n"},
+    {"role": "user", "content": "  and\tthe bat? 1234 "},
+]
+CHATML = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TRIMMED = """{{- bos_token }}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] | trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system = '' %}
+{%- endif %}
+{% for message in messages %}
+    {% if message['role'] == 'tool' %}
+        {% break %}
+    {% endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + eos_token }}
+{% endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>' }}{{ {"role": "assistant", "é": system} | tojson }}
+{%- endif %}
+"""
+STRICT = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+NAMES = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+MARKERS = ["<s>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
+
+
+def others(template: str | None = CHATML, **settings) -> TemplateCodec:
+    """A byte-level BPE with other special tokens than ours; `<think>` is an added token, but not a special one."""
+    raw = json.loads(train_codec(TEXTS, VOCAB).tokenizer.to_str())
+    raw["added_tokens"] = []
+    renamed = dict(zip(SPECIAL, ["!!0", "!!1", "!!2", "!!3", "!!4"], strict=True))
+    raw["model"]["vocab"] = {renamed.get(token, token): i for token, i in raw["model"]["vocab"].items()}
+    tokenizer = Tokenizer.from_str(json.dumps(raw))
+    tokenizer.add_special_tokens(MARKERS)
+    tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    start = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    tokenizer.post_processor = start
+    named = {**NAMES, **({"chat_template": template} if template else {}), **settings}
+    return template_codec(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "folder")
+
+
+def spelled(codec: TemplateCodec, ids: list[int]) -> str:
+    return codec.special.decode(ids, skip_special_tokens=False)
+
+
+def test_a_conversation_is_what_its_template_writes():
+    codec = others()
+    text = ("<|im_start|>system\n Be kind. <|im_end|>\n<|im_start|>user\nthe cat\n\nsat  on the mat <|im_end|>\n"
+            "<|im_start|>assistant\n Größe: ∑ 你好 🙂\n<|im_end|>\n<|im_start|>user\n  and\tthe bat? 1234 <|im_end|>\n"
+            "<|im_start|>assistant\n")
+    ids = codec.prompt_ids(TURNS)
+    assert spelled(codec, ids) == text
+    start, end = (codec.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    assert (ids[0], ids.count(start), ids.count(end)) == (start, 5, 4)
+    assert (codec.eos, codec.pad) == (end, codec.tokenizer.token_to_id("<pad>"))
+    assert codec.vocab == VOCAB + len(MARKERS) + 1
+
+
+def test_a_string_is_one_turn_of_the_user():
+    codec = others()
+    assert codec.prompt_ids("the cat") == codec.prompt_ids([{"role": "user", "content": "the cat"}])
+    assert spelled(codec, codec.prompt_ids("the cat")).startswith("<|im_start|>system\nYou are kind.<|im_end|>\n")
+
+
+def test_what_a_template_adds_after_the_last_turn():
+    codec = others()
+    assert spelled(codec, codec.closing) == "<|im_end|>\n<|im_start|>assistant\n"
+    ids = codec.prompt_ids("the cat")
+    assert ids[-len(codec.closing):] == codec.closing
+    assert spelled(others(STRICT), others(STRICT).closing) == " [/INST]"
+    assert others(None).closing == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(ANY_TEXT, st.sampled_from([*MARKERS, "<|im_end|>\n<|im_start|>system\n", "\ue000<s>\ue001"]), ANY_TEXT)
+@example("", "<|im_end|>", "")
+@example("\ue000", "<|im_end|>", "\ue001\ue002")
+def test_a_user_cannot_spell_a_special_token(before, special, after):
+    prompt = f"{before}{special}{after}"
+    ids = CHAT.prompt_ids([{"role": "user", "content": prompt}])
+    assert spelled(CHAT, ids) == spelled(CHAT, CHAT.prompt_ids("")).replace("user\n", f"user\n{prompt}")
+    assert [i for i in ids if i >= VOCAB and i != THINK] == [i for i in CHAT.prompt_ids("") if i >= VOCAB]
+
+
+CHAT = others()
+THINK = CHAT.tokenizer.token_to_id("<think>")
+
+
+def test_an_added_token_that_is_not_special_is_one_in_text():
+    assert THINK in CHAT.text_ids("the <think> cat") and THINK in CHAT.prompt_ids("the <think> cat")
+
+
+def test_a_response_is_its_stripped_text_and_the_token_that_ends_a_turn():
+    for text in (" sat on", "sat on\n", "sat on"):
+        assert CHAT.response_ids(text) == [*CHAT.text_ids("sat on"), CHAT.eos]
+        assert CHAT.response_ids(text, False) == CHAT.text_ids("sat on")
+    assert CHAT.response_ids("  ") == [CHAT.eos]
+    assert others(None).response_ids(" sat") == [*CHAT.text_ids(" sat"), CHAT.eos]
+    assert CHAT.eos not in CHAT.response_ids("sat<|im_end|>", False)
+    assert CHAT.decode(CHAT.response_ids("sat<|im_end|> 🙂")) == "sat<|im_end|> 🙂"
+
+
+def test_without_a_template_text_is_itself_and_turns_are_an_error():
+    codec = others(None)
+    assert codec.prompt_ids("the cat") == [codec.tokenizer.token_to_id("<s>"), *codec.text_ids("the cat")]
+    hh = "\n\nHuman: the cat\n\nAssistant:"
+    assert spelled(codec, codec.prompt_ids(hh)) == "<s>" + hh
+    with pytest.raises(DataError, match="folder: the tokenizer has no chat template, so a prompt must be text"):
+        codec.prompt_ids(TURNS)
+
+
+def test_what_a_template_refuses_is_an_error_with_its_reason():
+    turns = [{"role": "user", "content": "the cat"}] * 2
+    with pytest.raises(DataError, match="folder: the chat template refuses the conversation: roles must alternate"):
+        others(STRICT).prompt_ids(turns)
+    with pytest.raises(DataError, match="folder: the chat template refuses"):
+        others("{% for x in messages %}{{ x.y.z }}{% endfor %}").prompt_ids(turns)
+    for broken in ("{% if", "{{ 1 + 'a' }}", "{{ [1][2:].pop() }}"):
+        with pytest.raises(DataError, match="folder: the chat template refuses"):
+            others(broken).prompt_ids(turns)
+
+
+@pytest.mark.parametrize("attack", ["{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}",
+                                    "{{ ''.__class__.__subclasses__() }}"])
+def test_a_template_is_in_a_sandbox(attack):
+    with pytest.raises(DataError, match="refuses"):
+        others(attack + "{{ ''.__class__.__mro__[0] }}").prompt_ids("the cat")
+
+
+def test_a_template_sees_no_clock():
+    codec = others("{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}")
+    assert spelled(codec, codec.prompt_ids("the cat")) == "a mat"
+
+
+HH = "\n\nHuman: the cat?\n\nAssistant: sat\n\non the mat\n\nHuman:  and the bat\n\nAssistant:"
+HH_TURNS = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "sat\n\non the mat"},
+            {"role": "user", "content": "and the bat"}]
+
+
+def test_an_hh_conversation_is_its_turns():
+    assert conversation(HH) == conversation(HH.strip()) == HH_TURNS
+    assert CHAT.prompt_ids(HH) == CHAT.prompt_ids(HH_TURNS)
+    twice = "\n\nHuman: the cat\n\nHuman: sat\n\nAssistant:"
+    assert conversation(twice) == [{"role": "user", "content": "the cat\n\nsat"}]
+    assert conversation(TURNS) == TURNS
+
+
+@pytest.mark.parametrize("text", ["the cat", "\n\nHuman: the cat", "the cat\n\nHuman: sat\n\nAssistant:",
+                                  "\n\nHuman: a\n\nAssistant: b", "\n\nAssistant:", "Human: the cat", "", "\n\n"])
+def test_text_that_is_no_hh_conversation_is_one_turn(text):
+    assert conversation(text) == [{"role": "user", "content": text}]
+
+
+def saved(codec, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    codec.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED, None])
+def test_a_folder_brings_back_the_tokenizer(tmp_path, template):
+    codec = others(template)
+    again = load_codec(saved(codec, tmp_path))
+    prompt = TURNS if template else "the cat"
+    assert again.prompt_ids(prompt) == codec.prompt_ids(prompt)
+    assert (again.eos, again.pad, again.closing) == (codec.eos, codec.pad, codec.closing)
+    assert again.settings == codec.settings
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
+def test_where_a_folder_may_have_its_template_and_names(tmp_path):
+    named = {name: {"__type": "AddedToken", "content": text, "special": True} for name, text in NAMES.items()}
+    entries = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
+    folder = saved(others(None, **named), tmp_path)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": entries}))
+    assert load_codec(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    codec = load_codec(folder)
+    assert spelled(codec, codec.prompt_ids("the cat")) == "the cat"
+    (folder / "chat_template.jinja").unlink()
+    file.write_text(json.dumps({**named, "pad_token": None}))
+    assert load_codec(folder).pad == CHAT.eos
+
+
+def test_truncation_and_padding_of_a_file_are_not_used(tmp_path):
+    folder = saved(CHAT, tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=99)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert load_codec(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
+    assert load_codec(folder).text_ids("the cat sat on the mat") == CHAT.text_ids("the cat sat on the mat")
+
+
+def test_folders_that_lack_something_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"tokenizer\.json: no such file"):
+        load_codec(tmp_path)
+    folder = saved(CHAT, tmp_path)
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    with pytest.raises(DataError, match="eos_token '<end>' is not in the vocabulary"):
+        load_codec(folder)
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: cannot be read"):
+        load_codec(folder)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(DataError, match=r"tokenizer_config\.json: no such file"):
+        load_codec(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
+        load_codec(folder)
+
+
+# ---- against transformers
+
+
+@pytest.fixture(scope="module")
+def peer():
+    pytest.importorskip("torch", reason="extra 'peers' is not installed")
+    return pytest.importorskip("transformers", reason="extra 'peers' is not installed").AutoTokenizer
+
+
+def test_a_folder_that_transformers_wrote(peer, tmp_path):
+    codec = others(TRIMMED)
+    peer.from_pretrained(saved(codec, tmp_path / "ours")).save_pretrained(tmp_path / "theirs")
+    assert (tmp_path / "theirs" / "chat_template.jinja").exists()
+    again = load_codec(tmp_path / "theirs")
+    assert again.prompt_ids(TURNS) == codec.prompt_ids(TURNS)
+    assert (again.bos, again.eos, again.pad) == (codec.bos, codec.eos, codec.pad)
+
+
+@pytest.mark.parametrize("template", [CHATML, TRIMMED, STRICT])
+def test_conversations_and_texts_have_the_tokens_of_transformers(peer, tmp_path, template):
+    codec = others(template)
+    theirs = peer.from_pretrained(saved(codec, tmp_path))
+    for turns in (TURNS[1:], TURNS[1:2], [{"role": "user", "content": "you <think> 1"}]):
+        expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert codec.prompt_ids(turns) == expected
+    for turn in TURNS:
+        assert codec.text_ids(turn["content"]) == theirs(turn["content"], add_special_tokens=False).input_ids
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab)
+    assert theirs.bos_token_id == codec.bos is not None
+
+
+def test_without_a_template_text_has_the_tokens_of_transformers(peer, tmp_path):
+    theirs = peer.from_pretrained(saved(others(None), tmp_path))
+    assert others(None).prompt_ids("the cat sat") == theirs("the cat sat").input_ids
+
+
+def test_transformers_writes_conversations_as_our_own_tokenizer_does(peer, tmp_path):
+    theirs = peer.from_pretrained(saved(CODEC, tmp_path))
+    assert theirs.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False) == CODEC.prompt_ids(TURNS)
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (CODEC.eos, CODEC.pad, CODEC.vocab)

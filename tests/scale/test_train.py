@@ -18,6 +18,7 @@ from minipref.sequences import Batch
 from minipref.training import init_state, reward_loss, train_step
 from scale import folders
 from scale.batches import batch_indices, take
+from scale.execution import Execution
 from scale.folders import load_policy, load_rewards, save
 from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
@@ -96,8 +97,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, members, at
     resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), members, probe=probe)
     assert drawn == list(range(at // 2 * 2, STEPS))  # from the checkpoint on, no step twice
     np.testing.assert_array_equal(resumed.weights, whole.weights)
-    for name in ("metrics.jsonl", "checkpoint.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 6])
@@ -130,12 +130,24 @@ def test_stopped_twice(tmp_path):
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
-def test_a_complete_run_is_not_run_again(tmp_path):
+def test_of_a_complete_run_whose_model_was_not_saved_only_the_last_steps_are_run_again(tmp_path):
     first = run(tmp_path)
     log = (tmp_path / "metrics.jsonl").read_bytes()
-    again = run(tmp_path, stopping(0))
+    again = run(tmp_path, stopping(5))
     np.testing.assert_array_equal(again.weights, first.weights)
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+def test_a_run_whose_record_differs_from_its_checkpoints_is_refused_and_its_log_kept(tmp_path):
+    def begun(record):
+        return train(one_step, start(), batch_at, STEPS, tmp_path, "test", every=2, record=record)
+
+    first = begun({"options": {"seed": 1}, "inputs": ["ab"]})
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(DataError, match=f"{tmp_path}/checkpoints: begun with other inputs;"):
+        begun({"options": {"seed": 1}, "inputs": ["cd"]})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+    np.testing.assert_array_equal(begun({"options": {"seed": 1}, "inputs": ["ab"]}).weights, first.weights)
 
 
 def test_a_log_cut_in_the_middle_of_a_line_does_not_stop_a_resume(tmp_path):
@@ -237,7 +249,7 @@ def test_a_policy_comes_back_to_the_bit(tmp_path, policy):
     save(tmp_path / "p", policy, CONFIG, CODEC)
     found = load_policy(tmp_path / "p")
     same(found.model, policy)
-    assert found.config == CONFIG and found.model.rope_base == 77.0
+    assert found.config == CONFIG and found.model.config.rope_base == 77.0
     assert found.codec.text_ids("a few words") == CODEC.text_ids("a few words")
 
 
@@ -303,5 +315,5 @@ def test_a_damaged_folder_is_a_data_error_that_names_it(tmp_path, policy, name, 
 
 
 def test_the_skeleton_costs_no_arrays():
-    like = eqx.filter_eval_shape(folders.skeleton, ModelConfig(vocab=256_000, d_model=4096), 0)
+    like = eqx.filter_eval_shape(folders.skeleton, ModelConfig(vocab=256_000, d_model=4096), 0, Execution())
     assert isinstance(like.embedding, jax.ShapeDtypeStruct)

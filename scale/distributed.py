@@ -1,0 +1,59 @@
+"""Several processes as one: who they are, what each loads, who writes."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from minipref.sequences import Batch
+from scale.batches import take
+from scale.console import quiet
+from scale.execution import BATCH, Compute, Execution
+from scale.rows import DataError
+
+
+def join(compute: Compute) -> None:
+    """Meet the other processes of the run. To be called before anything touches a device.
+
+    Errors: RuntimeError where they do not come within five minutes.
+    """
+    if compute.processes == 0:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    elif compute.processes > 1:
+        jax.distributed.initialize(
+            compute.coordinator, compute.processes, compute.process, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    if compute.processes != 1 and not is_main():
+        quiet()
+
+
+HEARTBEAT = 30  # seconds without a sign of life until the others stop
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes reports."""
+    return jax.process_index() == 0
+
+
+def share(data: Batch, indices: np.ndarray, execution: Execution) -> Batch:
+    """The rows `indices` [..., B] of `data` as one batch of the whole run; each process loads those of its devices.
+
+    Errors: DataError where the rows do not divide among the devices that share them out.
+    """
+    if execution.mesh is None:
+        return take(data, indices)
+    if indices.shape[-1] % execution.batch_shards:
+        raise DataError(f"--training.batch {indices.shape[-1]}: does not divide among {execution.batch_shards} devices")
+    sharding = execution.sharding(*[None] * (indices.ndim - 1), BATCH)
+
+    def array(column: np.ndarray) -> jax.Array:
+        shape = indices.shape + column.shape[1:]
+        return jax.make_array_from_callback(shape, sharding, lambda part: column[indices[(part or ())[: indices.ndim]]])
+
+    return jax.tree.map(array, data)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of the whole run as NumPy arrays, in every process."""
+    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)

@@ -1,0 +1,24 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scale import folders
+from scale.console import console
+from scale.execution import Compute, execution
+from scale.weights.huggingface import export
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a policy as a Hugging Face folder, which `transformers`, vLLM or llama.cpp's converter load."""
+
+    policy: Path
+    """Folder of a Llama-shaped policy."""
+    out: Path
+    """Folder to write; it must be empty or not exist."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
+
+    def run(self) -> None:
+        policy = folders.load_policy(self.policy, execution(self.compute))
+        export(self.out, policy.model, policy.codec, policy.config.context)
+        console.print(f"{self.out}: written", markup=False)

@@ -1,0 +1,32 @@
+"""One process of a run of `align` by each of the methods, for `test_distributed.py`.
+
+    python align_worker.py FOLDER OUT PROCESSES PROCESS PORT DATA,FSDP,TENSOR METHOD...
+"""
+
+import sys
+from pathlib import Path
+
+from scale.batches import Limits
+from scale.distributed import join
+from scale.execution import Compute
+from scale.run import execute
+from scale.stages.align import Align
+from scale.train import Training
+
+
+def main(folder, out, processes, process, port, mesh, *methods):
+    data, fsdp, tensor = map(int, mesh.split(","))
+    compute = Compute(data, fsdp, tensor, processes=int(processes), process=int(process),
+                      coordinator=f"localhost:{port}")
+    join(compute)
+    for method in methods:
+        rows = "single" if method in ("d-dpo", "dp-dpo") else "ensemble"
+        execute(Align(out=Path(out) / method, data=Path(folder) / f"{rows}.parquet", policy=Path(folder) / "policy",
+                      method=method, training=Training(STEPS, 8, 1e-2, 1), limits=LIMITS, compute=compute))
+
+
+STEPS = 3
+LIMITS = Limits(8, 6)
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

