@@ -30,11 +30,12 @@ from scale.console import console
 from scale.figures import records
 from scale.model import Transformer, logps
 from scale.paper import PRESETS, Paper
+from scale.recipe import ADAM
 from scale.rows import provenance, read, write
 from scale.stages.align import Align, MethodName
 from scale.stages.base import execute
 from scale.stages.evaluate import Evaluate
-from scale.train import OPTIMIZER, hyper, train
+from scale.train import hyper, train
 
 SPEED = 30.0  # how much faster than a weight of the policy a logit moves: 120 Adam steps of 3e-3 must cross the simplex
 
@@ -60,14 +61,14 @@ def loss(outputs, batch, settings, fraction):
 
 @eqx.filter_jit
 def step(state, batch):
-    return train_step(forward, loss, OPTIMIZER, state, batch)
+    return train_step(forward, loss, ADAM, state, batch)
 
 
 def carried_hull(stage: Align, out: Path) -> Path:
     policy = folders.load_policy(stage.policy)
     data = stage.load(policy, stage.data, ["chosen", "rejected", "ref_sample"])
     start = Carried(policy.model, jnp.zeros(data.scores.shape[2]))
-    state = init_state(start, OPTIMIZER, hyper(stage.training, stage.beta or 0.0, (1e-4, 1e-2)))
+    state = init_state(start, ADAM, hyper(stage.training, stage.beta or 0.0, (1e-4, 1e-2)))
     indices = partial(batch_indices, len(data.tokens), stage.training.batch, stage.training.seed)
     trained = train(step, state, lambda i: take(data, indices(i)), stage.training.steps, out, "carried")
     folders.save(out, trained.policy, policy.config, policy.codec)

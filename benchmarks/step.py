@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 import tyro
@@ -19,11 +19,12 @@ import tyro
 from benchmarks.machine import describe, matmul_flops, median, peak_memory_gib, timed
 from minipref.methods import METHODS
 from minipref.sequences import Batch
-from minipref.training import init_state, sft_loss, train_step
 from scale.batches import pack
-from scale.model import ModelConfig, Transformer, logps
+from scale.model import ModelConfig, Transformer
+from scale.recipe import Recipe, start_state
 from scale.stages.align import align_step
-from scale.train import OPTIMIZER, Training, hyper
+from scale.stages.sft import sft_step
+from scale.train import Training, hyper
 
 FIELDS = ["chosen", "rejected", "ref_sample"]
 
@@ -63,21 +64,25 @@ def tokens(rng: np.random.Generator, shape: Shape, n: int) -> list[int]:
     return rng.integers(5, shape.model.vocab, n).tolist()
 
 
-@eqx.filter_jit
-def language_model_step(state, batch):
-    return train_step(logps, sft_loss, OPTIMIZER, state, batch)
-
-
+RECIPE = Recipe()
 LANGUAGE_MODEL = {"language model (2)": 2, "language model (3)": 3}
 
 
 def call(shape: Shape, name: str) -> Callable:
-    """The step of a method, or of the language model on two or on three responses."""
-    state = init_state(Transformer(shape.model, jax.random.key(0)), OPTIMIZER, hyper(Training(), 0.1, (1e-4, 1e-2)))
+    """Steps of a method, or of the language model on two or on three responses; each goes on from the one before."""
+    state = start_state(Transformer(shape.model, jax.random.key(0)), RECIPE, hyper(Training(), 0.1, (1e-4, 1e-2)))
     if name in LANGUAGE_MODEL:
-        return partial(language_model_step, state, rows(shape, LANGUAGE_MODEL[name], 0))
-    members = {"none": 0, "single": 1, "ensemble": shape.members}[METHODS[name].rewards]
-    return partial(align_step, name, state, rows(shape, responses_of(name), members))
+        step, batch = partial(sft_step, RECIPE), rows(shape, LANGUAGE_MODEL[name], 0)
+    else:
+        members = {"none": 0, "single": 1, "ensemble": shape.members}[METHODS[name].rewards]
+        step, batch = partial(align_step, name, RECIPE), rows(shape, responses_of(name), members)
+    latest = [state]
+
+    def run() -> Any:
+        latest[0], metrics = step(latest[0], batch)
+        return metrics
+
+    return run
 
 
 def responses_of(name: str) -> int:

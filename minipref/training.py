@@ -70,6 +70,7 @@ def train_step(
     rate = learning_rate(state)
     model = eqx.apply_updates(state.model, jax.tree.map(lambda u: (-rate * u).astype(u.dtype), updates))
     metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
+    metrics["tokens"] = (batch.segments >= 0).sum()
     return TrainState(model, opt_state, state.hyper, state.step + 1), metrics
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 Box: TypeAlias = tuple[slice, ...]  # a part of an array, with one `slice(start, stop)` an axis
 
+LOGS = frozenset({"metrics.jsonl", "tensorboard", "wandb", "wandb.json"})
 PIECE = 2**24  # bytes that are fetched and written, or read, at a time
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
          "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -56,14 +57,16 @@ def read_json(path: Path) -> Any:
 
 def fingerprint(*paths: Path) -> str:
     """The first 16 hex digits of a SHA-256: of a file's contents (as `sha256sum` has it), of a folder's
-    sorted relative names with their contents, or of several such digests in the order given."""
+    sorted relative names with their contents, but for logs, which the clock has a part in; or of several such
+    digests in the order given."""
     digests = [_digest(path) for path in paths]
     return (digests[0] if len(digests) == 1 else _sha256("".join(digests)))[:16]
 
 
 def _digest(path: Path) -> str:
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+        names = [file.relative_to(path) for file in path.rglob("*") if file.is_file()]
+        files = {name.as_posix(): path / name for name in names if LOGS.isdisjoint(name.parts)}
         return _sha256(json.dumps([[name, _digest(files[name])] for name in sorted(files)]))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

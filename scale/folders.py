@@ -46,6 +46,12 @@ def is_ours(path: Path) -> bool:
     return (path / "weights.safetensors").exists()
 
 
+def is_pretrained(path: Path) -> bool:
+    """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
+    config = path / "config.json"
+    return located(path).is_file() or (config.exists() and not is_ours(path) and "members" not in read_json(config))
+
+
 def located(path: Path) -> Path:
     """The file or folder that a path means: `smollm2` is a file of its package."""
     return smollm2_path() if str(path) == "smollm2" else path
@@ -58,7 +64,7 @@ def load_pretrained(path: Path, execution: Execution) -> Folder:
 
 
 def load(path: Path, reward: bool, execution: Execution) -> Folder:
-    if not reward and not is_ours(path) and located(path).exists():
+    if is_pretrained(path) and not reward:
         return load_pretrained(path, execution)
     if not is_ours(path):
         raise DataError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")

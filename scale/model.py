@@ -214,7 +214,7 @@ class Transformer(eqx.Module):
         attend: Attend,
         cache: Cache | None = None,
         slot: int | Int[Array, ""] = 0,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """Final hidden states, scaled so that their product with `unembedding` is the logits; and the cache."""
         rotation = angles(positions, frequencies(self.config))
         scale = self.config.d_model**-0.5 if self.config.scaled_logits else 1.0

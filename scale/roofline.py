@@ -6,8 +6,11 @@ Arithmetic only: the work comes from `scale.hlo`, the machine from the tables he
 import math
 from dataclasses import dataclass
 
+import jax
+
 from scale.hlo import Counts
-from scale.model import ModelConfig
+from scale.logs import Speed
+from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
 
 
@@ -68,6 +71,30 @@ def mfu(tokens_a_second: int | float, config: ModelConfig, params: int, row_leng
     57.8% against 46.2% is 7.5 N + 16 L H Q T a token: three quarters of the forward pass, and attention's, twice.
     """
     return model_flops(config, params, tokens_a_second, row_length) / peak
+
+
+KINDS = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
+GPUS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12}  # NVIDIA's data sheets, dense bfloat16
+
+
+def peak_flops(kind: str) -> float | None:
+    """bfloat16 FLOP/s of a device by the kind that JAX reports, or None where it is not known."""
+    if kind in KINDS:
+        chip = CHIPS[KINDS[kind]]
+        return chip.flops / chip.devices
+    return next((flops for name, flops in GPUS.items() if kind.startswith(name)), None)
+
+
+def speed_of(model: Transformer, row_length: int) -> Speed:
+    """What turns the tokens and seconds of a run with `model` into its throughput and MFU."""
+    params = sum(leaf.size for leaf in jax.tree.leaves(model)) // model_copies(model)
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return Speed(model_flops(model.config, params, 1, row_length), peak and peak * model.execution.devices)
+
+
+def model_copies(model: Transformer) -> int:
+    """Members of an ensemble of trunks; 1 of a model."""
+    return model.embedding.shape[0] if model.embedding.ndim == 3 else 1
 
 
 @dataclass(frozen=True)

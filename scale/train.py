@@ -1,10 +1,9 @@
 """The loop around the pure step: progress, metrics, checkpoints, exact resume."""
 
-import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from minipref.training import Hyper, Metrics, TrainState
 from scale.checkpoints import Checkpoints
 from scale.console import track
-from scale.files import all_finite, atomic
+from scale.files import all_finite
+from scale.logs import Sink, Speed, open_log
 
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Probe = Callable[[Any, int], dict[str, Any]]
@@ -42,38 +41,9 @@ class Training:
     """Seed of the order of rows, and of what the stage draws."""
 
 
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
-
-
 def hyper(training: Training, strength: float = 0.0, gamma: tuple[float, float] = (0.0, 0.0)) -> Hyper:
     values = (strength, gamma, training.learning_rate, training.warmup, training.floor, training.steps)
     return Hyper(*(jnp.asarray(v, jnp.float32) for v in values))
-
-
-@dataclass(frozen=True)
-class Log:
-    """`metrics.jsonl`: one line a step, written as the run goes, cut back to the checkpoint on resume; process 0's."""
-
-    path: Path
-
-    def resume(self, step: int) -> None:
-        if jax.process_index():
-            return
-        text = self.path.read_text() if self.path.exists() else ""
-        lines = text[: text.rfind("\n") + 1].splitlines()  # a kill may have torn the last line
-        kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
-        with atomic(self.path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, records: list[dict[str, Any]]) -> None:
-        if jax.process_index():
-            return
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(r, default=plain) + "\n" for r in records)
-
-
-def plain(value: Any) -> Any:
-    return np.asarray(value).tolist()
 
 
 def train(
@@ -86,6 +56,8 @@ def train(
     probe: Probe | None = None,
     every: int = 50,
     record: dict[str, Any] | None = None,
+    sinks: Sequence[Sink] = (),
+    speed: Speed | None = None,
 ) -> Any:
     """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log.
 
@@ -97,30 +69,40 @@ def train(
     the step that all agree on); DataError on another run's checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    log, pending = Log(folder / "metrics.jsonl"), []
-    with preemption() as noticed, closing(Checkpoints(folder / "checkpoints", record or {})) as checkpoints:
+    speed, pending = speed or Speed(0.0), []
+    with ExitStack() as stack:
+        noticed = stack.enter_context(preemption())
+        checkpoints = stack.enter_context(closing(Checkpoints(folder / "checkpoints", record or {})))
         state = checkpoints.restore(state)
         start = int(np.asarray(state.step).flat[0])
-        log.resume(start)
+        log = stack.enter_context(open_log(folder, start, sinks))
         if probe and not start:
             log.write([{"step": 0} | probe(state.model, 0)])
         for i in track(range(start, steps), label, start):
             state, metrics = step(state, batch_at(i))
             pending.append({"step": i + 1} | metrics)
+            if i == start:
+                jax.block_until_ready(metrics)
+                speed.begin(i + 1)
             due, stop = (i + 1) % every == 0 or i + 1 == steps, noticed(i + 1)
             if due or stop:
-                log.write(checked(pending, state.model, folder, probe if due else None))
+                log.write(checked(pending, state.model, folder, probe if due else None, speed))
                 pending = []
             if stop or (due and i + 1 < steps):
                 checkpoints.save(i + 1, state)
             if stop:
                 raise KeyboardInterrupt("SIGTERM")
+            if due:
+                speed.begin(i + 1)
     return state.model
 
 
-def checked(pending: list[dict[str, Any]], model: Any, folder: Path, probe: Probe | None) -> list[dict[str, Any]]:
-    """The steps' records on the host, all finite as the model is; the last with the probe's findings."""
+def checked(
+    pending: list[dict[str, Any]], model: Any, folder: Path, probe: Probe | None, speed: Speed
+) -> list[dict[str, Any]]:
+    """The steps' records on the host, all finite as the model is; the last with the speed and the probe's findings."""
     records = jax.device_get(pending)
+    records[-1] |= speed.measured(records)
     require_finite(records, model, folder)
     if probe:
         records[-1] |= probe(model, records[-1]["step"])

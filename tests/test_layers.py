@@ -71,7 +71,7 @@ def test_shared_functions_have_the_same_arguments(module):
         assert ours[name] == theirs[name] + OWN_ARGUMENTS.get((module, name), [])
 
 
-@pytest.mark.parametrize("module", ["objectives", "methods", "logps", "bag_of_words", "bandit"])
+@pytest.mark.parametrize("module", ["objectives", "methods", "bag_of_words", "bandit"])
 def test_modules_have_the_same_functions_in_the_same_order(module):
     assert list(functions("minipref", module)) == list(functions("reference", module))
 

@@ -15,8 +15,10 @@ from scale.batches import REF_LOGPS, Limits, batch_indices, encode, take
 from scale.distributed import share
 from scale.execution import Compute, execution
 from scale.inference import sequence_logps
+from scale.logs import Sink
 from scale.model import Transformer
 from scale.recipe import Recipe, language_step, start_state
+from scale.roofline import speed_of
 from scale.rows import DataError, read, require
 from scale.stages.base import Stage
 from scale.train import Training, hyper, train
@@ -53,6 +55,8 @@ class Align(Stage):
     """Length limits: those of the score stage."""
     compute: Compute = field(default_factory=Compute)
     """Devices, memory and precision."""
+    log: tuple[Sink, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.policy, self.validation) if path]
@@ -75,7 +79,8 @@ class Align(Stage):
 
         model = train(partial(align_step, self.method, self.recipe), state, batch_at,
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
-                      self.probe(policy), watch_every(self.training.steps, self.snapshots))
+                      self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
+                      speed_of(policy.model, data.tokens.shape[1]))
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data.tokens)}
 

@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from jax.experimental import multihost_utils
+
 from scale.console import console
 from scale.files import fingerprint, read_json, write_json
 from scale.folders import located
 from scale.rows import DataError
 
+HOW = ("compute", "log")  # options that do not change the result
 LEAST, MOST = sys.float_info.min, sys.float_info.max
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
           "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
@@ -28,6 +31,11 @@ BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an opti
 class Stage:
     out: Path
     """Folder that the stage writes. If it holds this stage complete, nothing is done; if part of it, it resumes."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What identifies the run: its options, and hashes of its inputs."""
+        return read_json(self.out / "stage.json")
 
     def inputs(self) -> list[Path]:
         """The files and folders that the stage reads: a run is the same run only if their contents are."""
@@ -52,6 +60,7 @@ def execute(stage: Stage) -> dict[str, Any]:
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     write_json(path, record)
+    multihost_utils.sync_global_devices(f"{path} is written")
     console.print(str(stage.out), style="bold", markup=False)
     try:
         findings = stage.run()
@@ -60,6 +69,7 @@ def execute(stage: Stage) -> dict[str, Any]:
             path.unlink()  # nothing was done: the same folder will do when the fault is mended
         raise
     write_json(path, record | {"findings": findings})
+    multihost_utils.sync_global_devices(f"{path} is complete")
     shutil.rmtree(stage.out / "checkpoints", ignore_errors=True)
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
@@ -88,7 +98,7 @@ def description(stage: Stage) -> dict[str, Any]:
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
         raise DataError(f"{', '.join(missing)}: no such file or folder")
-    options = {k: plain(v) for k, v in asdict(stage).items() if k != "compute" and not is_path(v)}
+    options = {k: plain(v) for k, v in asdict(stage).items() if k not in HOW and not is_path(v)}
     inputs = [fingerprint(path) for path in paths]
     return {"stage": type(stage).__name__, "options": options, "inputs": inputs}
 

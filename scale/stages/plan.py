@@ -179,12 +179,12 @@ def compile_step(plan: Plan, state: TrainState, batch: Batch) -> Any:
 
 
 def out_of_memory(plan: Plan, text: str) -> str:
-    used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", text)
+    used = re.search(r"Used (\S+) of (\S+) hbm|temporaries \((\S+)\) exceeds available HBM \((\S+)\)", text)
     if "RESOURCE_EXHAUSTED" not in text or not used:
         return f"{plan.model} on {plan.topology}: the TPU compiler says: {text.splitlines()[0]}"
     advice = "a smaller --batch, a --mesh with more fsdp or tensor, more chips"
     more = "" if plan.remat == "full" else "--remat full, "
-    need = f"a device needs {used[1]} of {used[2]} HBM"
+    need = "a device needs {} of {} HBM".format(*filter(None, used.groups()))
     return f"{plan.model} on {plan.topology}: does not fit: {need}; try {more}{advice}"
 
 

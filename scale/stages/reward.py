@@ -16,7 +16,9 @@ from scale.batches import Encoded, Limits, batch_indices, encode
 from scale.distributed import share
 from scale.execution import Compute, execution
 from scale.inference import rewards
+from scale.logs import Sink
 from scale.recipe import ADAM
+from scale.roofline import speed_of
 from scale.rows import DataError, read, split
 from scale.sharding import constrain, execution_of, initialise
 from scale.stages.base import Stage
@@ -46,6 +48,8 @@ class Reward(Stage):
     """Length limits."""
     compute: Compute = field(default_factory=Compute)
     """Devices, memory and precision."""
+    log: tuple[Sink, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.init, self.validation) if path]
@@ -56,7 +60,7 @@ class Reward(Stage):
         encoded = encode(policy.codec, rows, SIDES, self.limits, str(self.data), policy.model.execution.regions)
         subsets = self.subsets(policy, encoded.rows(rows))
         models = self.start(policy, len(subsets))
-        models = fit(models, encoded, subsets, self.training, self.out)
+        models = self.fit(models, encoded, subsets)
         folders.save(self.out, models, policy.config, policy.codec, len(subsets))
         return {"pairs of each member": len(subsets[0])} | accuracy(models, policy, held_out, self.limits)
 
@@ -84,24 +88,24 @@ class Reward(Stage):
         trunk = policy.model
         return initialise(lambda m: stack([RewardModel(m, policy.config.d_model, key) for key in keys]), trunk)
 
+    def fit(self, models: RewardModel, data: Encoded, subsets: list[np.ndarray]) -> RewardModel:
+        training, how = self.training, execution_of(models)
+        start = eqx.filter_vmap(lambda model: init_state(model, ADAM, hyper(training)))
+
+        def batch_at(step: int) -> Batch:
+            windows = [s[batch_indices(len(s), training.batch, training.seed + k, step)] for k, s in enumerate(subsets)]
+            return share(data.data, np.stack(windows), how)
+
+        label = f"reward models x {len(subsets)}"
+        return train(reward_step, initialise(start, models), batch_at, training.steps, self.out, label,
+                     record=self.record, sinks=self.log, speed=speed_of(models.trunk, data.data.tokens.shape[1]))
+
 
 @partial(jax.jit, donate_argnums=0)
 def reward_step(states: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
     """One step of each of the K members, each on its own batch."""
     step = partial(train_step, RewardModel.__call__, reward_loss, ADAM)
     return constrain(eqx.filter_vmap(step)(states, batches), execution_of(states.model))
-
-
-def fit(models: RewardModel, data: Encoded, subsets: list[np.ndarray], training: Training, out: Path) -> RewardModel:
-    how = execution_of(models)
-    start = eqx.filter_vmap(lambda model: init_state(model, ADAM, hyper(training)))
-
-    def batch_at(step: int) -> Batch:
-        windows = [s[batch_indices(len(s), training.batch, training.seed + k, step)] for k, s in enumerate(subsets)]
-        return share(data.data, np.stack(windows), how)
-
-    label = f"reward models x {len(subsets)}"
-    return train(reward_step, initialise(start, models), batch_at, training.steps, out, label)
 
 
 def accuracy(

@@ -12,8 +12,10 @@ from scale.batches import Encoded, Limits, batch_indices, encode
 from scale.distributed import share
 from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
+from scale.logs import Sink
 from scale.model import ModelConfig, Transformer
 from scale.recipe import Recipe, language_step, start_state
+from scale.roofline import speed_of
 from scale.rows import read
 from scale.sharding import initialise
 from scale.stages.base import Stage
@@ -44,6 +46,8 @@ class Sft(Stage):
     """Length limits."""
     compute: Compute = field(default_factory=Compute)
     """Devices, memory and precision."""
+    log: tuple[Sink, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.init, self.validation) if path]
@@ -53,7 +57,7 @@ class Sft(Stage):
         how = execution(self.compute)
         config, codec, model = self.start(rows, how)
         data = encode(codec, rows, ["completion"], self.limits, str(self.data), how.regions)
-        model = fit(model, data, self.training, self.recipe, self.out)
+        model = self.fit(model, data)
         folders.save(self.out, model, config, codec)
         parameters = sum(a.size for a in jax.tree.leaves(model))
         return {"rows": len(data.kept), "parameters": parameters} | self.validate(model, codec)
@@ -65,6 +69,16 @@ class Sft(Stage):
         codec = train_codec((text(row[f]) for row in rows for f in ("prompt", "completion")), self.model.vocab)
         key = jax.random.key(self.training.seed)
         return self.model, codec, initialise(lambda: Transformer(self.model, key, how))
+
+    def fit(self, model: Transformer, data: Encoded) -> Transformer:
+        training, how = self.training, model.execution
+
+        def batch_at(step: int) -> Batch:
+            return share(data.data, batch_indices(len(data.kept), training.batch, training.seed, step), how)
+
+        state = start_state(model, self.recipe, hyper(training))
+        return train(partial(sft_step, self.recipe), state, batch_at, training.steps, self.out, "sft",
+                     record=self.record, sinks=self.log, speed=speed_of(model, data.data.tokens.shape[1]))
 
     def validate(self, model: Transformer, codec: Codec) -> dict[str, float]:
         if not self.validation:
@@ -83,11 +97,3 @@ def text(prompt: str | list[dict[str, str]]) -> str:
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def sft_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     return language_step(sft_loss, recipe, state, batch)
-
-
-def fit(model: Transformer, data: Encoded, training: Training, recipe: Recipe, out: Path) -> Transformer:
-    def batch_at(step: int) -> Batch:
-        return share(data.data, batch_indices(len(data.kept), training.batch, training.seed, step), model.execution)
-
-    state = start_state(model, recipe, hyper(training))
-    return train(partial(sft_step, recipe), state, batch_at, training.steps, out, "sft")

@@ -15,8 +15,9 @@ from minipref.sequences import Batch
 from minipref.training import init_state, loss_of, train_step
 from scale import logs
 from scale.logs import WALL_CLOCK, Speed, open_log, scalars
+from scale.recipe import ADAM
 from scale.rows import DataError
-from scale.train import OPTIMIZER, Training, hyper
+from scale.train import Training, hyper
 
 BOTH = ("tensorboard", "wandb")
 
@@ -156,8 +157,8 @@ def test_the_metrics_of_a_method_reach_tensorboard_under_the_names_that_trl_uses
     rng = np.random.default_rng(0)
     ints = [np.zeros((4, 1), np.int32)] * 6
     batch = Batch(*ints, np.zeros((4, 3), np.int32), *(rng.normal(size=s).astype("f") for s in ((4, 3), (4, 2, 2))))
-    state = init_state(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), OPTIMIZER, hyper(Training(), 0.1, (1.0, 1.0)))
-    step = jax.jit(partial(train_step, lambda model, _: model, loss_of("e-dpo"), OPTIMIZER))
+    state = init_state(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), ADAM, hyper(Training(), 0.1, (1.0, 1.0)))
+    step = jax.jit(partial(train_step, lambda model, _: model, loss_of("e-dpo"), ADAM))
     write(tmp_path, 0, [{"step": 1} | step(state, batch)[1]], ("tensorboard",))
     names = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
              "logps/rejected", "kl", "loss", "grad_norm", "learning_rate",
