@@ -6,6 +6,7 @@ z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not sca
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
@@ -63,6 +64,7 @@ class ModelConfig:
 
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 ROWS = 1024  # label positions a device that meet the vocabulary at a time
+DRAWN = 2**24  # numbers of an embedding that are drawn at a time
 UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
 
@@ -76,6 +78,21 @@ class Cache(NamedTuple):
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
     return jax.random.normal(key, shape) / jnp.sqrt(fan_in)
+
+
+def table(
+    key: PRNGKeyArray, vocab: int, width: int, fan_in: int, execution: Execution
+) -> Float[Array, "V E"]:
+    """A normal [V, E] array, drawn in parts of its columns: memory for the random bits of `DRAWN` numbers."""
+    parts = next(n for n in range(1, width + 1) if width % n == 0 and (vocab * width <= n * DRAWN or n == width))
+    if parts == 1:
+        return normal(key, (vocab, width), fan_in)
+
+    def part(key: PRNGKeyArray) -> Float[Array, "V e"]:
+        return execution.constrain(normal(key, (vocab, width // parts), fan_in), "fsdp", None)
+
+    columns = jax.lax.map(part, jax.random.split(key, parts))
+    return jnp.moveaxis(columns, 0, 1).reshape(vocab, width)
 
 
 def frequencies(config: ModelConfig) -> Float[np.ndarray, " half"]:
@@ -192,11 +209,13 @@ class Transformer(eqx.Module):
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray, execution: Execution = ONE_DEVICE):
         embedding_key, blocks_key = jax.random.split(key)
-        shape = (config.vocab, config.d_model)
-        self.embedding = normal(embedding_key, shape, 1 if config.scaled_logits else config.d_model)
-        self.head = None if config.tied else normal(jax.random.fold_in(key, 2), shape, config.d_model)
-        self.blocks = eqx.filter_vmap(lambda k: Block(config, k))(jax.random.split(blocks_key, config.layers))
-        self.norm = jnp.ones(config.d_model)
+        d = config.d_model
+        draw = partial(table, vocab=config.vocab, width=d, execution=execution)
+        self.embedding = draw(embedding_key, fan_in=1 if config.scaled_logits else d)
+        self.head = None if config.tied else draw(jax.random.fold_in(key, 2), fan_in=d)
+        keys = jax.random.split(blocks_key, config.layers)
+        self.blocks = jax.lax.map(lambda k: constrain(Block(config, k), execution), keys)  # bits of one layer at a time
+        self.norm = jnp.ones(d)
         self.execution = execution
 
     @property
