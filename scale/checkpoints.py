@@ -55,6 +55,8 @@ class Checkpoints:
             raise DataError(f"{self.folder}: begun with other {', '.join(sorted(differing))}; delete it to start anew")
         require_alike(self.folder, state, record["arrays"])
         like = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for k, a in named(state).items()}
+        for leaf in named(state).values():
+            leaf.delete()  # two states may be more than the devices hold
         arrays = self.manager.restore(step, args=Composite(state=StandardRestore(like)))["state"]
         return jax.tree_util.tree_map_with_path(lambda key, leaf: arrays.get(jax.tree_util.keystr(key), leaf), state)
 

@@ -16,19 +16,21 @@ from scale.rows import DataError
 def join(compute: Compute) -> None:
     """Meet the other processes of the run. To be called before anything touches a device.
 
-    Errors: RuntimeError where they do not come within five minutes.
+    Errors: DataError where they do not come within five minutes, or cannot be found out.
     """
-    if compute.processes == 0:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
-    elif compute.processes > 1:
-        jax.distributed.initialize(
-            compute.coordinator, compute.processes, compute.process, heartbeat_timeout_seconds=HEARTBEAT
-        )
+    known = (compute.coordinator, compute.processes, compute.process) if compute.processes else ()
+    try:
+        if compute.processes != 1:
+            jax.distributed.initialize(
+                *known, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+            )
+    except (RuntimeError, ValueError) as error:
+        raise DataError(f"--compute.processes {compute.processes}: {error}") from error
     if compute.processes != 1 and not is_main():
         quiet()
 
 
-HEARTBEAT = 30  # seconds without a sign of life until the others stop
+HEARTBEAT = 20  # seconds without a sign of life until the others stop
 
 
 def is_main() -> bool:

@@ -81,17 +81,20 @@ class Compute:
     """Address and port of process 0, where they are not found out."""
 
 
-def execution(compute: Compute, devices: Sequence[Any] | None = None, slices: int = 1) -> Execution:
+def execution(compute: Compute, devices: Sequence[Any] | None = None) -> Execution:
     """What a model carries. One device of this machine needs no mesh."""
     here = jax.devices() if devices is None else devices
     shape = mesh_shape(compute, len(here))
+    if devices is None and jax.process_count() > 1 and prod(shape) < len(here):
+        raise DataError(f"--compute: {prod(shape)} devices; several processes must use all {len(here)}")
     kind = kind_for(here[0].platform) if compute.attention == "auto" else compute.attention
-    mesh = make_mesh(shape, here[: prod(shape)], slices) if devices or prod(shape) > 1 else None
+    mesh = make_mesh(shape, here[: prod(shape)]) if devices or prod(shape) > 1 else None
     return Execution(mesh, kind, compute.remat, compute.dtype)
 
 
-def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any], slices: int) -> Mesh:
-    """A mesh (data, fsdp, tensor); `data` runs over slices, whose network is the slow one."""
+def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
+    """A mesh (data, fsdp, tensor); `data` runs over the slices of a TPU pod, between which the network is slow."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if shape[0] % slices:
         raise DataError(f"data {shape[0]}: does not run over {slices} slices")
     inner = (shape[0] // slices, *shape[1:])

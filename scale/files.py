@@ -8,7 +8,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 Box: TypeAlias = tuple[slice, ...]  # a part of an array, with one `slice(start, stop)` an axis
 
-LOGS = frozenset({"metrics.jsonl", "tensorboard", "wandb", "wandb.json"})
+LOGS = frozenset({"checkpoints", "metrics.jsonl", "tensorboard", "wandb", "wandb.json"})
 PIECE = 2**24  # bytes that are fetched and written, or read, at a time
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
          "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -57,7 +57,7 @@ def read_json(path: Path) -> Any:
 
 def fingerprint(*paths: Path) -> str:
     """The first 16 hex digits of a SHA-256: of a file's contents (as `sha256sum` has it), of a folder's
-    sorted relative names with their contents, but for logs, which the clock has a part in; or of several such
+    sorted relative names with their contents, but for logs and checkpoints, which may differ; or of several such
     digests in the order given."""
     digests = [_digest(path) for path in paths]
     return (digests[0] if len(digests) == 1 else _sha256("".join(digests)))[:16]
@@ -225,7 +225,9 @@ def _restored(path: Path, key: tuple[Any, ...], leaf: Any) -> Any:
     if not isinstance(leaf.sharding, NamedSharding):
         return jax.block_until_ready(jax.device_put(read(leaf.shape)))
     boxes = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-    shards = [jax.device_put(read(leaf.shape, box), device) for device, box in boxes.items()]
+    once = cache(lambda ends: read(leaf.shape, tuple(slice(*end) for end in ends)))  # copies are read once
+    shards = [jax.device_put(once(tuple(s.indices(n)[:2] for s, n in zip(box, leaf.shape, strict=True))), device)
+              for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, jax.block_until_ready(shards))
 
 

@@ -1,6 +1,8 @@
 """A trained model as a folder of plain files: `config.json`, `tokenizer.json`, `weights.safetensors`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ import equinox as eqx
 import jax
 
 from minipref.reward_models import RewardModel, stack
+from scale.batches import Encoded, Limits, encode
 from scale.execution import ONE_DEVICE, Execution
 from scale.files import all_finite, fingerprint, load_tree, read_json, save_tree, write_json
 from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
-from scale.sharding import placed
-from scale.tokenizer import Codec, load_codec
+from scale.sharding import execution_of, placed
+from scale.tokenizer import Codec, json_object, load_codec
 from scale.weights import pretrained, smollm2_path
 
 
@@ -26,13 +29,22 @@ class Folder:
     config: ModelConfig
     codec: Codec
 
-    @property
+    @cached_property
     def hashes(self) -> dict[str, str]:
         """What a file of columns computed with this folder records."""
         if not is_ours(self.path):
             return dict.fromkeys(("model", "tokenizer"), fingerprint(located(self.path)))
         return {"model": fingerprint(self.path / "weights.safetensors", self.path / "config.json"),
                 "tokenizer": fingerprint(self.path / "tokenizer.json", self.path / "tokenizer_config.json")}
+
+
+    def encode(self, rows: Sequence[dict], fields: Sequence[str], limits: Limits, source: str = "") -> Encoded:
+        """The rows for this model. Errors: DataError for limits that are longer than it is made for."""
+        if limits.prompt + limits.response > self.config.context:
+            wanted = f"{limits.prompt} + {limits.response} tokens"
+            raise DataError(f"--limits: {wanted}, but {self.path} is made for {self.config.context}")
+        regions = bool(fields) and execution_of(self.model).regions
+        return encode(self.codec, rows, fields, limits, source, regions)
 
 
 def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int = 0) -> None:
@@ -49,12 +61,17 @@ def is_ours(path: Path) -> bool:
 def is_pretrained(path: Path) -> bool:
     """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
     config = path / "config.json"
-    return located(path).is_file() or (config.exists() and not is_ours(path) and "members" not in read_json(config))
+    return located(path).is_file() or (config.exists() and not is_ours(path) and "members" not in json_object(config))
 
 
 def located(path: Path) -> Path:
     """The file or folder that a path means: `smollm2` is a file of its package."""
     return smollm2_path() if str(path) == "smollm2" else path
+
+
+def codec_of(path: Path) -> Codec:
+    """The tokenizer of a model of ours or another program's."""
+    return pretrained(str(path))[1] if is_pretrained(path) else load_codec(path)
 
 
 def load_pretrained(path: Path, execution: Execution) -> Folder:

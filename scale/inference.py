@@ -28,14 +28,15 @@ def generate(
 ) -> list[list[tuple[str, bool]]]:
     """For each encoded prompt, n texts, each with whether it ended by itself within `max_new` tokens."""
     data, how = encoded.data, policy.model.execution
-    size = round_up(max(1, BATCH * 4 // n), how.batch_shards)
+    size = max(1, BATCH * 4 // n)  # a stride that no number of devices changes: samples depend on it
+    padded = round_up(size, how.batch_shards)
     key, found = jax.random.key(seed), []
     for i in track(range(0, len(data.tokens), size), label):
-        part = share(data, np.arange(i, i + size) % len(data.tokens), how)
+        part = share(data, np.arange(i, i + padded) % len(data.tokens), how)
         lengths = (part.segments == 0).sum(1)
         samples = sample(policy.model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new,
                          eos=policy.codec.eos, pad=policy.codec.pad, temperature=temperature)
-        found += texts(policy, samples)
+        found += texts(policy, samples)[:size]
     return found[: len(data.tokens)]
 
 

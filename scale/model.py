@@ -233,8 +233,9 @@ class Transformer(eqx.Module):
         attend: Attend,
         cache: Cache | None = None,
         slot: int | Int[Array, ""] = 0,
+        keep: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Final hidden states, scaled so that their product with `unembedding` is the logits; and the cache."""
+        """Final hidden states, scaled so that their product with `unembedding` is the logits; the cache, if kept."""
         rotation = angles(positions, frequencies(self.config))
         scale = self.config.d_model**-0.5 if self.config.scaled_logits else 1.0
 
@@ -242,10 +243,10 @@ class Transformer(eqx.Module):
             block, layer_cache = block_and_cache
             block = constrain(block, self.execution)  # and so its gradient, which is then scattered and not copied
             x, new = block(x, rotation, attend, layer_cache, slot)
-            return self.residual(x), None if trains else new
+            return self.residual(x), new if keeps else None
 
-        trains = self.execution.remat != "none" and cache is None
-        if trains:
+        keeps = keep or cache is not None
+        if self.execution.remat != "none" and not keeps:
             layer = jax.checkpoint(layer, policy=REMAT[self.execution.remat], prevent_cse=False)
         unroll = self.config.layers <= UNROLLED
         x = self.residual(self.embedding[tokens].astype(self.execution.dtype))

@@ -3,12 +3,20 @@
 from dataclasses import replace
 
 from scale.model import ModelConfig
+from scale.rows import DataError
 
 PALM_8B = ModelConfig(vocab=256_000, layers=32, d_model=4096, heads=16, head_size=256, d_ff=16_384)
 LLAMA_3_8B = ModelConfig(
     vocab=128_256, layers=32, d_model=4096, heads=32, head_size=128, d_ff=14_336, rope_base=500_000.0, kv_heads=8,
     block="sequential", norm="rms", norm_eps=1e-5, tied=False, scaled_logits=False,
 )
+
+def published(name: str, option: str) -> ModelConfig:
+    """Errors: DataError, naming the option, for a name that is not in the table."""
+    if name not in MODELS:
+        raise DataError(f"{option} {name}: not one of {', '.join(MODELS)}")
+    return MODELS[name]
+
 
 MODELS: dict[str, ModelConfig] = {
     "palm-8b": PALM_8B,  # arXiv 2204.02311, Table 1

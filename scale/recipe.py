@@ -54,8 +54,8 @@ OPTIMIZERS = {"adam": ADAM, "adafactor": ADAFACTOR}
 
 
 def start_state(model: Any, recipe: Recipe, values: Hyper) -> TrainState:
-    """Step 0, the optimiser's state where the rules put it."""
-    return initialise(partial(init_state, optimizer=OPTIMIZERS[recipe.optimizer], hyper=values), model)
+    """Step 0, the optimiser's state where the rules put it. Takes over the model's buffers."""
+    return initialise(partial(init_state, optimizer=OPTIMIZERS[recipe.optimizer], hyper=values), model, donate=(0,))
 
 
 def language_step(loss: Loss, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -54,23 +54,16 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[generation]
 
 
-def model_flops(config: ModelConfig, params: int, tokens: int | float, row_length: int) -> int | float:
-    """FLOPs that training on `tokens` tokens in rows of `row_length` needs, without recomputation.
+def model_flops(config: ModelConfig, params: int, row_length: int, labels: int | None = None) -> float:
+    """FLOPs that training needs for a token of a row of `row_length`, without recomputation.
 
-    PaLM, arXiv 2204.02311, appendix B: 6 N + 12 L H Q T a token; N all parameters (the embedding too), L layers, H
-    heads, Q head size, T row length. Attention counts in full, as there, though a causal model needs half of it.
+    PaLM, arXiv 2204.02311, appendix B: 6 N + 12 L H Q T; N all parameters (the embedding too), L layers, H heads, Q
+    head size, T row length. Attention counts in full, as there, though a causal model needs half of it. Where only
+    `labels` positions of a row meet the vocabulary, its 6 V D counts for those.
     """
     attention = 12 * config.layers * config.heads * config.head_size * row_length
-    return tokens * (6 * params + attention)
-
-
-def mfu(tokens_a_second: int | float, config: ModelConfig, params: int, row_length: int, peak: float) -> float:
-    """Model FLOPs utilisation: the share of a machine's `peak` FLOP/s that the model's own FLOPs are.
-
-    Hardware FLOPs utilisation is this times the recomputation factor (executed over model FLOPs). PaLM's published
-    57.8% against 46.2% is 7.5 N + 16 L H Q T a token: three quarters of the forward pass, and attention's, twice.
-    """
-    return model_flops(config, params, tokens_a_second, row_length) / peak
+    share = 0.0 if labels is None else 1 - labels / row_length
+    return 6 * params + attention - 6 * config.vocab * config.d_model * share
 
 
 KINDS = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
@@ -85,11 +78,15 @@ def peak_flops(kind: str) -> float | None:
     return next((flops for name, flops in GPUS.items() if kind.startswith(name)), None)
 
 
-def speed_of(model: Transformer, row_length: int) -> Speed:
-    """What turns the tokens and seconds of a run with `model` into its throughput and MFU."""
+def speed_of(model: Transformer, row_length: int, labels: int) -> Speed:
+    """What turns the tokens and seconds of a run with `model` into its throughput and MFU.
+
+    MFU's FLOPs are the model's own; PaLM's hardware utilisation (57.8% against 46.2%) also counts what is computed
+    again: there 7.5 N + 16 L H Q T a token.
+    """
     params = sum(leaf.size for leaf in jax.tree.leaves(model)) // model_copies(model)
     peak = peak_flops(jax.devices()[0].device_kind)
-    return Speed(model_flops(model.config, params, 1, row_length), peak and peak * model.execution.devices)
+    return Speed(model_flops(model.config, params, row_length, labels), peak and peak * model.execution.devices)
 
 
 def model_copies(model: Transformer) -> int:

@@ -21,7 +21,7 @@ from scale.distributed import join
 from scale.paper import PRESETS, Paper
 from scale.rows import DataError
 from scale.stages.align import Align
-from scale.stages.base import Stage, execute
+from scale.stages.base import Stage, execute, out_of_bounds
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
@@ -57,6 +57,8 @@ def preset(argv: Sequence[str]) -> Paper:
 
 
 def start(job: Job) -> None:
+    for fault in out_of_bounds(job):
+        raise DataError(fault)
     if hasattr(job, "compute"):
         join(job.compute)
     if isinstance(job, Stage):
@@ -70,6 +72,7 @@ def main() -> None:
     try:
         start(stage)
     except (DataError, FloatingPointError, BrokenProcessPool) as error:
+        console.quiet = False  # whichever of several processes it is
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ def prefill(
     slots = jnp.arange(prompts.shape[1])
     segments = jnp.where(slots < lengths[:, None], 0, -1)
     positions = jnp.broadcast_to(slots, prompts.shape)
-    hidden, cache = model.hidden(prompts, positions, masked(attention_mask(segments)))
+    hidden, cache = model.hidden(prompts, positions, masked(attention_mask(segments)), keep=True)
     cache = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
 

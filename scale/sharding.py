@@ -113,11 +113,14 @@ def constrain(tree: Any, execution: Execution) -> Any:
     return jax.lax.with_sharding_constraint(tree, shardings(tree, execution.mesh))
 
 
-def initialise(make: Callable[..., Any], *args: Any) -> Any:
-    """`make(*args)`, a tree with a model, computed where the rules put it: no host ever holds it whole."""
+def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
+    """`make(*args)`, a tree with a model, computed where the rules put it: no host ever holds it whole.
+
+    The buffers of the arguments in `donate` are taken over.
+    """
 
     def placed(*args: Any) -> Any:
         made = make(*args)
         return constrain(made, execution_of(made))
 
-    return jax.jit(placed)(*args)
+    return jax.jit(placed, donate_argnums=donate)(*args)

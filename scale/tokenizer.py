@@ -25,7 +25,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from scale.files import read_json, write_json
+from scale.files import atomic, read_json, write_json
 from scale.rows import DataError
 
 PAD, EOS = 0, 1
@@ -98,7 +98,8 @@ class Codec:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder that exists."""
-        self.tokenizer.save(str(folder / "tokenizer.json"))
+        with atomic(folder / "tokenizer.json") as temporary:
+            self.tokenizer.save(str(temporary))
         write_json(folder / "tokenizer_config.json", self.settings)
 
 

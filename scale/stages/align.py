@@ -11,7 +11,7 @@ from minipref.methods import METHODS
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, loss_of
 from scale import folders
-from scale.batches import REF_LOGPS, Limits, batch_indices, encode, take
+from scale.batches import REF_LOGPS, Limits, batch_indices, take
 from scale.distributed import share
 from scale.execution import Compute, execution
 from scale.inference import sequence_logps
@@ -80,7 +80,7 @@ class Align(Stage):
         model = train(partial(align_step, self.method, self.recipe), state, batch_at,
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
                       self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
-                      speed_of(policy.model, data.tokens.shape[1]))
+                      speed_of(policy.model, data.tokens.shape[1], data.labels.shape[1]))
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data.tokens)}
 
@@ -99,7 +99,7 @@ class Align(Stage):
             missing = next((i for i, row in enumerate(rows) if name not in row), None)
             if missing is not None:
                 raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
-        return encode(policy.codec, rows, fields, self.limits, str(path), policy.model.execution.regions).data
+        return policy.encode(rows, fields, self.limits, str(path)).data
 
     def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
         members = data.scores.shape[2]

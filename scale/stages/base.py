@@ -10,6 +10,7 @@ from typing import Any
 from jax.experimental import multihost_utils
 
 from scale.console import console
+from scale.distributed import is_main
 from scale.files import fingerprint, read_json, write_json
 from scale.folders import located
 from scale.rows import DataError
@@ -22,6 +23,7 @@ BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an opti
     **dict.fromkeys(COUNTS, (1.0, MOST)),
     **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl", "z_loss"), (0.0, MOST)),
     **dict.fromkeys(("fsdp", "processes", "process"), (0.0, MOST)),
+    "mesh": (1.0, MOST),
     **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
     **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0.0, 1.0)),
 }
@@ -66,11 +68,12 @@ def execute(stage: Stage) -> dict[str, Any]:
         findings = stage.run()
     except DataError:
         if [*stage.out.iterdir()] == [path]:
-            path.unlink()  # nothing was done: the same folder will do when the fault is mended
+            path.unlink(missing_ok=True)  # nothing was done: the same folder will do when the fault is mended
         raise
     write_json(path, record | {"findings": findings})
+    if is_main():
+        shutil.rmtree(stage.out / "checkpoints", ignore_errors=True)
     multihost_utils.sync_global_devices(f"{path} is complete")
-    shutil.rmtree(stage.out / "checkpoints", ignore_errors=True)
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
     return findings

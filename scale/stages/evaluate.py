@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, encode
+from scale.batches import Limits
 from scale.execution import Compute, execution
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, read, write
-from scale.sharding import execution_of
 from scale.stages.base import Stage
 from scale.stats import bootstrap_interval
 
@@ -60,15 +59,14 @@ class Evaluate(Stage):
     def outcomes(self, policy: folders.Folder, reference: folders.Folder, oracle: folders.Folder,
                  rows: list[dict], seed: int) -> dict[str, Any]:
         """Arrays [N, n] over the kept prompts: reward, KL of one sample, tokens; and the texts."""
-        encoded = encode(policy.codec, rows, [], self.limits, str(self.data))
+        encoded = policy.encode(rows, [], self.limits, str(self.data))
         found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=seed, temperature=1.0,
                          label=f"sample {policy.path.name}")
         fields = [f"sample_{i}" for i in range(self.n)]
         sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
                    | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
                    for row, each in zip(encoded.rows(rows), found, strict=True)]
-        own, ref, judged = (encode(f.codec, sampled, fields, self.limits, regions=execution_of(f.model).regions).data
-                            for f in (policy, reference, oracle))
+        own, ref, judged = (f.encode(sampled, fields, self.limits).data for f in (policy, reference, oracle))
         return {
             "prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled],
             "tokens": np.stack([(own.owners == i).sum(1) for i in range(self.n)], 1),

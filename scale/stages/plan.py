@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from scale.console import console
 from scale.execution import BATCH, Compute, Execution, Remat, execution
 from scale.hlo import Counts, count
 from scale.model import ModelConfig, Transformer
-from scale.presets import MODELS
+from scale.presets import published
 from scale.recipe import OPTIMIZERS, Recipe
 from scale.roofline import bound, chip_of, model_flops
 from scale.rows import DataError
@@ -67,7 +68,13 @@ class Plan:
     """Print one JSON object and nothing else."""
 
     def run(self) -> None:
-        found = best(self) if self.search else report(self)
+        try:
+            found = best(self) if self.search else report(self)
+        except DataError as error:
+            if self.json:
+                print(json.dumps({"fits": False, "error": str(error)}))
+                sys.exit(2)
+            raise
         print(json.dumps(found)) if self.json else show(self, found)
 
 
@@ -106,7 +113,7 @@ def meshes(plan: Plan, batch: int) -> list[tuple[int, int, int]]:
 
 def report(plan: Plan) -> dict[str, Any]:
     """Errors: DataError where the step does not compile for the topology, such as for want of memory."""
-    config, layout = config_of(plan.model), row_layout(plan)
+    config, layout = published(plan.model, "--model"), row_layout(plan)
     how = execution_for(plan, config)
     state = start(config, plan.recipe, how)
     began = time.monotonic()
@@ -125,12 +132,6 @@ def report(plan: Plan) -> dict[str, Any]:
     )
 
 
-def config_of(model: str) -> ModelConfig:
-    if model not in MODELS:
-        raise DataError(f"--model {model}: not one of {', '.join(MODELS)}")
-    return MODELS[model]
-
-
 def row_layout(plan: Plan) -> Layout:
     n = 3 if max(METHODS[plan.method].gamma) else 2
     response = plan.tokens // 2 // n // 8 * 8
@@ -142,7 +143,7 @@ def execution_for(plan: Plan, config: ModelConfig) -> Execution:
     devices = topology_devices(plan.topology, plan.slices)
     faults = [f"--batch {plan.batch}: no mesh of {len(devices)} devices divides it"]
     for data, fsdp, tensor in [plan.mesh] if plan.mesh else meshes(plan, plan.batch):
-        how = execution(Compute(data, fsdp, tensor, remat=plan.remat, dtype="bfloat16"), devices, plan.slices)
+        how = execution(Compute(data, fsdp, tensor, remat=plan.remat, dtype="bfloat16"), devices)
         try:
             start(config, plan.recipe, how)
             return how
@@ -227,8 +228,7 @@ def visited_products(layout: Layout) -> int:
 def speed(
     plan: Plan, counts: Counts, config: ModelConfig, params: int, layout: Layout, how: Execution
 ) -> dict[str, Any]:
-    unread = 6 * config.vocab * config.d_model * (plan.tokens - layout.labels)
-    model = plan.batch * (model_flops(config, params, plan.tokens, plan.tokens) - unread)
+    model = plan.batch * plan.tokens * model_flops(config, params, plan.tokens, layout.labels)
     dense = 12 * config.layers * config.heads * config.head_size
     needed = model - plan.batch * dense * (plan.tokens**2 - visited_products(layout))
     spans = {axis: spanned(size, torus(plan.topology)) for axis, size in how.sizes.items()}

@@ -12,7 +12,7 @@ from minipref.reward_models import RewardModel, stack
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, init_state, reward_loss, train_step
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode
+from scale.batches import Encoded, Limits, batch_indices
 from scale.distributed import share
 from scale.execution import Compute, execution
 from scale.inference import rewards
@@ -57,7 +57,7 @@ class Reward(Stage):
     def run(self) -> dict[str, Any]:
         policy = folders.load_policy(self.init, execution(self.compute))
         rows, held_out = self.parts()
-        encoded = encode(policy.codec, rows, SIDES, self.limits, str(self.data), policy.model.execution.regions)
+        encoded = policy.encode(rows, SIDES, self.limits, str(self.data))
         subsets = self.subsets(policy, encoded.rows(rows))
         models = self.start(policy, len(subsets))
         models = self.fit(models, encoded, subsets)
@@ -97,8 +97,8 @@ class Reward(Stage):
             return share(data.data, np.stack(windows), how)
 
         label = f"reward models x {len(subsets)}"
-        return train(reward_step, initialise(start, models), batch_at, training.steps, self.out, label,
-                     record=self.record, sinks=self.log, speed=speed_of(models.trunk, data.data.tokens.shape[1]))
+        return train(reward_step, initialise(start, models, donate=(0,)), batch_at, training.steps, self.out, label,
+                     record=self.record, sinks=self.log, speed=speed_of(models.trunk, data.data.tokens.shape[1], 0))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -112,7 +112,7 @@ def accuracy(
     models: RewardModel, policy: folders.Folder, rows: list[dict[str, Any]], limits: Limits
 ) -> dict[str, Any]:
     """Held-out accuracy of each member, and of picking the longer response on the pairs that have one."""
-    encoded = encode(policy.codec, rows, SIDES, limits, regions=policy.model.execution.regions)
+    encoded = policy.encode(rows, SIDES, limits)
     values = rewards(models, encoded.data)
     margins = values[:, 0] - values[:, 1]
     longer = longer_wins(longer_side(policy.codec, encoded.rows(rows)))

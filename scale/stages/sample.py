@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, encode
+from scale.batches import Limits
 from scale.execution import Compute, execution
 from scale.inference import generate
 from scale.rows import read, write
@@ -37,7 +37,7 @@ class Sample(Stage):
     def run(self) -> dict[str, Any]:
         policy = folders.load_policy(self.policy, execution(self.compute))
         rows = read(self.data, need=("prompt",))
-        encoded = encode(policy.codec, rows, [], self.limits, str(self.data))
+        encoded = policy.encode(rows, [], self.limits, str(self.data))
         found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=self.seed,
                          temperature=self.temperature, label="sample")
         columns = [{"samples": [t for t, _ in each], "complete": [c for _, c in each]} for each in found]

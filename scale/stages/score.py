@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 
 from scale import folders
-from scale.batches import Limits, encode
+from scale.batches import Limits
 from scale.execution import Compute, execution
 from scale.files import fingerprint
 from scale.inference import generate, rewards, sequence_logps
 from scale.rows import DataError, provenance, read, write
-from scale.sharding import execution_of
 from scale.stages.base import Stage
 from scale.stages.bias import longer_side, longer_wins
 
@@ -58,8 +57,7 @@ class Score(Stage):
         return {"rows": len(rows)} | findings
 
     def with_rewards(self, models: folders.Folder, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
-        regions = execution_of(models.model).regions
-        encoded = encode(models.codec, rows, SIDES, self.limits, str(self.data), regions)
+        encoded = models.encode(rows, SIDES, self.limits, str(self.data))
         rows, values = encoded.rows(rows), rewards(models.model, encoded.data).astype(float)
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
@@ -75,8 +73,7 @@ class Score(Stage):
     def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
         if "ref_sample" not in rows[0]:
             rows = with_samples(reference, rows, self.limits, self.seed)
-        fields = (*SIDES, "ref_sample")
-        encoded = encode(reference.codec, rows, fields, self.limits, str(self.data), reference.model.execution.regions)
+        encoded = reference.encode(rows, (*SIDES, "ref_sample"), self.limits, str(self.data))
         rows, values = encoded.rows(rows), sequence_logps(reference.model, encoded.data).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
@@ -91,8 +88,8 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 
 def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
-    rows = encode(reference.codec, rows, SIDES, limits).rows(rows)
-    prompts = encode(reference.codec, rows, [], limits)
+    rows = reference.encode(rows, SIDES, limits).rows(rows)
+    prompts = reference.encode(rows, [], limits)
     found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
                      label="reference samples")
     return [row | {"ref_sample": text, "ref_sample_complete": complete}

@@ -1,4 +1,4 @@
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
 from scale.logs import Sink
 from scale.model import ModelConfig, Transformer
+from scale.presets import published
 from scale.recipe import Recipe, language_step, start_state
 from scale.roofline import speed_of
 from scale.rows import read
@@ -36,6 +37,8 @@ class Sft(Stage):
     """Folder of a policy to start from, with its tokenizer; then --model is not used."""
     validation: Path | None = None
     """Held-out rows: their loss is reported."""
+    shape: str | None = None
+    """A published shape (palm-8b, llama-3-8b, smollm2-135m, ...) to make from scratch, with all of its vocabulary."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of a model made from scratch."""
     training: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
@@ -66,9 +69,11 @@ class Sft(Stage):
         if self.init:
             folder = folders.load_policy(self.init, how)
             return folder.config, folder.codec, folder.model
-        codec = train_codec((text(row[f]) for row in rows for f in ("prompt", "completion")), self.model.vocab)
+        shape = published(self.shape, "--shape") if self.shape else self.model
+        config = replace(shape, context=max(shape.context, self.limits.prompt + self.limits.response))
+        codec = train_codec((text(row[f]) for row in rows for f in ("prompt", "completion")), config.vocab)
         key = jax.random.key(self.training.seed)
-        return self.model, codec, initialise(lambda: Transformer(self.model, key, how))
+        return config, codec, initialise(lambda: Transformer(config, key, how))
 
     def fit(self, model: Transformer, data: Encoded) -> Transformer:
         training, how = self.training, model.execution
@@ -76,9 +81,10 @@ class Sft(Stage):
         def batch_at(step: int) -> Batch:
             return share(data.data, batch_indices(len(data.kept), training.batch, training.seed, step), how)
 
+        speed = speed_of(model, data.data.tokens.shape[1], data.data.labels.shape[1])
         state = start_state(model, self.recipe, hyper(training))
         return train(partial(sft_step, self.recipe), state, batch_at, training.steps, self.out, "sft",
-                     record=self.record, sinks=self.log, speed=speed_of(model, data.data.tokens.shape[1]))
+                     record=self.record, sinks=self.log, speed=speed)
 
     def validate(self, model: Transformer, codec: Codec) -> dict[str, float]:
         if not self.validation:

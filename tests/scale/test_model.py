@@ -8,6 +8,7 @@ import pytest
 
 from minipref.sequences import Batch, response_logps
 from scale.batches import pack_row
+from scale.execution import Execution
 from scale.model import ModelConfig, Transformer, angles, frequencies, logps, rotate
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
@@ -123,6 +124,16 @@ def test_the_first_token_of_every_response_is_predicted_by_the_last_prompt_posit
     first = np.log(np_softmax(np_logits(model, [5, 6, 7])[-1]))
     found = jitted_logps(model, batch_of([([5, 6, 7], [[8], [11]]), ([5, 6, 7], [[11], [8]])]))
     np.testing.assert_allclose(found, [first[[8, 11]], first[[11, 8]]], rtol=0, atol=FLOAT32)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_log_probs_and_gradients_under_rematerialisation(uneven, remat):
+    like = eqx.filter_eval_shape(Transformer, CONFIG, jax.random.key(0), Execution(remat=remat))
+    again = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(uneven))
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda m: logps(m, batch_of(ROWS)).sum()))
+    found, plain = gradient(again), gradient(uneven)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_changes_nothing(uneven):

@@ -184,11 +184,11 @@ def test_search_takes_the_best_that_fits(monkeypatch):
 @tpu
 def test_two_slices_lie_along_data():
     devices = topology_devices("v5e:2x2", 2)
-    how = execution(Compute(2, 2, 2), devices, 2)
+    how = execution(Compute(2, 2, 2), devices)
     slices = [[[d.slice_index for d in row] for row in plane] for plane in how.mesh.devices]
     assert slices == [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]
     with pytest.raises(DataError, match="data 1: does not run over 2 slices"):
-        execution(Compute(1, 8, 1), devices, 2)
+        execution(Compute(1, 8, 1), devices)
 
 
 def test_the_command_line():

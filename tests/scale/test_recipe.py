@@ -58,7 +58,7 @@ CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=
 
 def stepped(recipe, loss=sft_loss):
     model = Transformer(CONFIG, jax.random.key(0))
-    state = start_state(model, recipe, hyper(Training(learning_rate=0.01, warmup=1)))
+    state = start_state(jax.tree.map(jnp.copy, model), recipe, hyper(Training(learning_rate=0.01, warmup=1)))
     batch = batch_of(ROWS)._replace(ref_logps=jnp.zeros((2, 2)))
     state, metrics = jax.jit(language_step, static_argnums=(0, 1))(loss, recipe, state, batch)
     return model, state, {name: np.asarray(value) for name, value in metrics.items()}

@@ -9,6 +9,7 @@ from scipy import stats
 
 from minipref.sequences import Batch
 from scale.batches import pack_row
+from scale.execution import Execution
 from scale.model import ModelConfig, Transformer, logps
 from scale.sampling import Samples, sample
 
@@ -104,6 +105,13 @@ def test_greedy_tokens_are_those_of_the_whole_forward_pass(model, greedy):
         best = [logits[row, len(prompt) - 1 + i].argmax() for i in range(len(tokens))]
         assert tokens == best
     assert len({tuple(map(int, t)) for t in greedy.tokens[:, 0]}) == 3  # the prompts do matter
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_the_backward_pass_computes_again_does_not_matter(model, greedy, remat):
+    like = eqx.filter_eval_shape(Transformer, model.config, jax.random.key(0), Execution(remat=remat))
+    again = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(model))
+    np.testing.assert_array_equal(drawn(again, temperature=0.0, n=2).tokens, greedy.tokens)
 
 
 def test_what_pads_the_prompts_does_not_matter(model, greedy):
