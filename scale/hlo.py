@@ -251,7 +251,7 @@ _SHARES = {  # of the operand, in a group of g: what one device sends
 
 _GROUPS = re.compile(
     r"(?:replica_groups|source_target_pairs)="
-    r"(mesh\[.*?\] \{.*?\}|\[[\d,]*\]<=\[[\d,]*\](?:T\([\d,]*\))?|\{\}|\{\{[\d,{} ]*\}\})"
+    r"(mesh\[.*?\](?:, device_ids=\(.*?\)\))? \{.*?\}|\[[\d,]*\]<=\[[\d,]*\](?:T\([\d,]*\))?|\{\}|\{\{[\d,{} ]*\}\})"
 )
 
 
@@ -296,8 +296,12 @@ def _groups(text: str, devices: int) -> np.ndarray:
 
 
 def _mesh_groups(text: str) -> np.ndarray:
-    """`mesh['x'=4,'y'=2] {'x'}`; a part of an axis is `'x':(1)2`: the 2 that follow a factor of 1."""
-    shape, _, chosen = text.partition("] ")
+    """`mesh['x'=4,'y'=2] {'x'}`; a part of an axis is `'x':(1)2`: the 2 that follow a factor of 1.
+
+    The mesh's devices are numbered in order, or as `device_ids=([2,4]T(1,0))` says: 0 to 7 as [2, 4], transposed.
+    """
+    shape, _, chosen = text.partition("]")
+    ids, _, chosen = chosen.rpartition(" {")
     sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", shape)}
     parts = {m[1]: (int(m[2] or 1), int(m[3] or sizes[m[1]])) for m in re.finditer(_AXIS_PART, chosen)}
     factors = list[int]()  # of each axis: those before the part, the part, those after
@@ -305,8 +309,15 @@ def _mesh_groups(text: str) -> np.ndarray:
         before, part = parts.get(name, (1, 1))
         factors += before, part, size // before // part
     inner = range(1, len(factors), 3)
-    grid = np.moveaxis(np.arange(math.prod(factors)).reshape(factors), inner, range(-len(inner), 0))
+    grid = np.moveaxis(_device_ids(ids, math.prod(factors)).reshape(factors), inner, range(-len(inner), 0))
     return grid.reshape(-1, math.prod(factors[1::3]))
+
+
+def _device_ids(text: str, devices: int) -> np.ndarray:
+    match = re.search(r"\[([\d,]+)\]T\(([\d,]+)\)", text)
+    if match is None:
+        return np.arange(devices)
+    return np.arange(devices).reshape(_integers(match[1])).transpose(_integers(match[2]))
 
 
 def _integers(text: str) -> list[int]:

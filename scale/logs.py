@@ -167,7 +167,7 @@ class Speed:
         The devices have completed all these steps. A record's `tokens` are those of its batch that are no padding, on
         all devices; of an ensemble, a number for each member.
         """
-        tokens = sum(float(np.sum(record["tokens"])) for record in records if record["step"] > self.step)
+        tokens = sum(float(np.sum(record.get("tokens", 0))) for record in records if record["step"] > self.step)
         if not tokens:
             return {}
         rate = tokens / (self.clock() - self.begun)

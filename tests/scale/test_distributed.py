@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 
 from minipref.methods import METHODS
 from scale import folders
+from scale.logs import WALL_CLOCK
 from scale.model import ModelConfig, Transformer
 from scale.rows import write
 from scale.tokenizer import train_codec
@@ -50,13 +52,14 @@ def free_port():
         return s.getsockname()[1]
 
 
-def launch(folder, out, processes, mesh, methods):
+def launch(folder, out, processes, mesh, *methods):
+    """Processes that run these methods: one list for all, or one for each."""
     port, devices = free_port(), 8 // processes
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                                 "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return [subprocess.Popen([sys.executable, align_worker.__file__, folder, out, *map(str, (processes, i, port)), mesh,
-                              *methods], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for i in range(processes)]
+    start = partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return [start([sys.executable, align_worker.__file__, folder, out, *map(str, (processes, i, port)), mesh,
+                   *methods[i % len(methods)]]) for i in range(processes)]
 
 
 def metrics(folder, out, processes, mesh, methods):
@@ -66,7 +69,8 @@ def metrics(folder, out, processes, mesh, methods):
     assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(outputs)
     assert "dpo" in outputs[0] and not any("dpo" in output for output in outputs[1:])  # only process 0 prints
     lines = {m: (out / m / "metrics.jsonl").read_text().splitlines() for m in methods}
-    return {(m, n["step"], k): v for m, ns in lines.items() for n in map(json.loads, ns) for k, v in n.items()}
+    return {(m, n["step"], k): v for m, ns in lines.items() for n in map(json.loads, ns)
+            for k, v in n.items() if k not in WALL_CLOCK}
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +91,25 @@ def test_processes_and_meshes_do_not_matter(folder, alone, processes, mesh, meth
 
 
 def test_a_worker_that_dies_stops_the_others(folder):
-    workers = launch(folder, folder / "dying", 2, "1,8,1", ["e-dpo"] * 1)
-    while not (folder / "dying/e-dpo/stage.json").exists():
-        time.sleep(0.1)
+    workers = launch(folder, folder / "dying", 2, "1,8,1", ["e-dpo"])
+    wait_for(folder / "dying/e-dpo/stage.json")
     workers[1].kill()
-    assert workers[0].wait(timeout=60) != 0
+    outputs = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert workers[0].returncode != 0, outputs[0]
+
+
+def wait_for(path, seconds=120):
+    for _ in range(seconds * 10):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{path}: not there after {seconds} s")
+
+
+def test_a_worker_that_ends_with_an_error_stops_the_others(folder):
+    """One has no more to do after its first method than an error; the other waits for it in a collective."""
+    workers = launch(folder, folder / "failing", 2, "1,8,1", ["e-dpo", "dpo"], ["e-dpo", "no such method"])
+    wait_for(folder / "failing/dpo/stage.json")
+    for worker in workers:
+        worker.communicate(timeout=60)
+        assert worker.returncode != 0

@@ -268,6 +268,8 @@ def collective(text: str, shape: str = "f32[100]{0}", operand: str = "f32[100]{0
         ("mesh['axis_0'=4,'axis_1'=1,'axis_2'=2] {'axis_0'}", "data+fsdp", 4),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", "tensor", 2),
         ("mesh['axis_0'=8] {'axis_0':(2)2}", "fsdp", 2),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", "tensor", 2),
+        ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_1'}", "data+fsdp", 4),
         ("mesh['a'=2,'b'=4] {'a','b':(2)2}", "data+tensor", 4),
     ],
 )

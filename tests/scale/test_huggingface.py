@@ -328,7 +328,7 @@ SHARDED = """
     module.read = counted
     whole = open_weights(Path(sys.argv[1])).load(Execution())
     sizes.clear()
-    mesh = make_mesh((2, 2, 2), jax.devices(), 1)
+    mesh = make_mesh((2, 2, 2), jax.devices())
     split = open_weights(Path(sys.argv[1])).load(Execution(mesh))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole.blocks, split.blocks)
     np.testing.assert_array_equal(np.asarray(whole.embedding), np.asarray(split.embedding))
@@ -357,7 +357,7 @@ SHARED = """
     from scale.weights.huggingface import export
 
     weights, codec = pretrained(folder)
-    model = weights.load(Execution(make_mesh((1, 2, 2), jax.devices(), 1)))
+    model = weights.load(Execution(make_mesh((1, 2, 2), jax.devices())))
     assert not model.blocks.query.is_fully_addressable
     export(Path(out), model, codec, weights.context)
     assert (Path(out) / "config.json").exists()
@@ -389,7 +389,7 @@ PEAK = """
         return int(line.split()[1]) * 1024
 
     devices = jax.devices()
-    execution = Execution() if len(devices) == 1 else Execution(make_mesh((1, 4, 2), devices, 1))
+    execution = Execution() if len(devices) == 1 else Execution(make_mesh((1, 4, 2), devices))
     open_weights(Path(sys.argv[1])).load(execution)
     weights = open_weights(Path(sys.argv[2]))
     Path("/proc/self/clear_refs").write_text("5")

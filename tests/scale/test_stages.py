@@ -158,7 +158,7 @@ def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
     assert {
         p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file() and p in before
     } == before
-    assert not (chain.at / "sft/checkpoint.safetensors").exists()
+    assert not (chain.at / "sft/checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
     monkeypatch.setattr(align, "share", take_or_stop)
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
-    assert (tmp_path / "a/checkpoint.safetensors").exists()
+    assert (tmp_path / "a/checkpoints").exists()
 
 
 def refused(stage, match):
