@@ -1,5 +1,7 @@
 """Several processes as one: who they are, what each loads, who writes."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,12 +20,13 @@ def join(compute: Compute) -> None:
 
     Errors: DataError where they do not come within five minutes, or cannot be found out.
     """
-    known = (compute.coordinator, compute.processes, compute.process) if compute.processes else ()
+    limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
+    meet: Callable[..., None] = partial(jax.distributed.initialize, **limits)
     try:
-        if compute.processes != 1:
-            jax.distributed.initialize(
-                *known, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
-            )
+        if compute.processes > 1:
+            meet(compute.coordinator, compute.processes, compute.process)
+        elif compute.processes == 0:
+            meet()
     except (RuntimeError, ValueError) as error:
         raise DataError(f"--compute.processes {compute.processes}: {error}") from error
     if compute.processes != 1 and not is_main():

@@ -226,7 +226,7 @@ def _restored(path: Path, key: tuple[Any, ...], leaf: Any) -> Any:
         return jax.block_until_ready(jax.device_put(read(leaf.shape)))
     boxes = leaf.sharding.addressable_devices_indices_map(leaf.shape)
     once = cache(lambda ends: read(leaf.shape, tuple(slice(*end) for end in ends)))  # copies are read once
-    shards = [jax.device_put(once(tuple(s.indices(n)[:2] for s, n in zip(box, leaf.shape, strict=True))), device)
+    shards = [jax.device_put(once(tuple(s.indices(n)[:2] for s, n in zip(box or (), leaf.shape, strict=True))), device)
               for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, jax.block_until_ready(shards))
 

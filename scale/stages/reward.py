@@ -90,6 +90,7 @@ class Reward(Stage):
 
     def fit(self, models: RewardModel, data: Encoded, subsets: list[np.ndarray]) -> RewardModel:
         training, how = self.training, execution_of(models)
+        trunk: Any = models.trunk
         start = eqx.filter_vmap(lambda model: init_state(model, ADAM, hyper(training)))
 
         def batch_at(step: int) -> Batch:
@@ -98,7 +99,7 @@ class Reward(Stage):
 
         label = f"reward models x {len(subsets)}"
         return train(reward_step, initialise(start, models, donate=(0,)), batch_at, training.steps, self.out, label,
-                     record=self.record, sinks=self.log, speed=speed_of(models.trunk, data.data.tokens.shape[1], 0))
+                     record=self.record, sinks=self.log, speed=speed_of(trunk, data.data.tokens.shape[1], 0))
 
 
 @partial(jax.jit, donate_argnums=0)
