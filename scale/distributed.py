@@ -20,7 +20,7 @@ def join(compute: Compute) -> None:
 
     Errors: DataError where they do not come within five minutes, or cannot be found out.
     """
-    limits = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
+    limits: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
     meet: Callable[..., None] = partial(jax.distributed.initialize, **limits)
     try:
         if compute.processes > 1:
