@@ -85,8 +85,8 @@ def execution(compute: Compute, devices: Sequence[Any] | None = None) -> Executi
     """What a model carries. One device of this machine needs no mesh."""
     here = jax.devices() if devices is None else devices
     shape = mesh_shape(compute, len(here))
-    if devices is None and jax.process_count() > 1 and prod(shape) < len(here):
-        raise DataError(f"--compute: {prod(shape)} devices; several processes must use all {len(here)}")
+    if prod(shape) < len(here) and (devices or jax.process_count() > 1):
+        raise DataError(f"mesh {shape}: {prod(shape)} devices; a plan and several processes must use all {len(here)}")
     kind = kind_for(here[0].platform) if compute.attention == "auto" else compute.attention
     mesh = make_mesh(shape, here[: prod(shape)]) if devices or prod(shape) > 1 else None
     return Execution(mesh, kind, compute.remat, compute.dtype)
@@ -98,8 +98,8 @@ def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
     if shape[0] % slices:
         raise DataError(f"data {shape[0]}: does not run over {slices} slices")
     inner = (shape[0] // slices, *shape[1:])
-    grid = (mesh_utils.create_device_mesh(shape, devices) if slices == 1
-            else mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices))
+    grid = (mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True) if slices == 1
+            else mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
