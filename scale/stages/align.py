@@ -34,7 +34,8 @@ class Align(Stage):
     data: Path
     """Preference rows with the columns of the score stage."""
     policy: Path
-    """Folder of the policy to start from: the pi_ref that the columns were computed with."""
+    """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or of Hugging Face's,
+    a .gguf file, or smollm2."""
     method: MethodName = "e-dpo"
     """Which row of the table of methods."""
     beta: float | None = None

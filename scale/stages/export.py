@@ -12,7 +12,7 @@ class Export:
     """Write a policy as a Hugging Face folder, which `transformers`, vLLM or llama.cpp's converter load."""
 
     policy: Path
-    """Folder of a Llama-shaped policy."""
+    """Folder of a policy that began as a Llama, Mistral or Qwen (sequential block, RMSNorm)."""
     out: Path
     """Folder to write; it must be empty or not exist."""
     compute: Compute = field(default_factory=Compute)

@@ -71,9 +71,10 @@ class Score(Stage):
                         "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)]}
 
     def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
+        source = str(self.data)
         if "ref_sample" not in rows[0]:
-            rows = with_samples(reference, rows, self.limits, self.seed)
-        encoded = reference.encode(rows, (*SIDES, "ref_sample"), self.limits, str(self.data))
+            rows, source = with_samples(reference, rows, self.limits, self.seed, source), ""
+        encoded = reference.encode(rows, (*SIDES, "ref_sample"), self.limits, source)
         rows, values = encoded.rows(rows), sequence_logps(reference.model, encoded.data).astype(float)
         names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
         return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
@@ -86,9 +87,9 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
     return row if margin >= 0 else {swap.sub(lambda m: other[m[0]], k): v for k, v in row.items()}
 
 
-def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int) -> list[dict]:
+def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int, source: str) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
-    rows = reference.encode(rows, SIDES, limits).rows(rows)
+    rows = reference.encode(rows, SIDES, limits, source).rows(rows)
     prompts = reference.encode(rows, [], limits)
     found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
                      label="reference samples")

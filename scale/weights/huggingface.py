@@ -119,6 +119,7 @@ def save_weights(folder: Path, tensors: dict[str, Entry], limit: int = FILE_BYTE
     for file, names in zip(files, parts, strict=True):
         arrays = {name: tensors[name].array().astype(np.float32, copy=False) for name in names}
         save_file(arrays, folder / file, {"format": "pt"})
+        (folder / file).chmod(0o644)  # as the other files: safetensors makes it the owner's alone
     if len(parts) > 1:
         total = sum(4 * prod(entry.shape) for entry in tensors.values())
         places = {name: file for file, names in zip(files, parts, strict=True) for name in names}
