@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
 Box: TypeAlias = tuple[slice, ...]  # a part of an array, with one `slice(start, stop)` an axis
@@ -200,20 +200,39 @@ def _boxes(shape: tuple[int, ...], dtype: Any) -> Iterator[Box]:
 
 def _pieces(leaf: Any) -> Iterator[np.ndarray]:
     """An array's parts in the order of its memory, in host memory one after another."""
-    if not isinstance(leaf, jax.Array) or (leaf.is_fully_replicated and leaf.nbytes <= PIECE):
+    if not isinstance(leaf, jax.Array) or not leaf.shape or (leaf.is_fully_replicated and leaf.nbytes <= PIECE):
         yield np.asarray(leaf)
         return
     for box in _boxes(leaf.shape, leaf.dtype):
-        yield np.asarray(_cut(leaf, box))
+        yield _piece(leaf, box)
 
 
-def _cut(leaf: jax.Array, box: Box) -> jax.Array:
-    """A part of an array; where other processes hold some of the array, on all devices."""
-    everywhere = None
-    if not leaf.is_fully_addressable:
-        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-    cut = jax.jit(jax.lax.dynamic_slice, static_argnums=2, out_shardings=everywhere)
-    return cut(leaf, [side.start for side in box], tuple(side.stop - side.start for side in box))
+def _piece(leaf: jax.Array, box: Box) -> np.ndarray:
+    """A part of an array, out of the shards that hold some of it: no device gets more than it has."""
+    part = np.zeros([side.stop - side.start for side in box], leaf.dtype)
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            _copy(shard, leaf.shape, box, part)
+    if leaf.is_fully_addressable:
+        return part
+    parts = multihost_utils.process_allgather(part.reshape(-1).view(np.uint8))  # each byte is 0 in all but one
+    return parts.sum(0, dtype=np.uint8).view(part.dtype).reshape(part.shape)
+
+
+def _copy(shard: Any, shape: tuple[int, ...], box: Box, part: np.ndarray) -> None:
+    """What a shard holds of a box, into its place in `part`."""
+    firsts, ends = zip(*(side.indices(n)[:2] for side, n in zip(shard.index, shape, strict=True)), strict=True)
+    lows = [max(side.start, first) for side, first in zip(box, firsts, strict=True)]
+    highs = [min(side.stop, end) for side, end in zip(box, ends, strict=True)]
+    sizes = tuple(high - low for low, high in zip(lows, highs, strict=True))
+    if min(sizes) > 0:
+        starts = [low - first for low, first in zip(lows, firsts, strict=True)]
+        place = tuple(slice(low - side.start, low - side.start + size)
+                      for low, side, size in zip(lows, box, sizes, strict=True))
+        part[place] = _cut(shard.data, starts, sizes)
+
+
+_cut = jax.jit(jax.lax.dynamic_slice, static_argnums=2)
 
 
 def _restored(path: Path, key: tuple[Any, ...], leaf: Any) -> Any:
