@@ -12,12 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from minipref.methods import METHODS
 from scale import folders
 from scale.logs import WALL_CLOCK
 from scale.model import ModelConfig, Transformer
-from scale.rows import write
+from scale.rows import read, write
 from scale.tokenizer import train_codec
 from tests.scale import align_worker
 
@@ -113,3 +114,35 @@ def test_a_worker_that_ends_with_an_error_stops_the_others(folder):
     for worker in workers:
         worker.communicate(timeout=60)
         assert worker.returncode != 0
+
+
+def stage(processes, *options):
+    """A stage of the command line, in processes with eight devices in all."""
+    port, flags = free_port(), f"--xla_force_host_platform_device_count={8 // processes}"
+    fixed = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    limits = ["--limits.prompt", "8", "--limits.response", "6"]
+    ours = [["--compute.processes", processes, "--compute.process", i, "--compute.coordinator", f"localhost:{port}"]
+            for i in range(processes)]
+    workers = [subprocess.Popen([sys.executable, "-m", "scale.run", *map(str, (*options, *limits, *each))],
+                                env=os.environ | fixed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+               for each in ours]
+    outputs = [worker.communicate(timeout=200)[0] for worker in workers]
+    assert not any(worker.returncode for worker in workers), "\n".join(outputs)
+
+
+def test_reward_score_and_its_samples_in_two_processes(folder):
+    """The second `score` reads the first's reward models, so that what differs is its own."""
+    plain = folder / "plain.parquet"
+    write(plain, [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in read(folder / "single.parquet")], {})
+    for n in (1, 2):
+        stage(n, "reward", "--data", plain, "--validation", plain, "--init", folder / "policy", "--members", 2,
+              "--training.steps", 3, "--training.batch", 8, "--out", folder / f"rewards-{n}")
+        stage(n, "score", "--data", plain, "--rewards", folder / "rewards-1", "--reference", folder / "policy",
+              "--out", folder / f"scored-{n}")
+    one, two = (load_file(folder / f"rewards-{n}/weights.safetensors") for n in (1, 2))
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-6, err_msg=name)  # Adam moved them by 1e-3
+    for a, b in zip(*(read(folder / f"scored-{n}/rows.parquet") for n in (1, 2)), strict=True):
+        assert a["ref_sample"] == b["ref_sample"]
+        for column in ("score_chosen", "score_rejected", "ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"):
+            np.testing.assert_allclose(b[column], a[column], rtol=1e-5, atol=1e-5)
