@@ -204,11 +204,14 @@ def _pieces(leaf: Any) -> Iterator[np.ndarray]:
         yield np.asarray(leaf)
         return
     for box in _boxes(leaf.shape, leaf.dtype):
-        yield _piece(leaf, box)
+        yield piece(leaf, box)
 
 
-def _piece(leaf: jax.Array, box: Box) -> np.ndarray:
-    """A part of an array, out of the shards that hold some of it: no device gets more than it has."""
+def piece(leaf: jax.Array, box: Box) -> np.ndarray:
+    """A part of an array, on the host, out of the shards that hold some of it: no device gets more than it has.
+
+    Where other processes hold some of the array, all of these call this.
+    """
     part = np.zeros([side.stop - side.start for side in box], leaf.dtype)
     for shard in leaf.addressable_shards:
         if shard.replica_id == 0:

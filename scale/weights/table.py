@@ -15,10 +15,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
+from scale import files
 from scale.execution import Execution
 from scale.model import ModelConfig, Transformer
 from scale.rows import DataError
@@ -145,24 +145,11 @@ class Entry:
     def array(self) -> np.ndarray:
         """The tensor, on the host. Where other processes hold some of it, all of these call this."""
         order, sizes = self.parameter.order, self.parameter.sizes(self.leaf.shape)
-        part = np.asarray(cut(self.leaf, self.start, self.parameter.piece_shape(self.leaf.shape), gathered(self.leaf)))
+        size = self.parameter.piece_shape(self.leaf.shape)
+        part = files.piece(self.leaf, tuple(slice(at, at + n) for at, n in zip(self.start, size, strict=True)))
         ours = part.reshape([sizes[axis] for axis in order])
         turned = ours.transpose([order.index(axis) for axis in self.parameter.flat])
         return np.ascontiguousarray(turned.reshape(self.shape))
-
-
-def gathered(leaf: jax.Array) -> jax.sharding.Sharding:
-    """Where a part of `leaf` can be read by each process that holds some of it."""
-    if leaf.is_fully_addressable:
-        return leaf.sharding
-    return NamedSharding(leaf.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def cut(
-    leaf: jax.Array, start: tuple[Int[jax.Array, ""], ...], shape: tuple[int, ...], sharding: jax.sharding.Sharding
-) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jax.lax.dynamic_slice(leaf, start, shape), sharding)
 
 
 def entries(model: Transformer) -> dict[str, Entry]:
