@@ -25,7 +25,7 @@ from scale.rows import DataError
 Kind: TypeAlias = Literal["plain", "dot_product", "splash"]
 Attend: TypeAlias = Callable[[Array, Array, Array], Array]
 """q [B T H k], k and v [B S G k] to [B T H k]."""
-ROWS = ("data", "fsdp")
+BATCH = ("data", "fsdp")  # the axes of the mesh that split rows
 LARGEST_BLOCK = 512
 
 
@@ -139,8 +139,8 @@ def splash(
     require_divisible(mesh, q.shape[0], q.shape[2])
     copies = lcm(k.shape[2], mesh.shape["tensor"]) // k.shape[2]
     k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
-    heads = P(ROWS, None, "tensor", None)
-    specs = (heads, heads, heads, P(ROWS, None))
+    heads = P(BATCH, None, "tensor", None)
+    specs = (heads, heads, heads, P(BATCH, None))
     return jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(q, k, v, segments)
 
 
@@ -151,7 +151,7 @@ def kernel_dtype(mesh: Mesh | None, dtype: jnp.dtype) -> jnp.dtype:
 
 
 def require_divisible(mesh: Mesh, rows: int, heads: int) -> None:
-    axes = {"rows": (rows, ROWS), "heads": (heads, ("tensor",))}
+    axes = {"rows": (rows, BATCH), "heads": (heads, ("tensor",))}
     for name, (total, over) in axes.items():
         parts = prod(mesh.shape[axis] for axis in over)
         if total % parts:

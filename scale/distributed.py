@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from minipref.sequences import Batch
-from scale.batches import take
+from scale.batches import batch_indices, take
 from scale.console import quiet
 from scale.execution import BATCH, Compute, Execution
 from scale.rows import DataError
@@ -57,6 +57,11 @@ def share(data: Batch, indices: np.ndarray, execution: Execution) -> Batch:
         return jax.make_array_from_callback(shape, sharding, lambda part: column[indices[(part or ())[: indices.ndim]]])
 
     return jax.tree.map(array, data)
+
+
+def step_batch(data: Batch, size: int, seed: int, execution: Execution, step: int) -> Batch:
+    """Batch `step` of a run over `data`: a function of its seed and the step alone."""
+    return share(data, batch_indices(len(data.tokens), size, seed, step), execution)
 
 
 def fetch(tree: Any) -> Any:

@@ -9,12 +9,11 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scale.attention import kind_for
+from scale.attention import BATCH, Kind, kind_for
 from scale.rows import DataError
 
 Remat: TypeAlias = Literal["none", "dots", "full"]
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Execution:
     """A static part of a model: two models that differ in it compile to different programs."""
 
     mesh: Mesh | None = None
-    attention: Literal["plain", "dot_product", "splash"] = "plain"
+    attention: Kind = "plain"
     remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
 

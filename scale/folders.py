@@ -1,7 +1,7 @@
 """A trained model as a folder of plain files: `config.json`, `tokenizer.json`, `weights.safetensors`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,7 @@ def codec_of(path: Path) -> Codec:
 
 def load_pretrained(path: Path, execution: Execution) -> Folder:
     weights, codec = pretrained(str(path))
-    model = weights.load(execution)
-    return Folder(path, model, replace(model.config, context=weights.context), codec)
+    return Folder(path, weights.load(execution), weights.config, codec)
 
 
 def load(path: Path, reward: bool, execution: Execution) -> Folder:

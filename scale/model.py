@@ -263,6 +263,10 @@ class Transformer(eqx.Module):
         return self.hidden(batch.tokens, batch.positions, attend)[0]
 
 
+def parameter_count(model: Transformer) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(model))
+
+
 def logps(model: Transformer, batch: Batch) -> Float[Array, "B n"]:
     """log pi(y_i | x) of each row's responses."""
     return logps_and_normalizers(model, batch).logps

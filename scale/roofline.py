@@ -10,7 +10,7 @@ import jax
 
 from scale.hlo import Counts
 from scale.logs import Speed
-from scale.model import ModelConfig, Transformer
+from scale.model import ModelConfig, Transformer, parameter_count
 from scale.rows import DataError
 
 
@@ -84,7 +84,7 @@ def speed_of(model: Transformer, row_length: int, labels: int) -> Speed:
     MFU's FLOPs are the model's own; PaLM's hardware utilisation (57.8% against 46.2%) also counts what is computed
     again: there 7.5 N + 16 L H Q T a token.
     """
-    params = sum(leaf.size for leaf in jax.tree.leaves(model)) // model_copies(model)
+    params = parameter_count(model) // model_copies(model)
     peak = peak_flops(jax.devices()[0].device_kind)
     return Speed(model_flops(model.config, params, row_length, labels), peak and peak * model.execution.devices)
 

@@ -21,7 +21,7 @@ from scale.distributed import join
 from scale.paper import PRESETS, Paper
 from scale.rows import DataError
 from scale.stages.align import Align
-from scale.stages.base import Stage, execute, out_of_bounds
+from scale.stages.base import Stage, execute, require_bounds
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
@@ -57,8 +57,7 @@ def preset(argv: Sequence[str]) -> Paper:
 
 
 def start(job: Job) -> None:
-    for fault in out_of_bounds(job):
-        raise DataError(fault)
+    require_bounds(job)
     if hasattr(job, "compute"):
         join(job.compute)
     if isinstance(job, Stage):

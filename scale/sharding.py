@@ -119,8 +119,8 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
     The buffers of the arguments in `donate` are taken over.
     """
 
-    def placed(*args: Any) -> Any:
+    def constrained(*args: Any) -> Any:
         made = make(*args)
         return constrain(made, execution_of(made))
 
-    return jax.jit(placed, donate_argnums=donate)(*args)
+    return jax.jit(constrained, donate_argnums=donate)(*args)

@@ -51,5 +51,7 @@ def torus(topology: str) -> tuple[int, ...]:
 
 def spanned(size: int, dimensions: Sequence[int]) -> int:
     """How many dimensions of a torus an axis of the mesh lies along: the fewest whose product is its size, else 1."""
-    ends = range(len(dimensions) + 1)
-    return next((n for n in ends for i in ends[: len(ends) - n] if n and prod(dimensions[i : i + n]) == size), 1)
+    for count in range(1, len(dimensions) + 1):
+        if size in (prod(dimensions[i : i + count]) for i in range(len(dimensions) - count + 1)):
+            return count
+    return 1

@@ -11,8 +11,8 @@ from minipref.methods import METHODS
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, loss_of
 from scale import folders
-from scale.batches import REF_LOGPS, Limits, batch_indices, take
-from scale.distributed import share
+from scale.batches import REF_LOGPS, Limits, take
+from scale.distributed import step_batch
 from scale.execution import Compute, execution
 from scale.inference import sequence_logps
 from scale.logs import Sink
@@ -74,10 +74,7 @@ class Align(Stage):
         self.check(data, row.rewards, gamma)
         strength = self.strength(row.strength)
         state = start_state(policy.model, self.recipe, hyper(self.training, strength, gamma))
-
-        def batch_at(step: int) -> Batch:
-            return share(data, batch_indices(len(data.tokens), self.training.batch, self.training.seed, step), how)
-
+        batch_at = partial(step_batch, data, self.training.batch, self.training.seed, how)
         model = train(partial(align_step, self.method, self.recipe), state, batch_at,
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
                       self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,

@@ -50,8 +50,7 @@ class Stage:
 
 def execute(stage: Stage) -> dict[str, Any]:
     """Run the stage unless its folder says that exactly this was done; returns its findings."""
-    for fault in out_of_bounds(stage):
-        raise DataError(fault)
+    require_bounds(stage)
     if stage.out.is_file():
         raise DataError(f"--out {stage.out}: is a file")
     path = stage.out / "stage.json"
@@ -77,6 +76,12 @@ def execute(stage: Stage) -> dict[str, Any]:
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
     return findings
+
+
+def require_bounds(options: Any) -> None:
+    """Errors: DataError for the first number of the options that is out of its bounds."""
+    for fault in out_of_bounds(options):
+        raise DataError(fault)
 
 
 def out_of_bounds(options: Any, prefix: str = "--") -> Iterator[str]:

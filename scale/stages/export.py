@@ -20,5 +20,5 @@ class Export:
 
     def run(self) -> None:
         policy = folders.load_policy(self.policy, execution(self.compute))
-        export(self.out, policy.model, policy.codec, policy.config.context)
+        export(self.out, policy.model, policy.codec)
         console.print(f"{self.out}: written", markup=False)

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 
 from minipref.methods import METHODS
 from minipref.sequences import Batch
-from minipref.training import TrainState, init_state
+from minipref.training import TrainState
 from scale.attention import SharedPrefix, block_sizes
 from scale.batches import Layout
 from scale.console import console
 from scale.execution import BATCH, Compute, Execution, Remat, execution
 from scale.hlo import Counts, count
-from scale.model import ModelConfig, Transformer
+from scale.model import ModelConfig, Transformer, parameter_count
 from scale.presets import published
-from scale.recipe import OPTIMIZERS, Recipe
+from scale.recipe import Recipe, start_state
 from scale.roofline import bound, chip_of, model_flops
 from scale.rows import DataError
 from scale.sharding import placed
@@ -114,14 +114,13 @@ def meshes(plan: Plan, batch: int) -> list[tuple[int, int, int]]:
 def report(plan: Plan) -> dict[str, Any]:
     """Errors: DataError where the step does not compile for the topology, such as for want of memory."""
     config, layout = published(plan.model, "--model"), row_layout(plan)
-    how = execution_for(plan, config)
-    state = start(config, plan.recipe, how)
+    how, state = begun(plan, config)
     began = time.monotonic()
     compiled = compile_step(plan, state, batch_of(plan, layout, how))
     seconds = time.monotonic() - began
     counts = count(compiled.as_text(), how.sizes)
     counts.flops += kernel_flops(counts, config, layout, plan.batch * config.heads / how.devices)
-    params = parameters(state.model)
+    params = parameter_count(state.model)
     return (
         {"model": plan.model, "method": plan.method, "topology": plan.topology, "slices": plan.slices,
          "batch": plan.batch, "tokens": plan.tokens, "remat": plan.remat, "mesh": how.sizes,
@@ -138,15 +137,14 @@ def row_layout(plan: Plan) -> Layout:
     return Layout(plan.tokens - n * response, response, n)
 
 
-def execution_for(plan: Plan, config: ModelConfig) -> Execution:
-    """The mesh of the plan, or the first that divides model and batch."""
+def begun(plan: Plan, config: ModelConfig) -> tuple[Execution, TrainState]:
+    """Step 0 on the mesh of the plan, or on the first that divides model and batch."""
     devices = topology_devices(plan.topology, plan.slices)
     faults = [f"--batch {plan.batch}: no mesh of {len(devices)} devices divides it"]
     for data, fsdp, tensor in [plan.mesh] if plan.mesh else meshes(plan, plan.batch):
         how = execution(Compute(data, fsdp, tensor, remat=plan.remat, dtype="bfloat16"), devices)
         try:
-            start(config, plan.recipe, how)
-            return how
+            return how, start(config, plan.recipe, how)
         except DataError as error:
             faults.append(str(error))
     raise DataError(faults[-1])
@@ -156,8 +154,7 @@ def start(config: ModelConfig, recipe: Recipe, how: Execution) -> TrainState:
     """Shapes and shardings of the state of step 0."""
 
     def make() -> TrainState:
-        model = Transformer(config, jax.random.key(0), how)
-        return init_state(model, OPTIMIZERS[recipe.optimizer], hyper(Training()))
+        return start_state(Transformer(config, jax.random.key(0), how), recipe, hyper(Training()))
 
     return placed(jax.eval_shape(make), how)
 
@@ -187,10 +184,6 @@ def out_of_memory(plan: Plan, text: str) -> str:
     more = "" if plan.remat == "full" else "--remat full, "
     need = "a device needs {} of {} HBM".format(*filter(None, used.groups()))
     return f"{plan.model} on {plan.topology}: does not fit: {need}; try {more}{advice}"
-
-
-def parameters(model: Transformer) -> int:
-    return sum(prod(leaf.shape) for leaf in jax.tree.leaves(model))
 
 
 def memory(plan: Plan, state: TrainState, config: ModelConfig, how: Execution, stats: Any) -> dict[str, Any]:

@@ -45,12 +45,13 @@ class Score(Stage):
         findings: dict[str, Any] = {}
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
             raise DataError("score needs --rewards, --reference or both; --relabel needs --rewards")
+        how = execution(self.compute)
         if self.rewards:
-            models = folders.load_rewards(self.rewards, execution(self.compute))
+            models = folders.load_rewards(self.rewards, how)
             rows, findings = self.with_rewards(models, rows)
             hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
         if self.reference:
-            reference = folders.load_policy(self.reference, execution(self.compute))
+            reference = folders.load_policy(self.reference, how)
             rows = self.with_reference(reference, rows)
             hashes |= reference.hashes | {"limits": str(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)

@@ -8,19 +8,19 @@ import jax
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, sft_loss
 from scale import folders
-from scale.batches import Encoded, Limits, batch_indices, encode
-from scale.distributed import share
+from scale.batches import Encoded, Limits
+from scale.distributed import step_batch
 from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
 from scale.logs import Sink
-from scale.model import ModelConfig, Transformer
+from scale.model import ModelConfig, Transformer, parameter_count
 from scale.presets import published
 from scale.recipe import Recipe, language_step, start_state
 from scale.roofline import speed_of
 from scale.rows import read
 from scale.sharding import initialise
 from scale.stages.base import Stage
-from scale.tokenizer import Codec, train_codec
+from scale.tokenizer import train_codec
 from scale.train import Training, hyper, train
 
 
@@ -58,41 +58,36 @@ class Sft(Stage):
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
         how = execution(self.compute)
-        config, codec, model = self.start(rows, how)
-        data = encode(codec, rows, ["completion"], self.limits, str(self.data), how.regions)
-        model = self.fit(model, data)
-        folders.save(self.out, model, config, codec)
-        parameters = sum(a.size for a in jax.tree.leaves(model))
-        return {"rows": len(data.kept), "parameters": parameters} | self.validate(model, codec)
+        start = self.start(rows, how)
+        data = start.encode(rows, ["completion"], self.limits, str(self.data))
+        trained = replace(start, model=self.fit(start.model, data))
+        folders.save(self.out, trained.model, trained.config, trained.codec)
+        found = {"rows": len(data.kept), "parameters": parameter_count(trained.model)}
+        return found | self.validate(trained)
 
-    def start(self, rows: list[dict[str, Any]], how: Execution) -> tuple[ModelConfig, Codec, Transformer]:
+    def start(self, rows: list[dict[str, Any]], how: Execution) -> folders.Folder:
         if self.init:
-            folder = folders.load_policy(self.init, how)
-            return folder.config, folder.codec, folder.model
+            return folders.load_policy(self.init, how)
         shape = published(self.shape, "--shape") if self.shape else self.model
         config = replace(shape, context=max(shape.context, self.limits.prompt + self.limits.response))
         codec = train_codec((text(row[f]) for row in rows for f in ("prompt", "completion")), config.vocab)
         key = jax.random.key(self.training.seed)
-        return config, codec, initialise(lambda: Transformer(config, key, how))
+        return folders.Folder(self.out, initialise(lambda: Transformer(config, key, how)), config, codec)
 
     def fit(self, model: Transformer, data: Encoded) -> Transformer:
-        training, how = self.training, model.execution
-
-        def batch_at(step: int) -> Batch:
-            return share(data.data, batch_indices(len(data.kept), training.batch, training.seed, step), how)
-
+        training = self.training
+        batch_at = partial(step_batch, data.data, training.batch, training.seed, model.execution)
         speed = speed_of(model, data.data.tokens.shape[1], data.data.labels.shape[1])
         state = start_state(model, self.recipe, hyper(training))
         return train(partial(sft_step, self.recipe), state, batch_at, training.steps, self.out, "sft",
                      record=self.record, sinks=self.log, speed=speed)
 
-    def validate(self, model: Transformer, codec: Codec) -> dict[str, float]:
+    def validate(self, trained: folders.Folder) -> dict[str, float]:
         if not self.validation:
             return {}
         rows = read(self.validation, need=("prompt", "completion"))
-        regions = model.execution.regions
-        data = encode(codec, rows, ["completion"], self.limits, str(self.validation), regions).data
-        total = sequence_logps(model, data).sum()
+        data = trained.encode(rows, ["completion"], self.limits, str(self.validation)).data
+        total = sequence_logps(trained.model, data).sum()
         return {"validation loss (nats a token)": float(-total / (data.owners == 0).sum())}
 
 

@@ -53,6 +53,7 @@ def config_from(settings: Settings, path: Path) -> ModelConfig:
     vocab, d_model, d_ff, layers, heads = (whole(settings, name, None, path) for name in SHAPES)
     return ModelConfig(
         vocab=vocab,
+        context=whole(settings, "max_position_embeddings", 2048, path),
         layers=layers,
         d_model=d_model,
         heads=heads,
@@ -113,8 +114,8 @@ def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, flo
     return float(base), (float(factor), float(low), float(high), int(length))
 
 
-def settings_for(config: ModelConfig, codec: Codec, context: int) -> Settings:
-    """The `config.json` of a model; `context` is the longest sequence that other programs shall allow.
+def settings_for(config: ModelConfig, codec: Codec) -> Settings:
+    """The `config.json` of a model.
 
     RoPE has its older spelling, which every version of `transformers` reads. Errors: DataError naming what no
     Llama architecture has.
@@ -127,7 +128,7 @@ def settings_for(config: ModelConfig, codec: Codec, context: int) -> Settings:
         "model_type": family,
         **{name: getattr(config, ours) for name, ours in SAME.items()},
         "hidden_act": "silu",
-        "max_position_embeddings": context,
+        "max_position_embeddings": config.context,
         "rope_scaling": scaling,
         "sliding_window": None,
         "torch_dtype": "float32",

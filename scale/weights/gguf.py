@@ -59,8 +59,7 @@ def weights(path: Path, fields: dict[str, Any], tensors: list[ReaderTensor]) -> 
     ours = {names.get_name(name, (".weight", ".bias")): name for name in entries(skeleton)}
     found = {ours.get(tensor.name, tensor.name): tensor for tensor in tensors}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in found.items()}
-    context = required(path, fields, "llama.context_length")
-    return Weights(path, config, context, shapes, lambda name, window: read(found[name], config.head_size, window))
+    return Weights(path, config, shapes, lambda name, window: read(found[name], config.head_size, window))
 
 
 def required(path: Path, fields: dict[str, Any], name: str) -> Any:
@@ -92,6 +91,7 @@ def config_from(path: Path, fields: dict[str, Any], tied: bool) -> ModelConfig:
         norm_eps=of("attention.layer_norm_rms_epsilon"),
         tied=tied,
         scaled_logits=False,
+        context=of("context_length"),
     )
 
 

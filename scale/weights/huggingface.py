@@ -19,7 +19,7 @@ from scale.files import write_json
 from scale.model import Transformer
 from scale.rows import DataError
 from scale.tokenizer import Codec, json_object
-from scale.weights.config import config_from, settings_for, whole
+from scale.weights.config import config_from, settings_for
 from scale.weights.table import Entry, Weights, Window, entries
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,8 +36,7 @@ def open_weights(path: Path) -> Weights:
     config = config_from(settings, path / "config.json")
     found = {name: (file, shape) for file in weight_files(path) for name, shape in shapes(file).items()}
     sizes = {name: shape for name, (_, shape) in found.items()}
-    context = whole(settings, "max_position_embeddings", 2048, path / "config.json")
-    return Weights(path, config, context, sizes, lambda name, window: read(found[name][0], name, window))
+    return Weights(path, config, sizes, lambda name, window: read(found[name][0], name, window))
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -76,14 +75,13 @@ def read(file: Path, name: str, window: Window) -> np.ndarray:
         return tensors.get_slice(name)[window]
 
 
-def export(path: Path, model: Transformer, codec: Codec, context: int = 2048) -> None:
+def export(path: Path, model: Transformer, codec: Codec) -> None:
     """Write a folder that `transformers` loads, in float32: whole, or not at all.
 
-    `context` is the longest sequence that other programs shall allow. Of several processes all call this, process 0
-    writes, and all return when it has. Errors: DataError for a model that no Llama architecture can hold, and where
-    `path` has files already.
+    Of several processes all call this, process 0 writes, and all return when it has. Errors: DataError for a model
+    that no Llama architecture can hold, and where `path` has files already.
     """
-    settings = settings_for(model.config, codec, context)
+    settings = settings_for(model.config, codec)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path}: exists and is not an empty folder")
     sync_global_devices("export begins")

@@ -102,8 +102,6 @@ class Weights:
 
     path: Path
     config: ModelConfig
-    context: int
-    """The longest sequence it is meant for."""
     shapes: dict[str, tuple[int, ...]]
     """Of each tensor, under Hugging Face's name."""
     read: Read

@@ -62,10 +62,10 @@ def assert_same(a: Transformer, b: Transformer) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
-    model = random_model(CONFIGS[name])
-    export(tmp_path / "out", model, CODEC, context=64)
+    model = random_model(replace(CONFIGS[name], context=64))
+    export(tmp_path / "out", model, CODEC)
     weights, codec = pretrained(str(tmp_path / "out"))
-    assert (weights.config, weights.context) == (CONFIGS[name], 64)
+    assert weights.config == replace(CONFIGS[name], context=64)
     assert_same(weights.load(HERE), model)
     assert codec.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -221,7 +221,8 @@ LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "orig
 def test_a_config_from_the_hub():
     assert config_from(SMOLLM2, HUB) == ModelConfig(
         vocab=49152, layers=30, d_model=576, heads=9, head_size=64, d_ff=1536, rope_base=100_000.0, kv_heads=3,
-        block="sequential", norm="rms", norm_eps=1e-5, tied=True, scaled_logits=False)
+        block="sequential", norm="rms", norm_eps=1e-5, tied=True, scaled_logits=False,
+        context=8192)
 
 
 def test_both_spellings_of_rope():
@@ -282,7 +283,8 @@ def test_windows_that_are_not_in_use_are_accepted():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_survives_its_settings(name):
-    assert config_from(settings_for(CONFIGS[name], CODEC, 64), HUB) == CONFIGS[name]
+    config = replace(CONFIGS[name], context=64)
+    assert config_from(settings_for(config, CODEC), HUB) == config
 
 
 def test_biases_and_head_norms_together_are_no_ones_architecture(tmp_path):
@@ -359,7 +361,7 @@ SHARED = """
     weights, codec = pretrained(folder)
     model = weights.load(Execution(make_mesh((1, 2, 2), jax.devices())))
     assert not model.blocks.query.is_fully_addressable
-    export(Path(out), model, codec, weights.context)
+    export(Path(out), model, codec)
     assert (Path(out) / "config.json").exists()
 """
 
@@ -470,8 +472,8 @@ def test_their_models_have_our_logits(peer, tmp_path, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_has_the_logits_of_what_we_export(peer, tmp_path, name):
-    model = random_model(CONFIGS[name])
-    export(tmp_path / "out", model, CODEC, context=64)
+    model = random_model(replace(CONFIGS[name], context=64))
+    export(tmp_path / "out", model, CODEC)
     theirs, report = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.dtype.itemsize == 4

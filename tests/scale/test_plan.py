@@ -11,7 +11,7 @@ import pytest
 from scale.batches import Layout
 from scale.execution import Compute, execution
 from scale.hlo import Counts
-from scale.model import ModelConfig
+from scale.model import ModelConfig, parameter_count
 from scale.presets import MODELS
 from scale.rows import DataError
 from scale.run import parse
@@ -23,7 +23,6 @@ from scale.stages.plan import (
     kernel_flops,
     meshes,
     out_of_memory,
-    parameters,
     report,
     row_layout,
     start,
@@ -47,7 +46,7 @@ def small(monkeypatch):
 )
 def test_parameter_counts_are_the_published_ones(name, billions):
     """arXiv 2204.02311, Table 1; the Hugging Face cards of Llama 3 and SmolLM2."""
-    count = parameters(start(MODELS[name], module.Recipe(), execution(Compute(fsdp=1))).model)
+    count = parameter_count(start(MODELS[name], module.Recipe(), execution(Compute(fsdp=1))).model)
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)
 
 

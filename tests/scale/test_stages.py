@@ -12,7 +12,7 @@ import pytest
 from scale import folders
 from scale.batches import Limits, encode
 from scale.console import console
-from scale.distributed import share
+from scale.distributed import step_batch
 from scale.files import fingerprint, read_json
 from scale.inference import rewards, sequence_logps
 from scale.model import ModelConfig
@@ -248,9 +248,9 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
 
     def take_or_stop(*args):
         drawn.append(args)
-        return share(*args) if len(drawn) < 110 else pytest.fail("stopped")
+        return step_batch(*args) if len(drawn) < 110 else pytest.fail("stopped")
 
-    monkeypatch.setattr(align, "share", take_or_stop)
+    monkeypatch.setattr(align, "step_batch", take_or_stop)
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
     assert (tmp_path / "a/checkpoints").exists()
