@@ -1,0 +1,7 @@
+"""The conformance kit: test vectors of preference optimisation, and a judge of implementations. See README.md."""
+
+from reference.conformance.cases import Case, load_cases
+from reference.conformance.judge import Adapter, Result, judge
+from reference.conformance.report import Report, run
+
+__all__ = ["Adapter", "Case", "Report", "Result", "judge", "load_cases", "run"]

@@ -1,0 +1,165 @@
+"""Level 1: losses of a batch of B pairs from sequence log-probabilities and rewards, with their gradients by hand.
+
+Each function takes a case's params and inputs and gives its outputs. Losses are batch means.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from reference.objectives import (
+    bradley_terry,
+    distillation,
+    dpo,
+    forward_kl,
+    ipo,
+    log_ratio_margin,
+    pessimistic,
+    sampled_forward_kl,
+)
+
+Values = dict[str, Any]
+
+
+def plain_dpo(params: Values, inputs: Values) -> Values:
+    """-log sigmoid(beta h). Source: Eq. 6."""
+    return _smoothed_dpo(params, inputs, 1.0, 0.0)
+
+
+def conservative_dpo(params: Values, inputs: Values) -> Values:
+    """(1 - e) dpo(h) + e dpo(-h), where each label is wrong with probability e. Source: Mitchell (2023), cDPO."""
+    e = params.get("label_smoothing", 0.0)
+    return _smoothed_dpo(params, inputs, 1 - e, e)
+
+
+def robust_dpo(params: Values, inputs: Values) -> Values:
+    """[(1 - e) dpo(h) - e dpo(-h)] / (1 - 2e), the unbiased one. Source: Chowdhury et al. (2024)."""
+    e = params.get("label_smoothing", 0.0)
+    return _smoothed_dpo(params, inputs, (1 - e) / (1 - 2 * e), -e / (1 - 2 * e))
+
+
+def summed_ipo(target: float, params: Values, inputs: Values) -> Values:
+    """(h - target/beta)^2. Source: section 7.1 with target 1; Azar et al. (2024), Eq. 17 with 1/2."""
+    margins, tau = _margins(inputs), params["beta"] / target
+    return _over_pairs([ipo(h, tau) for h in margins], 2 * (margins - 1 / tau))
+
+
+def token_mean_ipo(params: Values, inputs: Values) -> Values:
+    """(h - 1/(2 beta))^2 of log-probabilities averaged over each response's tokens."""
+    lengths = {name: inputs[f"{name}_lengths"] for name in ("chosen", "rejected")}
+    means = {name: inputs[name] / lengths[name.split("_")[1]] for name in POLICY + REFERENCE}
+    made = summed_ipo(0.5, params, means)
+    grads = {name: grad / lengths[name.split("_")[1]] for name, grad in made["grads"].items()}
+    return made | {"grads": grads}
+
+
+def distil(params: Values, inputs: Values) -> Values:
+    """(reward_scale rho - beta h)^2. Source: Eq. 7 with reward_scale 1; NeMo-Aligner's rpo_sq with any."""
+    beta, margins = params["beta"], _margins(inputs)
+    rewards = params.get("reward_scale", 1.0) * _reward_margins(inputs)
+    losses = [distillation(h, rho, beta) for h, rho in zip(margins, rewards, strict=True)]
+    made = _over_pairs(losses, -2 * beta * (rewards - beta * margins))
+    return made | {"metrics": _implicit_rewards(beta, inputs)}
+
+
+def rebel(params: Values, inputs: Values) -> Values:
+    """(h - eta rho)^2 with eta = 1/beta: Eq. 7 over beta^2. Source: the code of REBEL's authors (Gao et al., 2024)."""
+    made, scale = distil(params, inputs), params["beta"] ** -2
+    grads = {name: scale * grad for name, grad in made["grads"].items()}
+    return made | {"loss": scale * made["loss"], "per_example": scale * made["per_example"], "grads": grads}
+
+
+def distil_ensemble(weigh: Callable, params: Values, inputs: Values) -> Values:
+    """Eq. 7 on the K rewards' mixture that `weigh(margins, reward_margins, beta)` gives.
+
+    Weights that minimise the loss are constants to its gradient (envelope theorem).
+    """
+    beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
+    residuals = weigh(margins, rewards, beta) @ rewards - beta * margins
+    made = _over_pairs(residuals**2, -2 * beta * residuals)
+    return {name: made[name] for name in ("loss", "grads")}
+
+
+def nearest_per_pair(params: Values, inputs: Values) -> Values:
+    """mean_b min_k (rho_kb - beta h_b)^2: Eq. 11 with the minimum inside the mean."""
+    beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
+    residuals = rewards - beta * margins
+    nearest = residuals[np.argmin(residuals**2, axis=0), np.arange(len(margins))]
+    return _over_pairs(nearest**2, -2 * beta * nearest)
+
+
+def sampled_kl(params: Values, inputs: Values) -> Values:
+    """dpo + gamma mean_s [log pi_ref(y_s) - log pi(y_s)] over S samples of the reference. Source: Eq. 11, 13."""
+    ref, policy = inputs["ref_sample_logps"], inputs["policy_sample_logps"]
+    kl = np.mean([sampled_forward_kl(r, p) for r, p in zip(ref, policy, strict=True)])
+    slope = np.full(len(policy), -params["gamma"] / len(policy))
+    return _with_kl(params, inputs, kl, {"policy_sample_logps": slope})
+
+
+def exact_kl(params: Values, inputs: Values) -> Values:
+    """dpo + gamma mean_x KL(pi_ref || pi), of distributions over Y outcomes at X prompts. Source: Eq. 9, 13."""
+    ref, policy = inputs["ref_distribution_logps"], inputs["policy_distribution_logps"]
+    slope = -params["gamma"] * np.exp(ref) / len(ref)
+    return _with_kl(params, inputs, np.mean(forward_kl(ref, policy)), {"policy_distribution_logps": slope})
+
+
+def reward(params: Values, inputs: Values) -> Values:
+    """-log sigmoid(r(y_w) - r(y_l) - margin), the margin 0 where there is none. Source: Eq. 2; Llama 2, Eq. 2."""
+    differences = _reward_margins(inputs)
+    shifted = differences - inputs.get("margins", 0.0)
+    losses, slopes = [bradley_terry(d) for d in shifted], -_sigmoid(-shifted) / len(shifted)
+    return {
+        "loss": np.mean(losses),
+        "per_example": np.array(losses),
+        "grads": {"score_chosen": slopes, "score_rejected": -slopes},
+        "metrics": {"rewards/margins": np.mean(differences), "rewards/accuracies": np.mean(differences > 0)},
+    }
+
+
+POLICY = ("policy_chosen_logps", "policy_rejected_logps")
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def _smoothed_dpo(params: Values, inputs: Values, right: float, wrong: float) -> Values:
+    """right dpo(h) + wrong dpo(-h)."""
+    beta, margins = params["beta"], _margins(inputs)
+    losses = [right * dpo(h, beta) + wrong * dpo(-h, beta) for h in margins]
+    slopes = beta * (wrong * _sigmoid(beta * margins) - right * _sigmoid(-beta * margins))
+    return _over_pairs(losses, slopes) | {"metrics": _implicit_rewards(beta, inputs)}
+
+
+def _margins(inputs: Values) -> np.ndarray:
+    return log_ratio_margin(*(inputs[name] for name in POLICY + REFERENCE))
+
+
+def _reward_margins(inputs: Values) -> np.ndarray:
+    return inputs["score_chosen"] - inputs["score_rejected"]
+
+
+def _over_pairs(losses: Any, slopes: np.ndarray) -> Values:
+    """From each pair's loss and its derivative in h. The reference is constant, so its gradients are 0."""
+    slopes = slopes / len(slopes)
+    grads = dict(zip(POLICY + REFERENCE, (slopes, -slopes, 0 * slopes, 0 * slopes), strict=True))
+    return {"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads}
+
+
+def _implicit_rewards(beta: float, inputs: Values) -> Values:
+    """Batch means of beta log(pi / pi_ref); a margin of 0 is not accurate."""
+    ratios = [inputs[policy] - inputs[ref] for policy, ref in zip(POLICY, REFERENCE, strict=True)]
+    return {
+        "rewards/chosen": beta * np.mean(ratios[0]),
+        "rewards/rejected": beta * np.mean(ratios[1]),
+        "rewards/margins": beta * np.mean(_margins(inputs)),
+        "rewards/accuracies": np.mean(_margins(inputs) > 0),
+    }
+
+
+def _with_kl(params: Values, inputs: Values, kl: float, grads: Values) -> Values:
+    made = plain_dpo(params, inputs)
+    loss = pessimistic(made["loss"], kl, params["gamma"])
+    return {"loss": loss, "grads": made["grads"] | grads, "metrics": {"kl": kl}}
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -x))

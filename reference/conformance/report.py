@@ -1,0 +1,135 @@
+"""All cases put to one implementation: what to run, what came out, and how it is told."""
+
+import sys
+from collections import Counter, defaultdict
+from importlib import import_module
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reference.conformance.cases import Case, load_cases
+from reference.conformance.judge import Adapter, Result, followed, judge
+
+OUTCOMES = ("passed", "failed", "skipped", "errored")
+BAD = ("failed", "errored")
+
+
+class Report(NamedTuple):
+    """follows: what the implementation does in place of what it claims, both as `objective/dialect`."""
+
+    results: list[Result]
+    follows: dict[str, list[str]]
+    expected_failures: frozenset[str]
+
+    @property
+    def unexpected(self) -> list[Result]:
+        return [r for r in self.results if r.outcome in BAD and r.case.id not in self.expected_failures]
+
+    @property
+    def mended(self) -> list[str]:
+        """Expected failures that passed."""
+        return [r.case.id for r in self.results if r.outcome == "passed" and r.case.id in self.expected_failures]
+
+
+def run(
+    adapter: Adapter, cases: list[Case], expected_failures: frozenset[str] = frozenset(), dtype: str | None = None
+) -> Report:
+    results = [judge(adapter, case, dtype) for case in cases]
+    wrong = [r for r in results if r.outcome == "failed" and r.case.result == "value"]
+    follows = {}
+    for name, group in groupby(wrong, key=lambda r: _name(r.case)):
+        if found := followed(adapter, [r.case for r in group], dtype):
+            follows[name] = [f"{name.split('/')[0]}/{dialect}" for dialect in found]
+    return Report(results, follows, expected_failures)
+
+
+def load_adapter(path: str) -> Adapter:
+    """`module:attribute`. Errors: ValueError where there is no such thing, or it is no adapter."""
+    module, colon, attribute = path.partition(":")
+    if not colon:
+        raise ValueError(f"{path}: must be module:attribute")
+    sys.path.insert(0, "")
+    try:
+        adapter = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    lacking = [name for name in ("supports", "evaluate") if not callable(getattr(adapter, name, None))]
+    if lacking:
+        raise ValueError(f"{path}: has no {' and no '.join(lacking)}")
+    return adapter
+
+
+def read_expected_failures(path: Path, cases: list[Case]) -> frozenset[str]:
+    """Case ids, one a line; `#` begins a comment. Errors: ValueError naming the line of an unknown id."""
+    known, found = {case.id for case in cases}, set()
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        name = line.partition("#")[0].strip()
+        if name and name not in known:
+            raise ValueError(f"{path}:{number}: no case {name!r}")
+        found.add(name)
+    return frozenset(found - {""})
+
+
+def table(report: Report) -> str:
+    """One line an objective, dialect and flag, then every unexpected failure, then what is followed instead."""
+    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for result in report.results:
+        for flag in result.case.flags or ("-",):
+            counts[_name(result.case), flag][result.outcome] += 1
+    lines = [f"{'objective/dialect':<26}{'flag':<26}" + "".join(f"{name:>9}" for name in OUTCOMES)]
+    for (name, flag), outcomes in counts.items():
+        if outcomes["skipped"] < outcomes.total():
+            lines.append(f"{name:<26}{flag:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES))
+    return "\n".join([*lines, "", *_findings(report), summary(report)])
+
+
+def summary(report: Report) -> str:
+    totals = Counter(result.outcome for result in report.results)
+    line = ", ".join(f"{totals[name]} {name}" for name in OUTCOMES)
+    expected = totals["failed"] + totals["errored"] - len(report.unexpected)
+    return f"{len(report.results)} cases: {line}" + (f" ({expected} as expected)" if expected else "")
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    return {
+        "results": [
+            {
+                "id": result.case.id,
+                "objective": result.case.objective,
+                "dialect": result.case.dialect,
+                "flags": result.case.flags,
+                "outcome": result.outcome,
+                "expected_failure": result.case.id in report.expected_failures,
+                "detail": result.detail,
+                "unchecked": result.unchecked,
+            }
+            for result in report.results
+        ],
+        "follows": report.follows,
+        "totals": Counter(result.outcome for result in report.results),
+        "unexpected": [result.case.id for result in report.unexpected],
+        "mended": report.mended,
+    }
+
+
+def _findings(report: Report) -> list[str]:
+    lines = [f"{r.outcome.upper()} {r.case.id} ({', '.join(r.case.flags)}): {r.case.comment}\n    {r.detail}"
+             for r in report.unexpected]
+    lines += [f"{name} in fact follows {' or '.join(others)}" for name, others in report.follows.items()]
+    lines += [f"MENDED {name}: an expected failure that passed" for name in report.mended]
+    unchecked = Counter(name for r in report.results for name in r.unchecked)
+    if unchecked:
+        lines.append("not reported, so not checked: " + ", ".join(f"{n} x {name}" for name, n in unchecked.items()))
+    unsupported = sorted({_name(r.case) for r in report.results if r.outcome == "skipped"})
+    if unsupported:
+        lines.append("not supported: " + ", ".join(unsupported))
+    return lines
+
+
+def _name(case: Case) -> str:
+    return f"{case.objective}/{case.dialect}"
+
+
+def cases_named(name: str | None) -> list[Case]:
+    """All cases, or those of `objective` or `objective/dialect`."""
+    return load_cases(*name.split("/", 1)) if name else load_cases()

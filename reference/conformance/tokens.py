@@ -1,0 +1,51 @@
+"""Level 2: logits, labels and masks to sequence log-probabilities, with their gradients by hand."""
+
+from typing import Any
+
+import numpy as np
+
+Values = dict[str, Any]
+
+
+def summed(params: Values, inputs: Values) -> Values:
+    """log pi(y | x) = sum_t mask_t log softmax(logits_{t-1})[id_t]; 0 where nothing is masked in."""
+    mask = inputs["completion_mask"][:, 1:]
+    return _scored(inputs, {"logps": mask}, _before(mask))
+
+
+def averaged(params: Values, inputs: Values) -> Values:
+    """`summed` over the number of tokens that the mask marks; 0 where it marks none."""
+    mask = inputs["completion_mask"][:, 1:]
+    return _scored(inputs, {"logps": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}, _before(mask))
+
+
+def shared_prefix(params: Values, inputs: Values) -> Values:
+    """log pi of both responses of rows `[prompt | chosen | rejected]`, of segments 0, 1 and 2 (-1 is padding).
+
+    The first token of EACH response is predicted by the last slot of the prompt.
+    """
+    segments = inputs["segments"]
+    last = np.sum(segments == 0, axis=1, keepdims=True) - 1
+    starts = segments[:, 1:] != segments[:, :-1]
+    predictors = np.where(starts, last, _before(starts))
+    weights = {"chosen_logps": segments[:, 1:] == 1, "rejected_logps": segments[:, 1:] == 2}
+    return _scored(inputs, weights, predictors)
+
+
+def _before(mask: np.ndarray) -> np.ndarray:
+    """The slot before each of slots 1, 2, ..."""
+    return np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+
+
+def _scored(inputs: Values, weights: Values, predictors: np.ndarray) -> Values:
+    """Weighted sums of log-probabilities of the tokens at slots 1.., and the logits' gradient of the sum of all."""
+    rows = np.arange(len(predictors))[:, None]
+    logits, ids = inputs["logits"][rows, predictors], inputs["input_ids"][:, 1:]
+    logps = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    labels = np.eye(logits.shape[-1])[ids]
+    tokens = np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
+    sums = {name: np.array([np.dot(w, np.where(w, t, 0.0)) for w, t in zip(weight, tokens, strict=True)])
+            for name, weight in weights.items()}
+    grad = np.zeros(inputs["logits"].shape)
+    np.add.at(grad, (rows, predictors), np.sum(list(weights.values()), axis=0)[..., None] * (labels - np.exp(logps)))
+    return sums | {"grads": {"logits": grad}}

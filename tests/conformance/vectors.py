@@ -1,0 +1,149 @@
+"""How cases are made: inputs that every format holds exactly, and expected values from mpmath."""
+
+import json
+import random
+
+import mpmath as mp
+import numpy as np
+
+from reference.conformance.cases import to_hex
+
+DIGITS = 50
+STEP = mp.mpf(10) ** -18
+
+FLAGS = {
+    "accumulation-scale": "micro-batches are added without dividing by their number",
+    "accuracy-tie": "a margin of exactly 0 is counted as accurate",
+    "batch-sum": "the pairs are added where they should be averaged",
+    "beta-dropped": "beta is not used, or not everywhere it stands",
+    "broadcast": "arrays of different lengths are accepted",
+    "character-split": "the shared prefix is cut between characters, not between turns",
+    "eos-doubled": "a second end-of-sequence token is added",
+    "eos-lost": "a complete response does not end with the end-of-sequence token, or it is not scored",
+    "eos-on-truncated": "a truncated response is taught to end",
+    "example-min": "the ensemble's minimum is on the wrong side of the batch mean",
+    "first-rejected-token": "the first rejected token is predicted by the chosen response's last slot",
+    "gamma-dropped": "the KL's weight is not used",
+    "half-precision-sums": "sequence log-probabilities are rounded to, or added in, half precision",
+    "hull-at-a-corner": "the simplex weights stay at a corner, or leave the simplex",
+    "kl-reversed": "KL(pi || pi_ref) in place of KL(pi_ref || pi)",
+    "kl-sign": "the KL is subtracted, or its estimate has the wrong sign",
+    "label-smoothing-ignored": "label smoothing is accepted and not used",
+    "last-turn": "a conversation without an assistant's last turn, or with different contexts, is accepted",
+    "margin-dropped": "the pair's own margin is not used, or has the wrong sign",
+    "mask-dropped": "prompt or padding positions are scored",
+    "mean-of-means": "a token mean is taken over each micro-batch or row first",
+    "min-mean": "a mean (or maximum) over the ensemble in place of the minimum, or the reverse",
+    "missing-field": "a row without a field that it needs is accepted",
+    "nan-all-masked": "a row without any scored token gives NaN",
+    "overflow": "a large margin overflows in the loss or its gradient",
+    "pad-is-eos": "padding is recognised by its token id, which is that of end-of-sequence",
+    "per-example": "values of single pairs are wrong where their mean is right",
+    "reference-gradient": "gradients flow into the reference",
+    "reference-moves": "the reference is the current policy, or is updated",
+    "reward-sign": "the rewards of chosen and rejected are swapped",
+    "scale": "the whole loss is multiplied by a constant",
+    "shift": "labels are not shifted against logits, or by two",
+    "sign": "the margin has the wrong sign",
+    "squared": "an absolute value, or a half, in place of the square",
+    "sum-mean": "token log-probabilities are averaged where they should be added, or the reverse",
+    "swapped-reference": "the reference's chosen and rejected log-probabilities are swapped, or left out",
+    "target": "IPO's target is another one: 1/beta, 1/(2 beta), beta",
+    "truncation-side": "the wrong end of an over-long prompt is kept",
+    "unshifted-denominator": "the normaliser is of another position than the label's logit",
+    "zero-probability": "outcomes of reference probability 0 give NaN",
+}
+
+SCALAR = {
+    "float64": {"values": (1e-10, 1e-12), "grads": (1e-9, 1e-12)},
+    "float32": {"values": (1e-5, 1e-6), "grads": (1e-5, 1e-7)},
+    "bfloat16": {"values": (1e-5, 1e-6), "grads": (2**-7, 1e-7)},
+}
+"""Losses are float32 whatever the model computes in; only the gradients that return to it may be rounded."""
+
+
+def dyadic(rng: random.Random, low: float, high: float, shape=(), unit: int = 64):
+    """Multiples of 1/unit, which float32 holds, and adds, without rounding. The generator is the standard library's,
+    whose `random()` is the same everywhere."""
+    if not shape:
+        return round((low + (high - low) * rng.random()) * unit) / unit
+    return np.array([dyadic(rng, low, high, shape[1:], unit) for _ in range(shape[0])])
+
+
+def vector_file(objective, dialect, equation, source, cases, tolerance, encoding="hex"):
+    made = [case | {"id": f"{objective}/{dialect}/{case['id']}"} for case in cases]
+    used = sorted({flag for case in made for flag in case["flags"]})
+    return {
+        "objective": objective,
+        "dialect": dialect,
+        "version": 1,
+        "equation": equation,
+        "source": source,
+        "encoding": encoding,
+        "tolerance": {
+            dtype: {kind: {"rtol": rtol, "atol": atol} for kind, (rtol, atol) in kinds.items()}
+            for dtype, kinds in tolerance.items()
+        },
+        "flags": {flag: FLAGS[flag] for flag in used},
+        "cases": made,
+    }
+
+
+def case(name, flags, comment, params, inputs, expected=None, result="value"):
+    return {
+        "id": name,
+        "comment": comment,
+        "flags": flags.split(),
+        "params": params,
+        "inputs": inputs,
+        "result": result,
+        "expected": expected or {},
+    }
+
+
+def exact(value):
+    """Numbers as mpmath's, arrays as nested lists of them."""
+    if isinstance(value, dict):
+        return {name: exact(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray | list):
+        return [exact(item) for item in value]
+    return mp.mpf(float(value)) if isinstance(value, float | np.floating) else value
+
+
+def nearest(value):
+    """The nearest float64 of each number."""
+    if isinstance(value, list):
+        return np.array([nearest(item) for item in value])
+    return float(value)
+
+
+def slopes(function, inputs, name):
+    """Central differences of a scalar function of `inputs` in each element of `inputs[name]`, at 50 digits."""
+
+    def at(path, values, sign):
+        head, *rest = path
+        moved = at(rest, values[head], sign) if rest else values[head] + sign * STEP
+        return [moved if i == head else value for i, value in enumerate(values)]
+
+    def slope(path, values):
+        if isinstance(values, list):
+            return [slope([*path, i], value) for i, value in enumerate(values)]
+        ahead, behind = (function(inputs | {name: at(path, inputs[name], sign)}) for sign in (1, -1))
+        return (ahead - behind) / (2 * STEP)
+
+    return slope([], inputs[name])
+
+
+def rendered(file):
+    """JSON with one array a line, so that a difference is seen where it is."""
+    head = json.dumps({name: value for name, value in file.items() if name != "cases"}, indent=1, ensure_ascii=False)
+    cases = ",\n".join(_lines(to_hex(case), 2) for case in file["cases"])
+    return f'{head[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'
+
+
+def _lines(value, indent):
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    items = [f'{" " * (indent + 1)}"{name}": {_lines(item, indent + 1).lstrip()}' for name, item in value.items()]
+    space = " " * indent
+    return f"{space}{{\n" + ",\n".join(items) + f"\n{space}}}"
