@@ -11,7 +11,7 @@ from tests.conformance.test_pairs import batch_min, dpo, mean, squares
 from tests.conformance.vectors import case, dyadic, exact, nearest, slopes, vector_file
 
 DIGITS = 30
-VOCAB, PAIRS, STEPS, BATCH = 5, 16, 10, 8
+VOCAB, PAIRS, STEPS, BATCH = 8, 16, 10, 8
 TOLERANCE = {
     "float64": {"values": (1e-9, 1e-12)},
     "float32": {"values": (2e-5, 2e-6)},
@@ -23,7 +23,7 @@ TOLERANCE = {
 def tokens(rng, name):
     """Prompts of two tokens and responses of 1 to 4 with their end, token 1; padded with 0."""
     lengths = [1 + int(4 * rng.random()) for _ in range(PAIRS)]
-    rows = [[2 + int(3 * rng.random()) for _ in range(1 + n)] + [1] for n in lengths]
+    rows = [[2 + int((VOCAB - 2) * rng.random()) for _ in range(1 + n)] + [1] for n in lengths]
     mask = [[0, 0] + [1] * n for n in lengths]
     return {f"{name}_ids": np.array([row + [0] * (6 - len(row)) for row in rows]),
             f"{name}_mask": np.array([row + [0] * (6 - len(row)) for row in mask])}
