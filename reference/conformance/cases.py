@@ -1,7 +1,9 @@
 """Test vectors: one JSON file an objective and dialect, checked against `vectors_v1/schema.json` by the tests."""
 
 import json
+import math
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,21 +43,24 @@ class Case(NamedTuple):
 
 def load_cases(objective: str = "*", dialect: str = "*") -> list[Case]:
     """All cases, in a stable order. Errors: ValueError where no file has that objective and dialect."""
-    paths = sorted(VECTORS.glob(f"{objective}/{dialect}.json"))
+    wanted = f"{objective}/{dialect}"
+    paths = [p for p in sorted(VECTORS.glob("*/*.json")) if fnmatchcase(f"{p.parent.name}/{p.stem}", wanted)]
     if not paths:
-        raise ValueError(f"no vectors for {objective}/{dialect}")
-    return [case for path in paths for case in _cases(json.loads(path.read_text()))]
+        raise ValueError(f"no vectors for {wanted}")
+    return [case for path in paths for case in _cases(json.loads(path.read_text(encoding="utf-8")))]
 
 
 def to_hex(value: Any) -> Any:
     """Floats as hex strings, NaN, Infinity or -Infinity; integers as they are; arrays as nested lists."""
+    if isinstance(value, np.ndarray | np.generic):
+        return to_hex(value.tolist())
     if isinstance(value, dict):
         return {name: to_hex(item) for name, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, list | tuple):
         return [to_hex(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return float(value).hex() if np.isfinite(value) else json.dumps(float(value))
-    return int(value) if isinstance(value, np.integer) else value
+    if isinstance(value, float):
+        return value.hex() if math.isfinite(value) else json.dumps(value)
+    return value
 
 
 def from_hex(value: Any) -> Any:

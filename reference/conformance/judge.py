@@ -1,6 +1,7 @@
 """One case put to an implementation, and what is made of its answer."""
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -8,8 +9,10 @@ import numpy as np
 from reference.conformance.cases import Case, Tolerance
 from reference.conformance.dialects import DIALECTS
 
+DTYPES = ("float64", "float32", "bfloat16")
 OPTIONAL = ("per_example", "grads", "metrics")
-BROKEN = (NotImplementedError, AttributeError, NameError, ImportError, ConnectionError)
+RAISED = (Exception, SystemExit)  # whatever an implementation under test raises
+BROKEN = (NotImplementedError, AttributeError, NameError, ImportError, ConnectionError, SystemExit)
 
 
 class Adapter(Protocol):
@@ -40,29 +43,38 @@ class Result(NamedTuple):
 
 def judge(adapter: Adapter, case: Case, dtype: str | None = None) -> Result:
     """`dtype` is how exact the adapter is said to be, in place of what it says itself."""
-    if not adapter.supports(case.objective, case.dialect):
-        return Result(case, "skipped")
     try:
-        answer = adapter.evaluate(case.objective, case.dialect, case.params, case.inputs)
-    except Exception as error:  # whatever an implementation under test raises
+        if not adapter.supports(case.objective, case.dialect):
+            return Result(case, "skipped")
+    except RAISED as error:
+        return Result(case, "errored", _words(error))
+    try:
+        answer = _answer(adapter, case)
+    except RAISED as error:
         return _raised(case, error)
     if case.result == "reject":
         return Result(case, "failed", "accepted, where an error is due")
     if case.result == "unspecified":
         return Result(case, "passed")
-    faults = list(differences(case, answer, dtype or dtype_of(adapter)))
-    reported = dict(_leaves(answer))
+    faults, reported = list(differences(case, answer, dtype or dtype_of(adapter))), _reported(answer)
     unchecked = tuple(name for name, _ in _leaves(case.expected) if _optional(name) and name not in reported)
     return Result(case, "failed" if faults else "passed", "; ".join(faults), unchecked)
 
 
 def dtype_of(adapter: Adapter) -> str:
-    return getattr(adapter, "dtype", "float32")
+    """Errors: ValueError where there are no tolerances for it."""
+    dtype = str(getattr(adapter, "dtype", "float32"))
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
+    return dtype
 
 
-def differences(case: Case, answer: dict[str, Any], dtype: str) -> Iterator[str]:
+def differences(case: Case, answer: Any, dtype: str) -> Iterator[str]:
     """What is missing from an answer or is out of tolerance, in words."""
-    reported = dict(_leaves(answer))
+    if not isinstance(answer, dict):
+        yield f"the answer is of type {type(answer).__name__}, where a dict of outputs is due"
+        return
+    reported = _reported(answer)
     for name, expected in _leaves(case.expected):
         found, kind = reported.get(name), "grads" if name.startswith("grads.") else "values"
         if found is None:
@@ -70,7 +82,7 @@ def differences(case: Case, answer: dict[str, Any], dtype: str) -> Iterator[str]
         elif isinstance(expected, str | list):
             yield from () if _plain(found) == expected else (f"{name}: {_plain(found)!r}, not {expected!r}",)
         else:
-            yield from _distance(name, np.asarray(expected), np.asarray(found, float), case.tolerance[dtype][kind])
+            yield from _distance(name, np.asarray(expected), found, case.tolerance[dtype][kind])
 
 
 def followed(adapter: Adapter, failed: list[Case], dtype: str | None = None) -> list[str]:
@@ -83,18 +95,26 @@ def followed(adapter: Adapter, failed: list[Case], dtype: str | None = None) -> 
 def _explains(dialect: str, adapter: Adapter, case: Case, dtype: str | None) -> bool:
     try:
         expected = DIALECTS[case.objective, dialect](case.params, case.inputs)
-        answer = adapter.evaluate(case.objective, case.dialect, case.params, case.inputs)
-    except Exception:
+        answer = _answer(adapter, case)
+    except RAISED:
         return False
     other = {name: value for name, value in expected.items() if name != "metrics"}
     return not any(differences(case._replace(expected=other), answer, dtype or dtype_of(adapter)))
 
 
-def _raised(case: Case, error: Exception) -> Result:
-    detail = f"{type(error).__name__}: {error}"
-    if case.result == "value" or isinstance(error, BROKEN):
-        return Result(case, "errored", detail)
-    return Result(case, "passed", detail)
+def _answer(adapter: Adapter, case: Case) -> Any:
+    """Of copies: what an implementation does to its inputs must not change the next question."""
+    return adapter.evaluate(case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs))
+
+
+def _raised(case: Case, error: BaseException) -> Result:
+    """Where anything may happen, an error may; but a program that is gone has not answered."""
+    broken = {"value": RAISED, "reject": BROKEN, "unspecified": (ConnectionError,)}[case.result]
+    return Result(case, "errored" if isinstance(error, broken) else "passed", _words(error))
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _optional(name: str) -> bool:
@@ -102,7 +122,25 @@ def _optional(name: str) -> bool:
 
 
 def _plain(found: Any) -> Any:
-    return found.tolist() if isinstance(found, np.ndarray) else found
+    """As JSON has it: arrays of any library, and tuples, as lists."""
+    if isinstance(found, dict):
+        return {name: _plain(item) for name, item in found.items()}
+    if isinstance(found, list | tuple):
+        return [_plain(item) for item in found]
+    return found.tolist() if hasattr(found, "tolist") else found
+
+
+def _numbers(found: Any) -> np.ndarray:
+    """Errors: any, where `found` is no array of real numbers; NumPy alone would read text as numbers."""
+    array = np.asarray(found)
+    if array.dtype.kind in "USc":
+        raise TypeError(f"of type {array.dtype}")
+    return array.astype(float)
+
+
+def _reported(answer: Any) -> dict[str, Any]:
+    leaves = _leaves(answer) if isinstance(answer, dict) else ()
+    return {name: value for name, value in leaves if value is not None}
 
 
 def _leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,10 +149,15 @@ def _leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
-def _distance(name: str, expected: np.ndarray, found: np.ndarray, tolerance: Tolerance) -> Iterator[str]:
+def _distance(name: str, expected: np.ndarray, answer: Any, tolerance: Tolerance) -> Iterator[str]:
+    try:
+        found = _numbers(answer)
+    except Exception as error:  # whatever an array of another library raises
+        yield f"{name}: no array of numbers: {error}"
+        return
     if found.shape != expected.shape:
         yield f"{name}: shape {list(found.shape)}, not {list(expected.shape)}"
         return

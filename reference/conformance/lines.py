@@ -11,10 +11,13 @@ Floats are JSON numbers that keep all 17 digits; those that JSON lacks are the s
 
 import json
 import math
-import queue
+import os
 import shlex
+import signal
 import subprocess
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -27,15 +30,17 @@ class Rejected(ValueError):
 class CommandAdapter:
     """A program as an adapter. The program may write what it likes on standard error.
 
-    Errors: ConnectionError where it ends, is silent for `timeout` seconds, or answers out of turn.
+    Errors: ConnectionError where it ends, is silent for `timeout` seconds, or answers out of turn. It is then gone.
     """
 
     def __init__(self, command: str, dtype: str = "float64", timeout: float = 60.0):
         self.dtype, self.timeout, self.last = dtype, timeout, 0
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-        self.process = subprocess.Popen(shlex.split(command), **pipes)
-        self.answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        words = shlex.split(command)
+        if not words:
+            raise ValueError("the command is empty")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        text: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
+        self.process = subprocess.Popen(words, start_new_session=True, **pipes, **text)
 
     def supports(self, objective: str, dialect: str) -> bool:
         return self._ask({"method": "supports", "objective": objective, "dialect": dialect}) is True
@@ -47,31 +52,52 @@ class CommandAdapter:
         return from_json(self._ask(question | {"params": to_json(params), "inputs": to_json(inputs)}))
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        """Ends the program and what it started."""
+        self._kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what it did not read is lost
+                pipe.close()  # type: ignore[union-attr]
 
-    def _listen(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self.answers.put(line)
-        self.answers.put("")
+    def _kill(self) -> None:
+        """The whole group, as a shell's child would go on and hold the pipes open."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
     def _ask(self, question: dict[str, Any]) -> Any:
-        assert self.process.stdin
         self.last += 1
+        line = self._exchange(json.dumps({"id": self.last} | question, allow_nan=False))
         try:
-            self.process.stdin.write(json.dumps({"id": self.last} | question, allow_nan=False) + "\n")
-            self.process.stdin.flush()
-            answer = json.loads(self.answers.get(timeout=self.timeout) or "{}")
-        except (OSError, queue.Empty, ValueError) as error:
-            self.process.kill()
-            raise ConnectionError(f"the program gave no answer in JSON: {error or 'time is up'}") from error
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
         if not isinstance(answer, dict) or answer.get("id") != self.last:
-            self.process.kill()
-            raise ConnectionError(f"the program ended or answered out of turn: {str(answer)[:200]}")
-        if "error" in answer:
+            self.close()
+            raise ConnectionError(f"the program answered {self.last} out of turn, or not in JSON: {line[:200]!r}")
+        if answer.get("error") is not None:
             raise Rejected(answer["error"])
         return answer.get("result")
+
+    def _exchange(self, line: str) -> str:
+        """One line there, one line back. A program that does not read, or does not answer, is killed in time."""
+        assert self.process.stdin and self.process.stdout
+        if self.process.stdin.closed:
+            raise ConnectionError("the program is gone")
+        answer, start, timer = "", time.monotonic(), threading.Timer(self.timeout, self._kill)
+        timer.daemon = True  # an interrupted run does not wait for it
+        timer.start()
+        with suppress(OSError):
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        timer.cancel()
+        if not answer:
+            late = time.monotonic() - start >= self.timeout
+            self.close()
+            ended = f"ended with status {self.process.returncode}"
+            raise ConnectionError(f"the program {f'was silent for {self.timeout:g} s' if late else ended}")
+        return answer
 
 
 def to_json(value: Any) -> Any:

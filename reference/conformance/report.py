@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reference.conformance.cases import Case, load_cases
-from reference.conformance.judge import Adapter, Result, followed, judge
+from reference.conformance.judge import RAISED, Adapter, Result, dtype_of, followed, judge
 
 OUTCOMES = ("passed", "failed", "skipped", "errored")
 BAD = ("failed", "errored")
@@ -37,7 +37,7 @@ def run(
     results = [judge(adapter, case, dtype) for case in cases]
     wrong = [r for r in results if r.outcome == "failed" and r.case.result == "value"]
     follows = {}
-    for name, group in groupby(wrong, key=lambda r: _name(r.case)):
+    for name, group in groupby(sorted(wrong, key=_dialect), key=_dialect):
         if found := followed(adapter, [r.case for r in group], dtype):
             follows[name] = [f"{name.split('/')[0]}/{dialect}" for dialect in found]
     return Report(results, follows, expected_failures)
@@ -48,11 +48,13 @@ def load_adapter(path: str) -> Adapter:
     module, colon, attribute = path.partition(":")
     if not colon:
         raise ValueError(f"{path}: must be module:attribute")
-    sys.path.insert(0, "")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
     try:
         adapter = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        dtype_of(adapter)
+    except RAISED as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     lacking = [name for name in ("supports", "evaluate") if not callable(getattr(adapter, name, None))]
     if lacking:
         raise ValueError(f"{path}: has no {' and no '.join(lacking)}")
@@ -62,7 +64,7 @@ def load_adapter(path: str) -> Adapter:
 def read_expected_failures(path: Path, cases: list[Case]) -> frozenset[str]:
     """Case ids, one a line; `#` begins a comment. Errors: ValueError naming the line of an unknown id."""
     known, found = {case.id for case in cases}, set()
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         name = line.partition("#")[0].strip()
         if name and name not in known:
             raise ValueError(f"{path}:{number}: no case {name!r}")
@@ -106,7 +108,7 @@ def as_json(report: Report) -> dict[str, Any]:
             for result in report.results
         ],
         "follows": report.follows,
-        "totals": Counter(result.outcome for result in report.results),
+        "totals": {name: sum(result.outcome == name for result in report.results) for name in OUTCOMES},
         "unexpected": [result.case.id for result in report.unexpected],
         "mended": report.mended,
     }
@@ -128,6 +130,10 @@ def _findings(report: Report) -> list[str]:
 
 def _name(case: Case) -> str:
     return f"{case.objective}/{case.dialect}"
+
+
+def _dialect(result: Result) -> str:
+    return _name(result.case)
 
 
 def cases_named(name: str | None) -> list[Case]:
