@@ -37,9 +37,12 @@ EXPLICIT = [
           split(OPEN, [bot("Black.")], [bot("Blue, still.")]), OPEN, "Black.", "Blue, still."),
     value("prefix", "character-split", "one response begins with all of the other",
           split(SKY, [bot("Blue")], [bot("Blue, mostly")]), SKY, "Blue", "Blue, mostly"),
-    value("white-space", "character-split", "white space belongs to where it stands",
+    value("white-space", "white-space", "white space belongs to where it stands",
           split("Q: why?\n", " because\n", "\nwhy not"), "Q: why?\n", " because\n", "\nwhy not"),
     refused("no-rejected", "missing-field", "no rejected response", {"prompt": "a", "chosen": "b"}),
+    refused("no-chosen", "missing-field", "no chosen response", {"prompt": "a", "rejected": "b"}),
+    refused("no-prompt", "missing-field", "no prompt", {"chosen": "a", "rejected": "b"}),
+    refused("two-turns", "last-turn", "a reply of two turns", split(SKY, [bot("Blue."), *BLUE], [bot("Red.")])),
     refused("user-reply", "last-turn", "the reply is the user's", split(SKY, [user("Blue")], [user("Red")])),
 ]
 
@@ -63,11 +66,12 @@ CONVERSATIONS = [
              "rejected": [*SKY, bot("Red."), *BLUE, bot("Black")]}),
     refused("other-prompt", "last-turn", "the conversations do not begin with the prompt",
             {"prompt": "Why?", "chosen": [*SKY, bot("Blue.")], "rejected": [*SKY, bot("Bluish.")]}),
+    refused("no-rejected", "missing-field", "no rejected conversation", {"chosen": [*SKY, bot("Blue.")]}),
     refused("user-last", "last-turn", "the last turn is the user's", {"chosen": OPEN, "rejected": OPEN[:-1] + SKY}),
 ]
 
 TEXT = [
-    value("one-turn", "character-split", "the mark itself ends the prompt",
+    value("one-turn", "character-split white-space", "the mark itself ends the prompt",
           {"chosen": "\n\nHuman: Sky?\n\nAssistant: It is blue.", "rejected": "\n\nHuman: Sky?\n\nAssistant: It is"},
           "\n\nHuman: Sky?\n\nAssistant:", " It is blue.", " It is"),
     value("several-turns", "character-split last-turn", "only the last mark cuts",
@@ -77,6 +81,8 @@ TEXT = [
           HH, " Ask the Assistant: me.", " Ask the Assistant: him."),
     refused("user-last", "last-turn", "the text ends with a human turn",
             {"chosen": HH + " a\n\nHuman: b", "rejected": HH + " c\n\nHuman: b"}),
+    refused("no-human", "missing-field", "no human turn",
+            {"chosen": "The sky?\n\nAssistant: blue", "rejected": "The sky?\n\nAssistant: red"}),
     refused("no-marks", "missing-field", "there is no prompt to be found", {"chosen": "blue", "rejected": "red"}),
     refused("other-context", "last-turn", "the conversations differ before the last turn",
             {"chosen": HH + " a", "rejected": HH.replace("sky", "sea") + " b"}),
@@ -93,14 +99,15 @@ def ids(name, flags, comment, kept, chosen=((5, 6), True), rejected=((5,), True)
 
 def token_cases(long, over):
     return [
-        ids("eos", "eos-lost", "both responses end with the end-of-sequence token", (7, 8, 9)),
+        ids("eos", "eos-lost eos-doubled", "both responses end with the end-of-sequence token", (7, 8, 9)),
         ids("truncated", "eos-on-truncated eos-lost", "the rejected response was cut: it does not end", (7, 8, 9),
             rejected=((5, 6, 7), False)),
         ids("pad-is-eos", "pad-is-eos eos-lost", "padding has the id of end-of-sequence", (7, 8, 9), pad=1),
         ids("exact-fit", "truncation-side", "a prompt as long as allowed", (6, 7, 8, 9), prompt=(6, 7, 8, 9)),
         ids("long-prompt", "truncation-side", "two tokens too many", long, prompt=(4, 5, 6, 7, 8, 9)),
         ids("limit-one", "truncation-side", "room for one token of the prompt", over, limit=1),
-        ids("empty-response", "eos-lost", "to say nothing is to end at once", (7, 8, 9), rejected=((), True)),
+        ids("empty-response", "eos-lost eos-doubled", "to say nothing is to end at once", (7, 8, 9),
+            rejected=((), True)),
     ]
 
 

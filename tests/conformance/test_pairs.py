@@ -205,7 +205,7 @@ def at(inputs, **values):
 def pair_cases(extra=None):
     """(name, flags, comment, inputs) that every loss of a margin is asked; `extra` gives further inputs of a batch."""
     more = extra or (lambda inputs, seed: inputs)
-    long = at(one(0.25, -0.5, -412.0, -391.25))
+    long = one(0.375, -0.6875, -412.0, -391.25)
     asked = [
         ("one-pair", "sign", "h = 3: the policy has moved towards the chosen response", one(2.0, -1.0)),
         ("reference", "swapped-reference", "h = 2 only if each response has its own reference",
@@ -215,12 +215,12 @@ def pair_cases(extra=None):
         ("ties", "accuracy-tie", "two of four margins are exactly 0",
          at(logps(4, 2), policy_chosen_logps=[-8, -9, -10, -11], policy_rejected_logps=[-8, -9, -7, -12],
             ref_chosen_logps=[-8, -9.5, -10, -13], ref_rejected_logps=[-8, -9.5, -8, -13])),
-        ("long-responses", "half-precision-sums", "near 400 nats half precision is spaced 2 apart", long),
+        ("long-responses", "half-precision-sums", "near 400 nats bfloat16 is spaced 2 apart, float16 1/4", long),
     ]
-    return [(name, flags, comment, more(inputs, 30 + i)) for i, (name, flags, comment, inputs) in enumerate(asked)]
+    return [(name, flags, comment, more(inputs, 40 + i)) for i, (name, flags, comment, inputs) in enumerate(asked)]
 
 
-BETAS = {"one-pair": 0.5, "reference": 0.25, "policy-is-reference": 0.1}
+BETAS = {"one-pair": 0.5, "reference": 0.75, "policy-is-reference": 0.1}
 MISMATCH = ("mismatch", "broadcast", "three chosen, four rejected: no batch")
 
 
@@ -242,6 +242,11 @@ def shorter(inputs):
     return inputs | {POLICY[0]: inputs[POLICY[0]][:-1]}
 
 
+def without(asked, *flags):
+    """The same cases without flags of what their dialect does not have."""
+    return [(name, " ".join(f for f in own.split() if f not in flags), *rest) for name, own, *rest in asked]
+
+
 def cases_of(oracle, metrics, asked, params, wanted=POLICY, without_grads=()):
     made = []
     for name, flags, comment, inputs, *own in asked:
@@ -261,14 +266,15 @@ def open_question(name, comment, params, inputs):
 
 
 OVERFLOW = [
-    ("far-right", "overflow", "beta h = 400: a loss of about 0, and no NaN", one(200.0, -200.0), {"beta": 1.0}),
-    ("far-wrong", "overflow sign", "beta h = -400: a loss of 400 and a slope of 1", one(-200.0, 200.0), {"beta": 1.0}),
+    ("far-right", "overflow", "beta h = 400: finite, and no NaN", one(200.0, -200.0), {"beta": 1.0}),
+    ("far-wrong", "overflow sign", "beta h = -400: finite, though exp(400) is not", one(-200.0, 200.0), {"beta": 1.0}),
     ("beta", "beta-dropped", "beta 2, where most other cases have less than 1", one(0.5, 0.25), {"beta": 2.0}),
 ]
 
 
 def dpo_file(dialect, equation, source, oracle, params, flags=""):
-    asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in pair_cases() + OVERFLOW]
+    rewards = ("rewards", "reward-sign batch-sum beta-dropped", "implicit rewards of three pairs", logps(3, 4))
+    asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in [*pair_cases(), rewards, *OVERFLOW]]
     made = cases_of(oracle, implicit_rewards, asked, params)
     zero = open_question("beta-zero", "beta = 0 leaves nothing to learn", params | {"beta": 0.0}, one(2.0, -1.0))
     return vector_file("dpo", dialect, equation, source, [*made, refused(params, logps(4, 3)), zero], SCALAR)
@@ -279,8 +285,8 @@ def ipo_file(dialect, equation, source, target, per_token):
         return ipo(target, p, token_means(x) if per_token else x)
 
     facts = at(one(2.0, -1.0)) | {"chosen_lengths": np.array([20]), "rejected_lengths": np.array([10])}
-    asked = [(name, f"{flags} target squared".replace("accuracy-tie", ""), *rest)
-             for name, flags, *rest in pair_cases(lengths)]
+    asked = [(name, f"{flags} target squared", *rest)
+             for name, flags, *rest in without(pair_cases(lengths), "accuracy-tie")]
     asked.append(("lengths", "sum-mean target", "log-ratios +2 over 20 tokens and -1 over 10, beta 0.1: summed 4.00 to "
                   "the target 1/(2 beta) and 49.00 to 1/beta, averaged 23.04", facts))
     made = cases_of(oracle, None, asked, {})
@@ -293,7 +299,7 @@ def distillation_file(dialect, equation, source, oracle, params):
 
     asked = [(name, f"{flags} reward-sign squared scale", *rest) for name, flags, *rest in pair_cases(scored)]
     asked += [
-        ("matched", "scale beta-dropped", "rho = beta h, where Eq. 7 has its minimum",
+        ("matched", "beta-dropped", "rho = beta h, where Eq. 7 has its minimum",
          at(one(6.0, -2.0), score_chosen=[3.0], score_rejected=[-1.0]), {"beta": 0.5}),
         ("large-beta", "scale beta-dropped", "beta 2", scored(logps(3, 7), 7), {"beta": 2.0}),
         ("label-against-reward", "reward-sign", "the reward model prefers the rejected response",
@@ -304,22 +310,29 @@ def distillation_file(dialect, equation, source, oracle, params):
                        [*made, refused(params, scored(logps(4, 3), 3))], SCALAR)
 
 
-def ensemble_file(dialect, equation, source, oracle):
+def ensemble_file(dialect, equation, source, oracle, *other):
+    """`other`: flags that the dialect does not have."""
     def scored(inputs, seed):
-        return rewards(3, inputs, seed)
+        """Of a single pair all members prefer the chosen response, so that no mixture has a loss of 0."""
+        made = rewards(3, inputs, seed)
+        return made | {"score_chosen": made["score_chosen"] + 6.0 * (len(inputs[POLICY[0]]) == 1)}
 
-    asked = [(name, f"{flags} min-mean example-min".replace("accuracy-tie", ""), *rest)
-             for name, flags, *rest in pair_cases(scored)]
-    crossed = at(one(0.0, 0.0), score_chosen=[[1.0], [-3.0]], score_rejected=[[0.0], [0.0]])
+    asked = [(name, f"{flags} min-mean" + " example-min" * (len(inputs[POLICY[0]]) > 1), comment, inputs)
+             for name, flags, comment, inputs in pair_cases(scored)]
+    crossed = at(one(0.0, 0.0), score_chosen=[[1.0], [-4.0]], score_rejected=[[0.0], [0.0]])
     opposed = at(logps(2, 5), score_chosen=[[4.0, -4.0], [-4.0, 4.0]], score_rejected=[[0.0, 0.0], [0.0, 0.0]])
     asked += [
-        ("single", "min-mean", "one reward model: all dialects are Eq. 7", rewards(1, logps(3, 6), 6)),
-        ("crossed", "min-mean hull-at-a-corner", "residuals 1 and -3: minimum 1, hull 0, mean 1", crossed),
-        ("opposed", "example-min min-mean hull-at-a-corner", "each member is right about one of two pairs", opposed),
+        ("single", "reward-sign squared scale", "one reward model: all dialects are Eq. 7", rewards(1, logps(3, 6), 6)),
+        ("crossed", "min-mean hull-at-a-corner", "residuals 1 and -4: minimum 1, hull 0, mean 2.25", crossed),
+        ("opposed", "sign example-min min-mean hull-at-a-corner", "each member is right about one of two pairs",
+         opposed),
         ("five-members", "min-mean example-min hull-at-a-corner", "K = 5 over 8 pairs", rewards(5, logps(8, 8), 8)),
-        ("two-members", "min-mean example-min hull-at-a-corner", "K = 2 over 4 pairs", rewards(2, logps(4, 9), 9)),
+        ("edge", "min-mean example-min hull-at-a-corner", "the hull's nearest mixture is of two of three members: "
+         "their plane has a nearer point outside", rewards(3, logps(4, 36), 36)),
+        ("two-members", "beta-dropped min-mean example-min hull-at-a-corner", "K = 2 over 4 pairs",
+         rewards(2, logps(4, 9), 9)),
     ]
-    made = cases_of(oracle, None, asked, {}, without_grads=("crossed",))
+    made = cases_of(oracle, None, without(asked, "accuracy-tie", *other), {}, without_grads=("crossed",))
     return vector_file("ensemble", dialect, equation, source, [*made, refused({}, scored(logps(4, 3), 3))], SCALAR)
 
 
@@ -342,8 +355,8 @@ def with_distributions(inputs, seed, prompts=2, outcomes=4):
 
 def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, wanted):
     flags = "gamma-dropped kl-sign"
-    asked = [(name, f"{f} {flags}".replace("accuracy-tie", ""), comment, inputs, {"gamma": 0.25})
-             for name, f, comment, inputs in pair_cases(extend)]
+    asked = [(name, f"{f} {flags}", comment, inputs, {"gamma": 0.25})
+             for name, f, comment, inputs in without(pair_cases(extend), "accuracy-tie", "per-example")]
     asked += [
         ("strong", f"{flags} kl-reversed", "gamma 4", extend(logps(3, 11), 11), {"gamma": 4.0}),
         ("no-kl", "gamma-dropped", "gamma 0 is plain DPO", extend(logps(3, 12), 12), {"gamma": 0.0}),
@@ -383,7 +396,7 @@ def reward_file(dialect, equation, source, margin):
          scored([1, 0.5], [1, 0.25], [0, 0])),
         ("far-right", "overflow", "r = 500 against -500", scored([500], [-500], [1])),
         ("far-wrong", "overflow sign", "r = -500 against 500", scored([-500], [500], [1])),
-        ("large-rewards", "half-precision-sums", "a difference of 1/4 near 400", scored([400.25], [400], [0])),
+        ("large-rewards", "half-precision-sums", "a difference of 1/8 near 400", scored([400.125], [400], [0])),
     ]
     made = []
     for name, own, comment, inputs in asked:
@@ -423,13 +436,17 @@ FILES = {
         "rpo-sq", "mean_b (beta h_b - reward_scale rho_b)^2", "NeMo-Aligner, preference_loss rpo_sq", scaled_squares,
         {"reward_scale": 1.5}),
     "ensemble/batch-min": lambda: ensemble_file(
-        "batch-min", "min_k mean_b (rho_kb - beta h_b)^2", "Eq. 11, footnote 5", batch_min),
+        "batch-min", "min_k mean_b (rho_kb - beta h_b)^2", "Eq. 11, footnote 5", batch_min,
+        "per-example", "hull-at-a-corner"),
     "ensemble/example-min": lambda: ensemble_file(
-        "example-min", "mean_b min_k (rho_kb - beta h_b)^2", "Eq. 11 with the minimum inside the mean", example_min),
+        "example-min", "mean_b min_k (rho_kb - beta h_b)^2", "Eq. 11 with the minimum inside the mean", example_min,
+        "hull-at-a-corner"),
     "ensemble/hull": lambda: ensemble_file(
-        "hull", "min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2", "the corrected Theorem 2", hull),
+        "hull", "min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2", "the corrected Theorem 2", hull,
+        "per-example"),
     "ensemble/mean": lambda: ensemble_file(
-        "mean", "mean_b (mean_k rho_kb - beta h_b)^2", "Eq. 7 on the ensemble's average", member_mean),
+        "mean", "mean_b (mean_k rho_kb - beta h_b)^2", "Eq. 7 on the ensemble's average", member_mean,
+        "per-example", "example-min", "hull-at-a-corner"),
     "pessimistic/sampled-kl": lambda: pessimistic_file(
         "sampled-kl", "mean_b -log sigmoid(beta h_b) + gamma mean_s [log pi_ref(y_s) - log pi(y_s)], y_s ~ pi_ref",
         "Eq. 13, second term of Eq. 11", sampled_kl, sampled_metrics, with_samples, NEGATIVE, SAMPLES),

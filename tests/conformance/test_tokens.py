@@ -13,7 +13,7 @@ TOLERANCE = {
     "float32": {"values": (2e-6, 2e-6), "grads": (1e-5, 1e-6)},
     "bfloat16": {"values": (2e-6, 2e-6), "grads": (2**-7, 1e-6)},
 }
-"""The logits are multiples of 1/8 below 8, which bfloat16 holds: only softmax and sum round, both in float32."""
+"""The logits are multiples of 1/8 that bfloat16 holds: only softmax and sum round, both in float32."""
 
 
 def log_softmax(logits):
@@ -93,6 +93,11 @@ def banned(inputs):
     return inputs | {"logits": logits}
 
 
+def scaled(inputs, factor):
+    """Whole logits, which bfloat16 holds up to 256."""
+    return inputs | {"logits": np.round(inputs["logits"]) * factor}
+
+
 PAD = {"pad_id": 0, "eos_id": 1}
 SAME = {"pad_id": 1, "eos_id": 1}
 
@@ -114,11 +119,14 @@ def sequence_cases(oracle, mean):
         ("nothing", "nan-all-masked", "no row has anything to score", PAD, emptied(rows(9, (2, 6)), 0)),
         ("long", "half-precision-sums", "160 tokens and some -400 nats", PAD,
          rows(10, (8, 168), width=168, vocab=4, low=-4.0, high=4.0)),
-        ("banned-token", "overflow", "a logit of -inf is a probability of 0", PAD, banned(rows(11, (2, 8), (2, 8)))),
-        ("first-token", "shift mask-dropped", "a mask on slot 0: nothing predicts it, so it is not scored", PAD,
-         rows(12, (0, 8))),
+        ("banned-token", "zero-probability", "a logit of -inf is a probability of 0", PAD,
+         banned(rows(11, (2, 8), (2, 8)))),
+        ("large-logits", "overflow", "logits of up to 120, whose exponentials float32 does not hold", PAD,
+         scaled(rows(14, (3, 8), (2, 6)), 17)),
+        ("first-token", "shift" + " mask-dropped" * mean, "a mask on slot 0: nothing predicts it, so it is not scored",
+         PAD, rows(12, (0, 8))),
     ]
-    made = [case(name, flags if mean is None else f"{flags} mean-of-means", comment, params, inputs, oracle(inputs))
+    made = [case(name, flags, comment, params, inputs, oracle(inputs))
             for name, flags, comment, params, inputs in asked]
     broken = rows(13, (2, 8), (3, 8))
     broken["completion_mask"] = broken["completion_mask"][:, :-1]
@@ -151,7 +159,7 @@ def shared_cases():
 
 EQUATION = "sum_t mask_t log softmax(logits_{t-1})[id_t]"
 FILES = {
-    "logps/sum": lambda: vector_file("logps", "sum", EQUATION, "section 3.1", sequence_cases(summed, None), TOLERANCE),
+    "logps/sum": lambda: vector_file("logps", "sum", EQUATION, "section 3.1", sequence_cases(summed, False), TOLERANCE),
     "logps/mean": lambda: vector_file(
         "logps", "mean", f"{EQUATION} / sum_t mask_t; 0 where no token is marked",
         "TRL and LLaMA-Factory for IPO; SimPO", sequence_cases(averaged, True), TOLERANCE),

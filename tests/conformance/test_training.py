@@ -87,16 +87,17 @@ def descend(loss, params, inputs):
     return {"losses": nearest(losses), "parameters": nearest(table)}
 
 
-def cases(loss, params, members=None, flags="", splits=(1, 8)):
-    asked = [("from-reference", "reference-moves sign " + flags, "training starts at the reference", 1, False),
-             ("away-from-reference", "reference-moves swapped-reference mask-dropped " + flags,
-              "the policy starts elsewhere", 2, True)]
+def cases(loss, params, members=None, flags="", splits=(1, 8), pairs=True):
+    """`pairs`: the loss has a margin, over a reference."""
+    first, then = ("reference-moves sign", "reference-moves swapped-reference") if pairs else ("shift", "eos-lost")
+    asked = [("from-reference", f"{first} {flags}", "training starts at the reference", 1, False),
+             ("away-from-reference", f"{then} mask-dropped {flags}", "the policy starts elsewhere", 2, True)]
     made = []
     for name, own, comment, seed, moved in asked:
         expected = descend(loss, params, inputs_of(seed, moved, members))
         for accumulate in splits:
             inputs = inputs_of(seed, moved, members, accumulate)
-            also = " accumulation-scale batch-sum mean-of-means" if accumulate > 1 else ""
+            also = " accumulation-scale batch-sum" if accumulate > 1 else ""
             made.append(case(f"{name}-{accumulate}x{BATCH // accumulate}", own + also,
                              f"{comment}; {accumulate} x {BATCH // accumulate} pairs a step", params, inputs, expected))
     return made
@@ -104,7 +105,7 @@ def cases(loss, params, members=None, flags="", splits=(1, 8)):
 
 @lru_cache
 def e_dpo_cases():
-    made = cases(preference(batch_min), RATE, 3, "min-mean", splits=(1,))
+    made = cases(preference(batch_min), RATE, 3, "beta-dropped min-mean", splits=(1,))
     split = inputs_of(1, False, 3, 8)
     comment = "footnote 5's minimum is over a minibatch: accumulated pair by pair it is another one"
     return [*made, case("accumulated", "", comment, RATE, split, result="unspecified")]
@@ -114,10 +115,13 @@ RATE = {"beta": 0.5, "learning_rate": 0.5}
 D_RATE = {"beta": 0.5, "learning_rate": 0.125}
 EQUATION = "W <- W - learning_rate dL/dW, L = {} over all pairs of a step; logits after token v are W[v]"
 FILES = {
-    "dpo": lambda: (EQUATION.format("mean -log sigmoid(beta h)"), "Eq. 6", cases(preference(dpo), RATE)),
-    "d-dpo": lambda: (EQUATION.format("mean (rho - beta h)^2"), "Eq. 7", cases(preference(squares), D_RATE, 0)),
+    "dpo": lambda: (EQUATION.format("mean -log sigmoid(beta h)"), "Eq. 6",
+                    cases(preference(dpo), RATE, flags="beta-dropped")),
+    "d-dpo": lambda: (EQUATION.format("mean (rho - beta h)^2"), "Eq. 7",
+                      cases(preference(squares), D_RATE, 0, "beta-dropped reward-sign")),
     "e-dpo": lambda: (EQUATION.format("min_k mean (rho_k - beta h)^2"), "Eq. 11, footnote 5", e_dpo_cases()),
-    "sft": lambda: (EQUATION.format("-sum log pi(token) / tokens"), "section 6.1", cases(sft, RATE)),
+    "sft": lambda: (EQUATION.format("-sum log pi(token) / tokens"), "section 6.1",
+                    cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False)),
 }
 
 

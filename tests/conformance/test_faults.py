@@ -1,0 +1,425 @@
+"""The vectors notice what they exist to notice: each seeded bug fails cases, and cases that name it are among them.
+
+A fault is one edit of the source of `reference/`, whose modules are then read anew.
+"""
+
+import os
+import sys
+import types
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import ml_dtypes  # noqa: F401  NumPy then knows bfloat16 by its name
+import numpy as np
+import pytest
+from scipy.optimize import nnls
+
+import reference
+from reference.conformance.cases import load_cases
+from reference.conformance.dialects import adapter
+from reference.conformance.judge import judge
+from tests.conformance.vectors import FLAGS
+
+ROOT = Path(reference.__file__).parent
+MODULES = ("objectives", "conformance.tokens", "conformance.pairs", "conformance.data", "conformance.training",
+           "conformance.dialects")
+ALL = load_cases()
+
+
+class Fault(NamedTuple):
+    """`dtype` says how exact the implementation is held to be."""
+
+    flag: str
+    module: str
+    before: str
+    after: str
+    dtype: str = "float64"
+
+
+def faults_of(module):
+    return lambda flag, *edit: Fault(flag, module, *edit)
+
+
+objectives, tokens, pairs, data, training, dialects = map(faults_of, MODULES)
+
+
+def half(expression, dtype):
+    return f'np.asarray({expression}).astype("{dtype}").astype(float)'
+
+
+def running(expression, dtype):
+    """The last of the running sums, each in `dtype`."""
+    return f'float(np.add.accumulate(np.asarray({expression}).astype("{dtype}"))[-1])'
+
+
+MARGIN = "(policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)"
+DPO = "bradley_terry(beta * margin)"
+LOGISTIC = "np.logaddexp(0.0, -reward_margin)"
+SQUARE = "(reward_margin - beta * margin) ** 2"
+TARGET = "(margin - 1.0 / tau) ** 2"
+CLIPPED = "np.maximum(weights, 0.0) / np.sum(np.maximum(weights, 0.0))"
+CONE = "lambda h, rho, beta: nnls(rho.T, beta * h)[0]"
+KL = "np.exp(ref) * (ref - policy)"
+SAMPLED = "return ref_logp - policy_logp"
+PESSIMISM = "loss + gamma * kl"
+
+LOSS = '"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads'
+GRADS = "(slopes, -slopes, 0 * slopes, 0 * slopes)"
+LOGPS = "inputs[name] for name in POLICY + REFERENCE))"
+MEAN, NEAREST_MEMBER, HULL = (f"pairs.distil_ensemble, {name}_weights" for name in ("mean", "ensemble", "hull"))
+SCORES = 'inputs["score_chosen"] - inputs["score_rejected"]'
+REWARD_LOSS = '"loss": np.mean(losses),\n        "per_example": np.array(losses),'
+MIXTURE = "weigh(margins, rewards, beta) @ rewards"
+PER_PAIR = "np.array([weigh(margins[[b]], rewards[:, [b]], beta) @ rewards[:, b] for b in range(len(margins))])"
+NEAREST = "nearest = residuals[np.argmin(residuals**2, axis=0), np.arange(len(margins))]"
+
+MASK = 'mask = inputs["completion_mask"][:, 1:]'
+BEFORE = "np.arange(mask.shape[1]), mask.shape"
+LOG_Z = "np.logaddexp.reduce(logits, axis=-1, keepdims=True)"
+DOT, TERMS = "np.dot(w, np.where(w, t, 0.0))", "w * np.where(w, t, 0.0)"
+COUNT = "np.maximum(mask.sum(axis=1, keepdims=True), 1)"
+FOUND = "np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]"
+STARTS = "starts = segments[:, 1:] != segments[:, :-1]"
+CHOSEN, REJECTED = "segments[:, 1:] == 1", "segments[:, 1:] == 2"
+
+POLICY_LOGPS = "policy = _pair_logps(table, inputs)"
+STEP = 'params["learning_rate"] * grad'
+TOKENS = 'inputs["chosen_mask"][rows, 1:].sum()'
+SFT_LOSS = 'losses.append(-_logps(table, inputs, "chosen")[rows].sum() / count)'
+MICRO = 'inputs["chosen_mask"][rows, 1:].reshape(inputs["batches"].shape[1], -1).sum(axis=1)'
+
+ENDED = 'inputs[f"{name}_ids"] + [params["eos_id"]] * inputs[f"{name}_complete"]'
+CUT = "prompt[-limit:] if keep_end else prompt[:limit]"
+DIFFER = 'chosen[:-1] != rejected[:-1] or opening != [inputs.get("prompt", *opening)]'
+PARTED = """text.rpartition(ASSISTANT)
+    if not mark or HUMAN in response or HUMAN not in head:"""
+ANSWER = "return DIALECTS[objective, dialect](params, inputs)"
+UNCHECKED = """
+        named = [name for name in inputs if "chosen" in name or "rejected" in name or name == "margins"]
+        if objective not in ("data", "logps", "training"):
+            size = min(inputs[name].shape[-1] for name in named)
+            inputs = inputs | {name: inputs[name][..., :size] for name in named}
+        return DIALECTS[objective, dialect](params, inputs)"""
+RESPONSES = f"""{ANSWER.replace("return", "made =")}
+        names = [name for name in ("chosen", "rejected") if name in made]
+        shared = len(os.path.commonprefix([made[name] for name in names]))
+        return made | {{name: made[name]%s for name in names}}"""
+
+
+
+# fmt: off
+FAULTS = {
+    # the margin and the reference
+    "margin's sign": objectives("sign", MARGIN, f"-({MARGIN})"),
+    "preference's sign": objectives("sign", LOGISTIC, "np.logaddexp(0.0, reward_margin)"),
+    "distillation's sign": objectives("sign", SQUARE, "(reward_margin + beta * margin) ** 2"),
+    "ensemble's sign": pairs("sign", MIXTURE + " - beta * margins", MIXTURE + " + beta * margins"),
+    "example-min's sign": pairs("sign", "residuals = rewards - beta * margins", "residuals = rewards + beta * margins"),
+    "IPO's sign": objectives("sign", TARGET, "(margin + 1.0 / tau) ** 2"),
+    "gradient's sign": pairs("sign", GRADS, "(-slopes, slopes, 0 * slopes, 0 * slopes)"),
+    "references swapped": objectives(
+        "swapped-reference", MARGIN, "(policy_chosen - ref_rejected) - (policy_rejected - ref_chosen)"),
+    "no reference": objectives("swapped-reference", MARGIN, "policy_chosen - policy_rejected"),
+    "gradients into the reference": pairs("reference-gradient", GRADS, "(slopes, -slopes, -slopes, slopes)"),
+    "accuracy of ties": pairs("accuracy-tie", "np.mean(_margins(inputs) > 0)", "np.mean(_margins(inputs) >= 0)"),
+    "accuracy of equal rewards": pairs("accuracy-tie", "np.mean(differences > 0)", "np.mean(differences >= 0)"),
+    "half a point for ties": pairs(
+        "accuracy-tie", "np.mean(_margins(inputs) > 0)", "np.mean((np.sign(_margins(inputs)) + 1) / 2)"),
+    # beta
+    "DPO without beta": objectives("beta-dropped", DPO, "bradley_terry(margin)"),
+    "DPO's slope without beta": pairs("beta-dropped", "slopes = beta * (wrong", "slopes = (wrong"),
+    "distillation without beta": objectives("beta-dropped", SQUARE, "(reward_margin - margin) ** 2"),
+    "distillation's slope without beta": pairs("beta-dropped", "-2 * beta * (rewards", "-2 * (rewards"),
+    "ensemble without beta": pairs("beta-dropped", MIXTURE + " - beta * margins", MIXTURE + " - margins"),
+    "ensemble's slope without beta": pairs("beta-dropped", "-2 * beta * residuals", "-2 * residuals"),
+    "example-min without beta": pairs(
+        "beta-dropped", "residuals = rewards - beta * margins", "residuals = rewards - margins"),
+    "IPO without beta": pairs("beta-dropped", 'params["beta"] / target', "1 / target"),
+    "rewards without beta": pairs("beta-dropped", "beta * np.mean(", "np.mean("),
+    # reductions over the batch
+    "pairs added": pairs("batch-sum", LOSS, LOSS.replace("np.mean", "np.sum")),
+    "gradients not divided": pairs("batch-sum", "slopes = slopes / len(slopes)", "slopes = 1 * slopes"),
+    "reward's pairs added": pairs("batch-sum", REWARD_LOSS, REWARD_LOSS.replace("np.mean", "np.sum")),
+    "reward's gradients not divided": pairs("batch-sum", "-_sigmoid(-shifted) / len(shifted)", "-_sigmoid(-shifted)"),
+    "metrics added": pairs("batch-sum", "beta * np.mean(", "beta * np.sum("),
+    "prompts' KL added": pairs("batch-sum", "np.mean(forward_kl", "np.sum(forward_kl"),
+    "samples' KL added": pairs("batch-sum", "np.mean([sampled", "np.sum([sampled"),
+    "pairs reversed": pairs("per-example", "np.array(losses), ", "np.array(losses[::-1]), "),
+    "pairs sorted": pairs("per-example", "np.array(losses), ", "np.sort(losses), "),
+    "mean for each pair": pairs("per-example", "np.array(losses), ", "np.full(len(losses), np.mean(losses)), "),
+    "reward's pairs reversed": pairs("per-example", "np.array(losses),\n", "np.array(losses[::-1]),\n"),
+    "lengths cut to the shortest": dialects("broadcast", ANSWER, UNCHECKED.strip()),
+    "mask padded": tokens(
+        "broadcast", MASK, 'mask = inputs["completion_mask"]; mask = np.pad(mask, ((0, 0), '
+        '(0, inputs["input_ids"].shape[1] - mask.shape[1])))[:, 1:]'),
+    # label smoothing
+    "cDPO's label smoothing ignored": pairs("label-smoothing-ignored", "1 - e, e)", "1.0, 0.0)"),
+    "robust DPO's label smoothing ignored": pairs(
+        "label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1.0, 0.0)"),
+    "robust DPO for cDPO": pairs("label-smoothing-ignored", "1 - e, e)", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))"),
+    "cDPO for robust DPO": pairs("label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, e)"),
+    "robust DPO not normalised": pairs(
+        "label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, -e)"),
+    # IPO
+    "half of the paper's target": dialects("target", "pairs.summed_ipo, 1.0", "pairs.summed_ipo, 0.5"),
+    "twice IPO's target": dialects("target", "pairs.summed_ipo, 0.5", "pairs.summed_ipo, 1.0"),
+    "twice IPO's target per token": pairs("target", "summed_ipo(0.5, params, means)", "summed_ipo(1.0, params, means)"),
+    "beta for 1/beta": pairs("target", 'params["beta"] / target', '1 / (params["beta"] * target)'),
+    "IPO not squared": objectives("squared", TARGET, "np.abs(margin - 1.0 / tau)"),
+    "half of IPO's square": objectives("squared", TARGET, "0.5 * (margin - 1.0 / tau) ** 2"),
+    "half of IPO's slope": pairs("squared", "2 * (margins - 1 / tau)", "(margins - 1 / tau)"),
+    "sums for token means": dialects("sum-mean", "pairs.token_mean_ipo", "partial(pairs.summed_ipo, 0.5)"),
+    "token means for sums": dialects("sum-mean", "partial(pairs.summed_ipo, 0.5)", "pairs.token_mean_ipo"),
+    "token means for the paper's sums": dialects(
+        "sum-mean", "partial(pairs.summed_ipo, 1.0)",
+        'lambda params, inputs: pairs.token_mean_ipo({"beta": params["beta"] / 2}, inputs)'),
+    "token means' slopes of the means": pairs("sum-mean", 'grad / lengths[name.split("_")[1]]', "grad"),
+    # rewards
+    "rewards swapped": pairs("reward-sign", SCORES, 'inputs["score_rejected"] - inputs["score_chosen"]'),
+    "rewards reported swapped": pairs("reward-sign", "beta * np.mean(ratios[0])", "beta * np.mean(ratios[1])"),
+    "distillation not squared": objectives("squared", SQUARE, "np.abs(reward_margin - beta * margin)"),
+    "half of the square": objectives("squared", SQUARE, f"0.5 * {SQUARE}"),
+    "half of distillation's slope": pairs("squared", "-2 * beta * (rewards", "-beta * (rewards"),
+    "ensemble not squared": pairs("squared", "residuals**2, -2", "np.abs(residuals), -2"),
+    "example-min not squared": pairs("squared", "nearest**2, -2", "np.abs(nearest), -2"),
+    "REBEL for distillation": dialects("scale", '"d-dpo"):       pairs.distil,', '"d-dpo"): pairs.rebel,'),
+    "distillation for REBEL": dialects("scale", "pairs.rebel,", "pairs.distil,"),
+    "REBEL's slope": pairs("scale", "{name: scale * grad for", "{name: grad for"),
+    "reward scale ignored": pairs("scale", 'params.get("reward_scale", 1.0)', "1.0"),
+    "ensemble's scale": pairs("scale", "residuals**2, -2", "residuals**2 / beta**2, -2"),
+    "example-min's scale": pairs("scale", "nearest**2, -2", "nearest**2 / beta**2, -2"),
+    "reward margin ignored": pairs("margin-dropped", 'inputs.get("margins", 0.0)', "0.0"),
+    "reward margin added": pairs("margin-dropped", "differences - inputs.get", "differences + inputs.get"),
+    # ensembles
+    "E-DPO of the mean": dialects("min-mean", NEAREST_MEMBER, MEAN),
+    "farthest member": objectives("min-mean", "np.argmin(_member_losses", "np.argmax(_member_losses"),
+    "mean by the nearest": dialects("min-mean", MEAN, NEAREST_MEMBER),
+    "hull's centre": dialects("min-mean", HULL, MEAN),
+    "farthest for each pair": pairs("min-mean", "np.argmin(residuals**2", "np.argmax(residuals**2"),
+    "mean for the nearest of each pair": pairs("min-mean", NEAREST, "nearest = np.mean(residuals, axis=0)"),
+    "batch-min inside the mean": dialects("example-min", f"partial({NEAREST_MEMBER})", "pairs.nearest_per_pair"),
+    "example-min outside the mean": dialects("example-min", "pairs.nearest_per_pair", "E_DPO"),
+    "weights of each pair": pairs("example-min", MIXTURE, PER_PAIR),
+    "hull at the best corner": dialects("hull-at-a-corner", HULL, NEAREST_MEMBER),
+    "hull's corners": objectives("hull-at-a-corner", "range(1, len(members) + 1)", "range(1, 2)"),
+    "hull's edges": objectives("hull-at-a-corner", "range(1, len(members) + 1)", "range(1, 3)"),
+    "hull's plane": objectives("hull-at-a-corner", CLIPPED, "weights"),
+    "hull's cone": dialects("hull-at-a-corner", HULL, f"pairs.distil_ensemble, {CONE}"),
+    # the KL
+    "KL reversed": objectives("kl-reversed", KL, "np.exp(policy) * (policy - ref)"),
+    "KL's arguments swapped": pairs("kl-reversed", "forward_kl(ref, policy)", "forward_kl(policy, ref)"),
+    "sampled KL reversed": objectives(
+        "kl-reversed", SAMPLED, "return np.exp(policy_logp - ref_logp) * (policy_logp - ref_logp)"),
+    "KL subtracted": objectives("kl-sign", PESSIMISM, "loss - gamma * kl"),
+    "KL's estimate negated": objectives("kl-sign", SAMPLED, "return policy_logp - ref_logp"),
+    "KL's estimate clipped": objectives("kl-sign", SAMPLED, "return np.maximum(ref_logp - policy_logp, 0.0)"),
+    "KL negated": objectives("kl-sign", KL, "np.exp(ref) * (policy - ref)"),
+    "KL's slope negated": pairs("kl-sign", 'slope = -params["gamma"]', 'slope = params["gamma"]'),
+    "sampled KL's slope negated": pairs("kl-sign", 'len(policy), -params["gamma"]', 'len(policy), params["gamma"]'),
+    "gamma 1": objectives("gamma-dropped", PESSIMISM, "loss + kl"),
+    "gamma 0": objectives("gamma-dropped", PESSIMISM, "loss"),
+    "KL's slope without gamma": pairs("gamma-dropped", 'slope = -params["gamma"] * ', "slope = -"),
+    "KL of what the reference never says": objectives(
+        "zero-probability", "possible = np.exp(ref_logps) > 0", "possible = np.full(np.shape(ref_logps), True)"),
+    # precision
+    "sigmoid, then log": objectives(
+        "overflow", LOGISTIC, "-np.log(1 / (1 + np.exp(np.float32(-reward_margin))))", "float32"),
+    "log of a sum of exponentials": objectives(
+        "overflow", LOGISTIC, "np.log(np.exp(np.float32(reward_margin)) + 1) - np.float32(reward_margin)", "float32"),
+    "sigmoid of exponentials": pairs(
+        "overflow", "np.exp(-np.logaddexp(0.0, -x))", "np.exp(np.float32(x)) / (1 + np.exp(np.float32(x)))", "float32"),
+    "softmax of exponentials": tokens(
+        "overflow", LOG_Z, "np.log(np.sum(np.exp(np.float32(logits)), axis=-1, keepdims=True))", "float32"),
+    "log-probabilities in bfloat16": pairs(
+        "half-precision-sums", LOGPS, LOGPS.replace("inputs[name]", half("inputs[name]", "bfloat16")), "bfloat16"),
+    "log-probabilities in float16": pairs(
+        "half-precision-sums", LOGPS, LOGPS.replace("inputs[name]", half("inputs[name]", "float16")), "bfloat16"),
+    "rewards in bfloat16": pairs("half-precision-sums", SCORES, " - ".join(
+        half(score, "bfloat16") for score in SCORES.split(" - ")), "bfloat16"),
+    "rewards in float16": pairs("half-precision-sums", SCORES, " - ".join(
+        half(score, "float16") for score in SCORES.split(" - ")), "bfloat16"),
+    "token sums in bfloat16": tokens("half-precision-sums", DOT, running(TERMS, "bfloat16"), "bfloat16"),
+    "token sums in float16": tokens("half-precision-sums", DOT, running(TERMS, "float16"), "bfloat16"),
+    "token sums rounded to bfloat16": tokens("half-precision-sums", DOT, half(DOT, "bfloat16"), "bfloat16"),
+    "token sums rounded to float16": tokens("half-precision-sums", DOT, half(DOT, "float16"), "bfloat16"),
+    # tokens
+    "labels not shifted": tokens("shift", BEFORE, "np.arange(mask.shape[1]) + 1, mask.shape"),
+    "labels shifted by two": tokens("shift", BEFORE, "np.arange(mask.shape[1]) - 1, mask.shape"),
+    "denominator not shifted": tokens(
+        "unshifted-denominator", LOG_Z, 'np.logaddexp.reduce(inputs["logits"][:, 1:], axis=-1, keepdims=True)'),
+    "mean for sum": dialects("sum-mean", "tokens.summed,", "tokens.averaged,"),
+    "sum for mean": dialects("sum-mean", "tokens.averaged,", "tokens.summed,"),
+    "mask ignored": tokens("mask-dropped", MASK, 'mask = np.ones_like(inputs["completion_mask"])[:, 1:]'),
+    "prompt scored": tokens(
+        "mask-dropped", MASK, f"{MASK}; mask = np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]"),
+    "padding scored": tokens("mask-dropped", MASK, f"{MASK}; mask = np.maximum.accumulate(mask, axis=1)"),
+    "padding counted": tokens("mask-dropped", COUNT, "len(mask[0])"),
+    "slot 0 counted": tokens(
+        "mask-dropped", COUNT, COUNT.replace("mask", 'inputs["completion_mask"]')),
+    "prompt scored as chosen": tokens("mask-dropped", CHOSEN, "(segments[:, 1:] == 0) | (segments[:, 1:] == 1)"),
+    "padding scored as rejected": tokens("mask-dropped", REJECTED, "(segments[:, 1:] == -1) | (segments[:, 1:] == 2)"),
+    "end-of-sequence not scored": tokens("eos-lost", MASK, MASK + ' * (inputs["input_ids"][:, 1:] != 1)'),
+    "last token not scored": tokens("eos-lost", MASK, MASK + "; mask = mask * np.pad(mask[:, 1:], ((0, 0), (0, 1)))"),
+    "padding by its id": tokens(
+        "pad-is-eos", MASK, MASK + ' * (inputs["input_ids"][:, 1:] != params.get("pad_id", 0))'),
+    "length by the first padding": tokens(
+        "pad-is-eos", MASK, MASK + '; mask = mask * (np.arange(mask.shape[1]) < np.argmax('
+        'inputs["input_ids"][:, 1:] == params.get("pad_id", 0), axis=1, keepdims=True))'),
+    "mean of nothing": tokens("nan-all-masked", COUNT, "mask.sum(axis=1, keepdims=True)"),
+    "mean of nothing, times 0": tokens("nan-all-masked", DOT, f"{DOT} / w.sum() * w.sum()"),
+    "labels by multiplication": tokens("zero-probability", FOUND, "np.sum(labels * logps, axis=-1)"),
+    "first rejected token after the chosen response": tokens(
+        "first-rejected-token", STARTS, f"{STARTS}; starts = starts & ({CHOSEN})"),
+    # data
+    "shared beginning of the responses cut": dialects("character-split", ANSWER, RESPONSES % "[shared:]"),
+    "mark anywhere": data("character-split", '"\\n\\nAssistant:"', '"Assistant:"'),
+    "responses stripped": dialects("white-space", ANSWER, RESPONSES % ".strip()"),
+    "contexts not compared": data("last-turn", DIFFER, 'opening != [inputs.get("prompt", *opening)]'),
+    "prompt not compared": data("last-turn", DIFFER, "chosen[:-1] != rejected[:-1]"),
+    "texts' contexts not compared": data("last-turn", "if chosen[0] != rejected[0]", "if False"),
+    "any role's last turn": data("last-turn", ' or value[0]["role"] != "assistant"', ""),
+    "reply of several turns": data("last-turn", "len(value) != 1 or ", ""),
+    "human's last turn": data("last-turn", "HUMAN in response or ", ""),
+    "cut at the first mark": data("last-turn", PARTED, "text.partition(ASSISTANT)\n    if not mark:"),
+    "last user turn alone": data("last-turn", '"prompt": chosen[:-1]', '"prompt": chosen[-2:-1]'),
+    "rejected response missing": data(
+        "missing-field", '_reply(inputs["rejected"])', '_reply(inputs.get("rejected", ""))'),
+    "chosen response missing": data(
+        "missing-field", '_reply(inputs["chosen"])', '_reply(inputs.get("chosen", ""))'),
+    "prompt missing": data("missing-field", '"prompt": inputs["prompt"]', '"prompt": inputs.get("prompt", "")'),
+    "rejected conversation missing": data(
+        "missing-field", 'inputs["chosen"], inputs["rejected"]',
+        'inputs["chosen"], inputs.get("rejected", inputs["chosen"])'),
+    "text without human turns": data("missing-field", " or HUMAN not in head", ""),
+    "text without marks": data(
+        "missing-field", "not mark or HUMAN in response or HUMAN not in head", "HUMAN in response"),
+    "other end of the prompt": data("truncation-side", CUT, "prompt[:limit] if keep_end else prompt[-limit:]"),
+    "one token of the prompt too few": data(
+        "truncation-side", CUT, "prompt[1:][-limit:] if keep_end else prompt[:-1][:limit]"),
+    "no end-of-sequence": data("eos-lost", ENDED, 'inputs[f"{name}_ids"]'),
+    "no end of the empty response": data("eos-lost", ENDED, ENDED + ' * bool(inputs[f"{name}_ids"])'),
+    "two ends": data("eos-doubled", ENDED, ENDED + " * 2"),
+    "truncated responses end": data("eos-on-truncated", ENDED, 'inputs[f"{name}_ids"] + [params["eos_id"]]'),
+    "padding removed by its id": data("pad-is-eos", ENDED, f'[i for i in {ENDED} if i != params["pad_id"]]'),
+    # training
+    "reference is the policy": training("reference-moves", POLICY_LOGPS, f"{POLICY_LOGPS}; ref = policy"),
+    "reference follows a step behind": training("reference-moves", 'made["loss"])', 'made["loss"]); ref = policy'),
+    "reference is where training starts": training(
+        "reference-moves", '_pair_logps(inputs["ref_table"]', '_pair_logps(inputs["table"]'),
+    "micro-batches added": training("accumulation-scale", STEP, STEP + ' * inputs["batches"].shape[1]'),
+    "micro-batches divided twice": training("accumulation-scale", STEP, STEP + ' / inputs["batches"].shape[1]'),
+    "mean of micro-batches' token means": training(
+        "mean-of-means", f"count = {TOKENS}\n        {SFT_LOSS}",
+        f'count = np.repeat({MICRO} * inputs["batches"].shape[1], inputs["batches"].shape[2])\n        '
+        'losses.append(np.sum(-_logps(table, inputs, "chosen")[rows] / count))'),
+    "mean of rows' token means": training(
+        "mean-of-means", f"count = {TOKENS}\n        {SFT_LOSS}",
+        'count = inputs["chosen_mask"][rows, 1:].sum(axis=1) * len(rows)\n        '
+        'losses.append(np.sum(-_logps(table, inputs, "chosen")[rows] / count))'),
+    "tokens added": training("batch-sum", f"count = {TOKENS}", "count = 1"),
+    "rows averaged": training("sum-mean", f"count = {TOKENS}", "count = len(rows)"),
+}
+# fmt: on
+
+ROUNDED = training("", '"logits": table[ids]', '"logits": table[ids].astype("bfloat16").astype("float32")')
+
+
+def read_anew(fault=None):
+    """The modules of `reference/`, with one edit, as a package; they import each other and not those on disk."""
+    package = types.ModuleType("reference.conformance")
+    with patch.dict(sys.modules, {package.__name__: package}):
+        for name in MODULES:
+            source = (ROOT / f"{name.replace('.', '/')}.py").read_text()
+            if fault and name == fault.module:
+                assert fault.before in source
+                source = source.replace(fault.before, fault.after)
+            fresh = types.ModuleType(f"reference.{name}")
+            vars(fresh).update(os=os, nnls=nnls)
+            exec(compile(source, fresh.__name__, "exec"), vars(fresh))
+            sys.modules[fresh.__name__] = fresh
+            setattr(package, name.split(".")[-1], fresh)
+    return package
+
+
+@cache
+def judged(name):
+    """Every case put to an implementation with this fault."""
+    faulty = read_anew(FAULTS[name]).dialects.adapter
+    with np.errstate(all="ignore"):
+        return [judge(faulty, case, FAULTS[name].dtype) for case in ALL]
+
+
+def failed(name):
+    return [result.case for result in judged(name) if result.outcome == "failed"]
+
+
+def dialect(case):
+    return case.objective, case.dialect
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_noticed_by_name(name):
+    """It raises nothing where a value is due, and cases that name it fail in every dialect that it breaks.
+
+    Training is made of what the other files test, whose faults it need not name.
+    """
+    flag, module, *_ = FAULTS[name]
+    assert {result.outcome for result in judged(name)} == {"passed", "failed"}
+    wrong = [case for case in failed(name) if "training" in module or case.objective != "training"]
+    assert wrong and {*map(dialect, wrong)} == {dialect(case) for case in wrong if flag in case.flags}
+
+
+def test_every_flag_has_a_fault():
+    assert {fault.flag for fault in FAULTS.values()} == set(FLAGS) == {flag for case in ALL for flag in case.flags}
+
+
+def test_every_case_notices_what_its_flags_name():
+    noticed = {(case.id, FAULTS[name].flag) for name in FAULTS for case in failed(name)}
+    assert not {(case.id, flag) for case in ALL for flag in case.flags} - noticed
+
+
+def test_reference_passes():
+    assert {judge(adapter, case).outcome for case in ALL} == {"passed"}
+    assert {judge(read_anew().dialects.adapter, case).outcome for case in ALL} == {"passed"}
+
+
+class Narrow:
+    """`reference/` in float32; with `dtype` bfloat16 its gradients, and training's table, are rounded to that."""
+
+    def __init__(self, dtype):
+        self.dtype, package = dtype, read_anew(ROUNDED if dtype == "bfloat16" else None)
+        self.reference, self.supports = package.dialects.adapter, package.dialects.adapter.supports
+        for module in ("objectives", "tokens", "pairs", "training"):
+            vars(getattr(package, module))["np"] = Numpy32()
+
+    def evaluate(self, objective, dialect, params, inputs):
+        made = self.reference.evaluate(objective, dialect, params, {n: narrowed(n, v) for n, v in inputs.items()})
+        assert all(made[name].dtype == np.float32 for name in made.keys() & RESULTS)
+        return made | {"grads": {name: grad.astype(self.dtype) for name, grad in made.get("grads", {}).items()}}
+
+
+RESULTS = {"loss", "per_example", "logps", "chosen_logps", "rejected_logps", "losses", "parameters"}
+
+
+def narrowed(name, value):
+    """All numbers but those that index or compare."""
+    whole = name.endswith("ids") or name in ("batches", "segments") or not isinstance(value, np.ndarray)
+    return value if whole else value.astype(np.float32)
+
+
+class Numpy32:
+    """NumPy that makes arrays of float32."""
+
+    eye, zeros, full = (staticmethod(partial(make, dtype=np.float32)) for make in (np.eye, np.zeros, np.full))
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_narrow_reference_passes(dtype):
+    narrow = Narrow(dtype)
+    results = [judge(narrow, case) for case in ALL]
+    assert not [f"{r.case.id}: {r.detail}" for r in results if r.outcome != "passed"]
