@@ -71,7 +71,8 @@ def trl_empty_prompt() -> float:
 def trl_implicit_prompt() -> Values:
     from trl import maybe_extract_prompt
 
-    return maybe_extract_prompt({"chosen": "Sky? Blue.", "rejected": "Sky? Black."})
+    row: Any = {"chosen": "Sky? Blue.", "rejected": "Sky? Black."}
+    return maybe_extract_prompt(row)
 
 
 def liger_smoothing() -> list[float]:
