@@ -242,8 +242,7 @@ def hull_policy_is_stationary(ref_logps, rewards, beta, gamma):
     problem = tabular.problem(ref_logps, tabular.all_pairs(prompts, responses), rewards)
     method = METHODS["hull"]._replace(gamma=(gamma * responses / (responses - 1),) * 2)
     slope = loglinear.gradient(problem, method, tabular.hull_policy(ref_logps, rewards, beta, gamma), beta)
-    scale = gamma + beta * (1 + np.ptp(rewards))
-    return identity(slope / scale, 0.0, tolerance=1e-7)  # a minimum's place is known to half the digits of its value
+    return identity(slope / (gamma + beta * (1 + np.ptp(rewards))), 0.0, 1e-7)  # minimiser: half of the value's digits
 
 
 def pessimism_never_loses(ref_logps, rewards, beta):
