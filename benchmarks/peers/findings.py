@@ -115,6 +115,24 @@ def torchtune_banned() -> float:
     return banned_token(adapter)
 
 
+def repeated(adapter: Any) -> float:
+    """h = ln 3 of one chosen response, beside two rejected ones: beta 1."""
+    inputs = {name: np.repeat(values, 2) for name, values in pair(LN3, 0.0).items()}
+    return loss(adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs | {POLICY[0]: inputs[POLICY[0]][:1]}))
+
+
+def torchtune_repeated() -> float:
+    from benchmarks.peers.torchtune import adapter
+
+    return repeated(adapter)
+
+
+def openrlhf_repeated() -> float:
+    from benchmarks.peers.openrlhf import adapter
+
+    return repeated(adapter)
+
+
 def llamafactory_banned() -> float:
     from benchmarks.peers.llamafactory import adapter
 
@@ -198,6 +216,9 @@ The other row has no scored token: 0/0. The kit's convention is 0, and no gradie
 BANNED = """One response token of probability 1/2: ln(1/2) = -.6931. Token 0 has probability 0.
 A prompt's label is replaced by token 0, whose log-probability is -inf, and masked by a factor: -inf x 0 = NaN."""
 
+REPEATED = """One chosen response (its log-ratio ln 3, beta 1) and two rejected ones (0): h = ln 3 twice.
+The mean of ln(4/3) and ln(4/3) is .2877."""
+
 FINDINGS = (
     Finding(
         "trl:smoothed", "`label_smoothing` has no effect on `loss_type` `sigmoid`", "no effect",
@@ -246,6 +267,12 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""", trl_empty_pro
         BANNED, torchtune_banned, math.nan,
     ),
     Finding(
+        "torchtune:adapter", "One log-probability beside several is repeated", "convention",
+        "Each is one value a pair; shapes are not said to be checked.",
+        "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The kit asks for an error.",
+        REPEATED, torchtune_repeated, 0.2877,
+    ),
+    Finding(
         "openrlhf:logexp", "`LogExpLoss` does not read its margin", "no effect",
         "`LogExpLoss` takes `margin`, as `PairWiseLoss` does; `train_rm` has `--model.margin_loss_enable` and "
         "`--model.loss_type` beside each other.",
@@ -266,6 +293,12 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""", trl_empty_pro
         "It divides by their number. Its own `RewardDataset` leaves every response at least its end, and the average "
         "is that of the NLL term alone.",
         MEAN_OF_NOTHING, openrlhf_mean, [-0.6931, math.nan],
+    ),
+    Finding(
+        "openrlhf:adapter", "One log-probability beside several is repeated", "convention",
+        "Each is one value a pair; shapes are not said to be checked.",
+        "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The kit asks for an error.",
+        REPEATED, openrlhf_repeated, 0.2877,
     ),
     Finding(
         "openrlhf:adapter", "A space before the end of a response, and an end of a response that was cut", "convention",

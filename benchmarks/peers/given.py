@@ -13,7 +13,13 @@ SCORES = ("score_chosen", "score_rejected")
 
 
 def lowered(inputs: Values) -> Values:
-    """The same log-ratios, from log-probabilities below 0 as a softmax gives them: both models' fall by as much."""
+    """The same log-ratios, from log-probabilities below 0 as a softmax gives them: both models' fall by as much.
+
+    Errors: ValueError where they are not as many as the responses.
+    """
+    sizes = {lengths(inputs, side).shape for side in SIDES} | {inputs[name].shape for name in POLICY + REFERENCE}
+    if len(sizes) > 1:
+        raise ValueError("not one log-probability a response")
     drop = max(0.0, 1.0 + max(np.max(inputs[name]) for name in POLICY + REFERENCE))
     return {f"{who}_{side}_logps": inputs[f"{who}_{side}_logps"] - drop * lengths(inputs, side)
             for who in ("policy", "ref") for side in SIDES}

@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         report = run(adapter, cases, xfail, given.dtype)
     _print(json.dumps(as_json(report)) if given.json else table(report))
+    if all(result.outcome == "skipped" for result in report.results):
+        print(f"{NAME}: error: nothing was tested: none of these cases is supported", file=sys.stderr)
+        return 2
     return 1 if report.unexpected else 0
 
 

@@ -86,10 +86,14 @@ def differences(case: Case, answer: Any, dtype: str) -> Iterator[str]:
 
 
 def followed(adapter: Adapter, failed: list[Case], dtype: str | None = None) -> list[str]:
-    """The other dialects of the objective whose values and gradients explain all of these cases of one dialect."""
+    """The other dialects of the objective whose values and gradients explain all of these cases of one dialect.
+
+    Cases in which only metrics are wrong say nothing of the dialect.
+    """
     objective, claimed = failed[0].objective, failed[0].dialect
-    others = [name for kind, name in DIALECTS if kind == objective and name != claimed]
-    return [name for name in others if all(_explains(name, adapter, case, dtype) for case in failed)]
+    telling = [case for case in failed if not _explains(claimed, adapter, case, dtype)]
+    others = [name for kind, name in DIALECTS if telling and kind == objective and name != claimed]
+    return [name for name in others if all(_explains(name, adapter, case, dtype) for case in telling)]
 
 
 def _explains(dialect: str, adapter: Adapter, case: Case, dtype: str | None) -> bool:

@@ -48,7 +48,8 @@ def summed_ipo(target: float, params: Values, inputs: Values) -> Values:
 def token_mean_ipo(params: Values, inputs: Values) -> Values:
     """(h - 1/(2 beta))^2 of log-probabilities averaged over each response's tokens."""
     lengths = {name: inputs[f"{name}_lengths"] for name in ("chosen", "rejected")}
-    means = {name: inputs[name] / lengths[name.split("_")[1]] for name in POLICY + REFERENCE}
+    logps = dict(zip(POLICY + REFERENCE, _alike(inputs, POLICY + REFERENCE), strict=True))
+    means = {name: values / lengths[name.split("_")[1]] for name, values in logps.items()}
     made = summed_ipo(0.5, params, means)
     grads = {name: grad / lengths[name.split("_")[1]] for name, grad in made["grads"].items()}
     return made | {"grads": grads}
@@ -130,11 +131,20 @@ def _smoothed_dpo(params: Values, inputs: Values, right: float, wrong: float) ->
 
 
 def _margins(inputs: Values) -> np.ndarray:
-    return log_ratio_margin(*(inputs[name] for name in POLICY + REFERENCE))
+    return log_ratio_margin(*_alike(inputs, POLICY + REFERENCE))
 
 
 def _reward_margins(inputs: Values) -> np.ndarray:
-    return inputs["score_chosen"] - inputs["score_rejected"]
+    chosen, rejected = _alike(inputs, ("score_chosen", "score_rejected"))
+    return chosen - rejected
+
+
+def _alike(inputs: Values, names: tuple[str, ...]) -> list[np.ndarray]:
+    """Arrays of one value a pair. Errors: ValueError where shapes differ: NumPy would repeat an array of one."""
+    arrays = [inputs[name] for name in names]
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError(f"{', '.join(names)} have shapes {', '.join(str(array.shape) for array in arrays)}")
+    return arrays
 
 
 def _over_pairs(losses: Any, slopes: np.ndarray) -> Values:

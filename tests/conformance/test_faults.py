@@ -67,9 +67,10 @@ PESSIMISM = "loss + gamma * kl"
 
 LOSS = '"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads'
 GRADS = "(slopes, -slopes, 0 * slopes, 0 * slopes)"
-LOGPS = "inputs[name] for name in POLICY + REFERENCE))"
+LOGPS = "arrays = [inputs[name] for name in names]"
 MEAN, NEAREST_MEMBER, HULL = (f"pairs.distil_ensemble, {name}_weights" for name in ("mean", "ensemble", "hull"))
-SCORES = 'inputs["score_chosen"] - inputs["score_rejected"]'
+SCORES = "return chosen - rejected"
+HALVES = f"return {half('chosen', 'DTYPE')} - {half('rejected', 'DTYPE')}"
 REWARD_LOSS = '"loss": np.mean(losses),\n        "per_example": np.array(losses),'
 MIXTURE = "weigh(margins, rewards, beta) @ rewards"
 PER_PAIR = "np.array([weigh(margins[[b]], rewards[:, [b]], beta) @ rewards[:, b] for b in range(len(margins))])"
@@ -150,6 +151,7 @@ FAULTS = {
     "pairs sorted": pairs("per-example", "np.array(losses), ", "np.sort(losses), "),
     "mean for each pair": pairs("per-example", "np.array(losses), ", "np.full(len(losses), np.mean(losses)), "),
     "reward's pairs reversed": pairs("per-example", "np.array(losses),\n", "np.array(losses[::-1]),\n"),
+    "one repeated for all": pairs("broadcast", "if len({array.shape for array in arrays}) > 1:", "if False:"),
     "lengths cut to the shortest": dialects("broadcast", ANSWER, UNCHECKED.strip()),
     "mask padded": tokens(
         "broadcast", MASK, 'mask = inputs["completion_mask"]; mask = np.pad(mask, ((0, 0), '
@@ -177,7 +179,7 @@ FAULTS = {
         'lambda params, inputs: pairs.token_mean_ipo({"beta": params["beta"] / 2}, inputs)'),
     "token means' slopes of the means": pairs("sum-mean", 'grad / lengths[name.split("_")[1]]', "grad"),
     # rewards
-    "rewards swapped": pairs("reward-sign", SCORES, 'inputs["score_rejected"] - inputs["score_chosen"]'),
+    "rewards swapped": pairs("reward-sign", SCORES, "return rejected - chosen"),
     "rewards reported swapped": pairs("reward-sign", "beta * np.mean(ratios[0])", "beta * np.mean(ratios[1])"),
     "distillation not squared": objectives("squared", SQUARE, "np.abs(reward_margin - beta * margin)"),
     "half of the square": objectives("squared", SQUARE, f"0.5 * {SQUARE}"),
@@ -236,10 +238,8 @@ FAULTS = {
         "half-precision-sums", LOGPS, LOGPS.replace("inputs[name]", half("inputs[name]", "bfloat16")), "bfloat16"),
     "log-probabilities in float16": pairs(
         "half-precision-sums", LOGPS, LOGPS.replace("inputs[name]", half("inputs[name]", "float16")), "bfloat16"),
-    "rewards in bfloat16": pairs("half-precision-sums", SCORES, " - ".join(
-        half(score, "bfloat16") for score in SCORES.split(" - ")), "bfloat16"),
-    "rewards in float16": pairs("half-precision-sums", SCORES, " - ".join(
-        half(score, "float16") for score in SCORES.split(" - ")), "bfloat16"),
+    "rewards in bfloat16": pairs("half-precision-sums", SCORES, HALVES.replace("DTYPE", "bfloat16"), "bfloat16"),
+    "rewards in float16": pairs("half-precision-sums", SCORES, HALVES.replace("DTYPE", "float16"), "bfloat16"),
     "token sums in bfloat16": tokens("half-precision-sums", DOT, running(TERMS, "bfloat16"), "bfloat16"),
     "token sums in float16": tokens("half-precision-sums", DOT, running(TERMS, "float16"), "bfloat16"),
     "token sums rounded to bfloat16": tokens("half-precision-sums", DOT, half(DOT, "bfloat16"), "bfloat16"),

@@ -221,6 +221,7 @@ def pair_cases(extra=None):
 
 
 BETAS = {"one-pair": 0.5, "reference": 0.75, "policy-is-reference": 0.1}
+REPEATED = ("one-for-four", "broadcast", "one chosen, four rejected: array libraries repeat it silently")
 MISMATCH = ("mismatch", "broadcast", "three chosen, four rejected: no batch")
 
 
@@ -258,7 +259,9 @@ def cases_of(oracle, metrics, asked, params, wanted=POLICY, without_grads=()):
 
 
 def refused(params, inputs):
-    return case(*MISMATCH, params | {"beta": 0.1}, shorter(inputs), result="reject")
+    one = inputs | {POLICY[0]: inputs[POLICY[0]][:1]}
+    values = params | {"beta": 0.1}
+    return [case(*MISMATCH, values, shorter(inputs), result="reject"), case(*REPEATED, values, one, result="reject")]
 
 
 def open_question(name, comment, params, inputs):
@@ -277,7 +280,7 @@ def dpo_file(dialect, equation, source, oracle, params, flags=""):
     asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in [*pair_cases(), rewards, *OVERFLOW]]
     made = cases_of(oracle, implicit_rewards, asked, params)
     zero = open_question("beta-zero", "beta = 0 leaves nothing to learn", params | {"beta": 0.0}, one(2.0, -1.0))
-    return vector_file("dpo", dialect, equation, source, [*made, refused(params, logps(4, 3)), zero], SCALAR)
+    return vector_file("dpo", dialect, equation, source, [*made, *refused(params, logps(4, 3)), zero], SCALAR)
 
 
 def ipo_file(dialect, equation, source, target, per_token):
@@ -290,7 +293,7 @@ def ipo_file(dialect, equation, source, target, per_token):
     asked.append(("lengths", "sum-mean target", "log-ratios +2 over 20 tokens and -1 over 10, beta 0.1: summed 4.00 to "
                   "the target 1/(2 beta) and 49.00 to 1/beta, averaged 23.04", facts))
     made = cases_of(oracle, None, asked, {})
-    return vector_file("ipo", dialect, equation, source, [*made, refused({}, lengths(logps(4, 3), 3))], SCALAR)
+    return vector_file("ipo", dialect, equation, source, [*made, *refused({}, lengths(logps(4, 3), 3))], SCALAR)
 
 
 def distillation_file(dialect, equation, source, oracle, params):
@@ -307,7 +310,7 @@ def distillation_file(dialect, equation, source, oracle, params):
     ]
     made = cases_of(oracle, implicit_rewards, asked, params)
     return vector_file("distillation", dialect, equation, source,
-                       [*made, refused(params, scored(logps(4, 3), 3))], SCALAR)
+                       [*made, *refused(params, scored(logps(4, 3), 3))], SCALAR)
 
 
 def ensemble_file(dialect, equation, source, oracle, *other):
@@ -333,7 +336,7 @@ def ensemble_file(dialect, equation, source, oracle, *other):
          rewards(2, logps(4, 9), 9)),
     ]
     made = cases_of(oracle, None, without(asked, "accuracy-tie", *other), {}, without_grads=("crossed",))
-    return vector_file("ensemble", dialect, equation, source, [*made, refused({}, scored(logps(4, 3), 3))], SCALAR)
+    return vector_file("ensemble", dialect, equation, source, [*made, *refused({}, scored(logps(4, 3), 3))], SCALAR)
 
 
 def with_samples(inputs, seed, samples=6):
@@ -365,7 +368,7 @@ def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, 
     made = cases_of(oracle, metrics, asked, {}, wanted, without_grads=("impossible",))
     params = {"gamma": 0.25}
     refusal = refused(params, extend(logps(4, 3), 3))
-    return vector_file("pessimistic", dialect, equation, source, [*made, refusal], SCALAR)
+    return vector_file("pessimistic", dialect, equation, source, [*made, *refusal], SCALAR)
 
 
 LN2 = float(np.log(2.0))
