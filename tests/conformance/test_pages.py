@@ -61,4 +61,5 @@ def test_guides_adapter_is_short_and_works(tmp_path):
     spec.loader.exec_module(module)
     report = run(module.adapter, load_cases("dpo"))
     assert [r.case.id for r in report.results if r.outcome == "passed" and r.case.dialect != "robust"]
-    assert not report.unexpected
+    broadcast = {f"dpo/{dialect}/one-for-four" for dialect in ("plain", "conservative")}
+    assert {r.case.id for r in report.unexpected} == broadcast  # torchtune's own finding: PyTorch broadcasts
