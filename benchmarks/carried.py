@@ -66,7 +66,7 @@ def step(state, batch):
 
 def carried_hull(stage: Align, out: Path) -> Path:
     policy = folders.load_policy(stage.policy)
-    data = stage.load(policy, stage.data, ["chosen", "rejected", "ref_sample"])
+    data = stage.load(policy, stage.data, ["chosen", "rejected", "ref_sample"]).data
     start = Carried(policy.model, jnp.zeros(data.scores.shape[2]))
     state = init_state(start, ADAM, hyper(stage.training, stage.beta or 0.0, (1e-4, 1e-2)))
     indices = partial(batch_indices, len(data.tokens), stage.training.batch, stage.training.seed)

@@ -74,7 +74,7 @@ def train_step(
     return TrainState(model, opt_state, state.hyper, state.step + 1), metrics
 
 
-def z_loss(log_normalizers: Float[Array, "B L"], owned: Bool[Array, "B L"]) -> Float[Array, ""]:
+def z_loss(log_normalizers: Float[Array, "R L"], owned: Bool[Array, "R L"]) -> Float[Array, ""]:
     """The mean of log^2 Z over the positions that predict a response's token: 0 where logits are log-probabilities.
 
     Source: PaLM (arXiv 2204.02311), section 5, which adds 1e-4 of it.
@@ -87,16 +87,16 @@ def with_z_loss(loss: Loss, weight: float) -> Loss:
 
     def total(outputs: ResponseLogps, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
         value, metrics = loss(outputs.logps, batch, hyper, fraction)
-        z = z_loss(outputs.log_normalizers, batch.owners < outputs.logps.shape[1])
+        z = z_loss(outputs.log_normalizers, batch.owned)
         return value + weight * z, metrics | {"z_loss": z}
 
     return total
 
 
-def sft_loss(logps: Outputs, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
-    """Negative log-likelihood per response token (nats) of the responses, end of sequence included."""
-    tokens = (batch.owners < logps.shape[1]).sum()
-    return -logps.sum() / tokens, {}
+def sft_loss(logps: Float[Array, "..."], batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
+    """Negative log-likelihood per response token (nats) of the responses, end of sequence included; it reads no more
+    of the log-probabilities than their sum, which will do."""
+    return -jnp.sum(logps) / batch.owned.sum(), {}
 
 
 def reward_loss(rewards: Outputs, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:

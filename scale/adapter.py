@@ -23,11 +23,12 @@ from tokenizers import Tokenizer, models
 
 from minipref.sequences import Batch
 from minipref.training import TrainState, init_state, loss_of, sft_loss, train_step
-from scale.batches import Limits, Pieces, fit_prompt, pack, round_up
+from scale.batches import Limits, fit_prompt, pack
 from scale.distributed import fetch, share
 from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
 from scale.model import logps
+from scale.packing import Pieces, round_up
 from scale.rows import DataError, read
 from scale.sharding import constrain, execution_of, initialise
 from scale.tokenizer import Codec

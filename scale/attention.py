@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from minipref.sequences import attention_mask
-from scale.batches import LANES, Layout
+from scale.packing import LANES, Layout
 from scale.rows import DataError
 
 Kind: TypeAlias = Literal["plain", "dot_product", "splash"]

@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from minipref.sequences import Batch
-from scale.batches import batch_indices, take
+from scale.batches import take
 from scale.console import quiet
 from scale.execution import BATCH, Compute, Execution
 from scale.rows import DataError
@@ -42,26 +42,22 @@ def is_main() -> bool:
 
 
 def share(data: Batch, indices: np.ndarray, execution: Execution) -> Batch:
-    """The rows `indices` [..., B] of `data` as one batch of the whole run; each process loads those of its devices.
+    """The rows `indices` [..., B] of `data`, a line each, as one batch of the whole run."""
+    return on_devices(take(data, indices), execution, indices.ndim - 1)
+
+
+def on_devices(batch: Batch, execution: Execution, axis: int = 0) -> Batch:
+    """A batch that every process has, its rows and lines (`axis`) split; each process loads those of its devices.
 
     Errors: DataError where the rows do not divide among the devices that share them out.
     """
     if execution.mesh is None:
-        return take(data, indices)
-    if indices.shape[-1] % execution.batch_shards:
-        raise DataError(f"--training.batch {indices.shape[-1]}: does not divide among {execution.batch_shards} devices")
-    sharding = execution.sharding(*[None] * (indices.ndim - 1), BATCH)
-
-    def array(column: np.ndarray) -> jax.Array:
-        shape = indices.shape + column.shape[1:]
-        return jax.make_array_from_callback(shape, sharding, lambda part: column[indices[(part or ())[: indices.ndim]]])
-
-    return jax.tree.map(array, data)
-
-
-def step_batch(data: Batch, size: int, seed: int, execution: Execution, step: int) -> Batch:
-    """Batch `step` of a run over `data`: a function of its seed and the step alone."""
-    return share(data, batch_indices(len(data.tokens), size, seed, step), execution)
+        return batch
+    rows = batch.segments.shape[axis]
+    if rows % execution.batch_shards:
+        raise DataError(f"--training.batch {rows}: does not divide among {execution.batch_shards} devices")
+    sharding = execution.sharding(*[None] * axis, BATCH)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch)
 
 
 def fetch(tree: Any) -> Any:

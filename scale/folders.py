@@ -38,13 +38,15 @@ class Folder:
                 "tokenizer": fingerprint(self.path / "tokenizer.json", self.path / "tokenizer_config.json")}
 
 
-    def encode(self, rows: Sequence[dict], fields: Sequence[str], limits: Limits, source: str = "") -> Encoded:
+    def encode(
+        self, rows: Sequence[dict], fields: Sequence[str], limits: Limits, source: str = "", folder: Path | None = None
+    ) -> Encoded:
         """The rows for this model. Errors: DataError for limits that are longer than it is made for."""
         if limits.prompt + limits.response > self.config.context:
             wanted = f"{limits.prompt} + {limits.response} tokens"
             raise DataError(f"--limits: {wanted}, but {self.path} is made for {self.config.context}")
         regions = bool(fields) and execution_of(self.model).regions
-        return encode(self.codec, rows, fields, limits, source, regions)
+        return encode(self.codec, rows, fields, limits, source, regions, folder)
 
 
 def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int = 0) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 
 from minipref.reward_models import RewardModel, ensemble_rewards
 from minipref.sequences import Batch
-from scale.batches import Encoded, round_up
+from scale.batches import Encoded
 from scale.console import track
 from scale.distributed import fetch, share
 from scale.folders import Folder
 from scale.model import Transformer, logps
+from scale.packing import round_up
 from scale.sampling import Samples, sample
 from scale.sharding import execution_of
 

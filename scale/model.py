@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from minipref.sequences import Batch, ResponseLogps, response_logps_and_normalizers
+from minipref.sequences import Batch, ResponseLogps, response_logps_and_normalizers, row_by_row, total_logp
 from scale.attention import Attend, attention
-from scale.batches import layout_of
 from scale.execution import BATCH, ONE_DEVICE, Execution
+from scale.packing import layout_of
 from scale.sharding import constrain
 
 
@@ -63,7 +63,7 @@ class ModelConfig:
 
 
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
-ROWS = 1024  # label positions a device that meet the vocabulary at a time
+LOGITS = 2**25  # logits a device at a time
 DRAWN = 2**24  # numbers of an embedding that are drawn at a time
 UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
 REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
@@ -257,10 +257,10 @@ class Transformer(eqx.Module):
         """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""
         return self.execution.constrain(x, BATCH, None, "tensor")
 
-    def __call__(self, batch: Batch) -> Float[Array, "B T D"]:
-        """Hidden states of shared-prefix rows."""
+    def __call__(self, batch: Batch) -> Float[Array, "R W D"]:
+        """Hidden states of shared-prefix rows, along their lines."""
         attend = attention(self.execution.attention, batch.segments, layout_of(batch), self.execution.mesh)
-        return self.hidden(batch.tokens, batch.positions, attend)[0]
+        return self.hidden(batch.tokens, batch.positions, row_by_row(attend, batch))[0]
 
 
 def parameter_count(model: Transformer) -> int:
@@ -273,5 +273,14 @@ def logps(model: Transformer, batch: Batch) -> Float[Array, "B n"]:
 
 
 def logps_and_normalizers(model: Transformer, batch: Batch) -> ResponseLogps:
-    rows = ROWS * model.execution.batch_shards
-    return response_logps_and_normalizers(model(batch), model.unembedding, batch, rows)
+    return response_logps_and_normalizers(model(batch), model.unembedding, batch, rows_at_a_time(model))
+
+
+def sum_of_logps(model: Transformer, batch: Batch) -> Float[Array, ""]:
+    """The sum of `logps`, for a loss that reads no more."""
+    return total_logp(model(batch), model.unembedding, batch, rows_at_a_time(model))
+
+
+def rows_at_a_time(model: Transformer) -> int:
+    """Label positions, of all devices, that meet the vocabulary at a time."""
+    return max(1, LOGITS // len(model.unembedding)) * model.execution.batch_shards

@@ -58,9 +58,10 @@ def start_state(model: Any, recipe: Recipe, values: Hyper) -> TrainState:
     return initialise(partial(init_state, optimizer=OPTIMIZERS[recipe.optimizer], hyper=values), model, donate=(0,))
 
 
-def language_step(loss: Loss, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One update of a language model by a loss of its responses' log-probabilities."""
-    forward: Callable[..., Any] = logps
+def language_step(
+    loss: Loss, recipe: Recipe, state: TrainState, batch: Batch, forward: Callable[..., Any] = logps
+) -> tuple[TrainState, Metrics]:
+    """One update of a language model by a loss of its responses' log-probabilities, or of what `forward` says."""
     if recipe.z_loss:
         forward, loss = logps_and_normalizers, with_z_loss(loss, recipe.z_loss)
     made = train_step(forward, loss, OPTIMIZERS[recipe.optimizer], state, batch)

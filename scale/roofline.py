@@ -5,6 +5,7 @@ Arithmetic only: the work comes from `scale.hlo`, the machine from the tables he
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -54,7 +55,7 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[generation]
 
 
-def model_flops(config: ModelConfig, params: int, row_length: int, labels: int | None = None) -> float:
+def model_flops(config: ModelConfig, params: int, row_length: int | float, labels: int | float | None = None) -> float:
     """FLOPs that training needs for a token of a row of `row_length`, without recomputation.
 
     PaLM, arXiv 2204.02311, appendix B: 6 N + 12 L H Q T; N all parameters (the embedding too), L layers, H heads, Q
@@ -64,6 +65,14 @@ def model_flops(config: ModelConfig, params: int, row_length: int, labels: int |
     attention = 12 * config.layers * config.heads * config.head_size * row_length
     share = 0.0 if labels is None else 1 - labels / row_length
     return 6 * params + attention - 6 * config.vocab * config.d_model * share
+
+
+def batch_flops(model: Transformer, lines: int, rows: int, width: Any, labels: Any, slots: Any) -> Any:
+    """`model_flops` of all slots of a batch, padded ones too: `lines` of `width` slots and `labels` labels, and `rows`
+    of `slots` in attention."""
+    config, head = model.config, model.config.vocab * model.config.d_model
+    attention = 12 * config.layers * config.heads * config.head_size * slots
+    return 6 * lines * ((parameter_count(model) - head) * width + head * labels) + attention * rows * slots
 
 
 KINDS = {"TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e"}
@@ -78,7 +87,7 @@ def peak_flops(kind: str) -> float | None:
     return next((flops for name, flops in GPUS.items() if kind.startswith(name)), None)
 
 
-def speed_of(model: Transformer, row_length: int, labels: int) -> Speed:
+def speed_of(model: Transformer, row_length: int | float, labels: int | float) -> Speed:
     """What turns the tokens and seconds of a run with `model` into its throughput and MFU.
 
     MFU's FLOPs are the model's own; PaLM's hardware utilisation (57.8% against 46.2%) also counts what is computed

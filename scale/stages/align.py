@@ -11,16 +11,15 @@ from minipref.methods import METHODS
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, loss_of
 from scale import folders
-from scale.batches import REF_LOGPS, Limits, take
-from scale.distributed import step_batch
+from scale.batches import REF_LOGPS, Encoded, Limits, take
 from scale.execution import Compute, execution
 from scale.inference import sequence_logps
 from scale.logs import Sink
 from scale.model import Transformer
 from scale.recipe import Recipe, language_step, start_state
-from scale.roofline import speed_of
 from scale.rows import DataError, read, require
-from scale.stages.base import Stage
+from scale.schedule import schedule
+from scale.stages.base import TOKENS, Stage
 from scale.train import Training, hyper, train
 
 MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
@@ -70,17 +69,18 @@ class Align(Stage):
         row = METHODS[self.method]
         gamma = row.gamma if self.gamma is None else self.gamma
         fields = ["chosen", "rejected"] + ["ref_sample"] * bool(max(row.gamma))
-        data = self.load(policy, self.data, fields)
+        data = self.load(policy, self.data, fields, self.out / TOKENS)
         self.check(data, row.rewards, gamma)
         strength = self.strength(row.strength)
+        batches = schedule(data, self.training, policy.model)
+        speed = batches.speed(policy.model)
         state = start_state(policy.model, self.recipe, hyper(self.training, strength, gamma))
-        batch_at = partial(step_batch, data, self.training.batch, self.training.seed, how)
-        model = train(partial(align_step, self.method, self.recipe), state, batch_at,
+        model = train(partial(align_step, self.method, self.recipe), state, batches.batch,
                       self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
                       self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
-                      speed_of(policy.model, data.tokens.shape[1], data.labels.shape[1]))
+                      speed)
         folders.save(self.out, model, policy.config, policy.codec)
-        return {"pairs": len(data.tokens)}
+        return {"pairs": len(data)} | batches.findings
 
     def strength(self, name: str) -> float:
         """The value of the parameter that the method has; the other one must not be given."""
@@ -90,16 +90,16 @@ class Align(Stage):
             raise DataError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
         return 0.1 if value is None else value
 
-    def load(self, policy: folders.Folder, path: Path, fields: list[str]):
+    def load(self, policy: folders.Folder, path: Path, fields: list[str], folder: Path | None = None) -> Encoded:
         require(path, **policy.hashes, limits=str(self.limits))
         rows = read(path)
         for name in (*fields, *(REF_LOGPS[f] for f in fields)):
             missing = next((i for i, row in enumerate(rows) if name not in row), None)
             if missing is not None:
                 raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
-        return policy.encode(rows, fields, self.limits, str(path)).data
+        return policy.encode(rows, fields, self.limits, str(path), folder)
 
-    def check(self, data, rewards: str, gamma: tuple[float, float]) -> None:
+    def check(self, data: Encoded, rewards: str, gamma: tuple[float, float]) -> None:
         members = data.scores.shape[2]
         if rewards != "none" and not members:
             raise DataError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
@@ -112,7 +112,7 @@ class Align(Stage):
         """Keeps the snapshots, and watches the validation rows (Figure B.1)."""
         watched = self.validation and self.load(policy, self.validation, ["chosen", "rejected", "ref_sample"])
         kept = snapshot_steps(self.training.steps, self.snapshots)
-        sample = watched and take(watched, np.arange(min(MONITORED, len(watched.tokens))))
+        sample = watched and take(watched.data, np.arange(min(MONITORED, len(watched))))
 
         def probe(model: Transformer, step: int) -> dict[str, Any]:
             if step in kept:

@@ -16,6 +16,7 @@ from scale.folders import located
 from scale.rows import DataError
 
 HOW = ("compute", "log")  # options that do not change the result
+TOKENS = "tokens"  # of the rows that a stage trains on, in its folder until it is complete
 LEAST, MOST = sys.float_info.min, sys.float_info.max
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
           "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
@@ -66,12 +67,14 @@ def execute(stage: Stage) -> dict[str, Any]:
     try:
         findings = stage.run()
     except DataError:
+        shutil.rmtree(stage.out / TOKENS, ignore_errors=True)
         if [*stage.out.iterdir()] == [path]:
             path.unlink(missing_ok=True)  # nothing was done: the same folder will do when the fault is mended
         raise
     write_json(path, record | {"findings": findings})
     if is_main():
-        shutil.rmtree(stage.out / "checkpoints", ignore_errors=True)
+        for scratch in ("checkpoints", TOKENS):
+            shutil.rmtree(stage.out / scratch, ignore_errors=True)
     multihost_utils.sync_global_devices(f"{path} is complete")
     for name, value in findings.items():
         console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")

@@ -17,11 +17,11 @@ from minipref.methods import METHODS
 from minipref.sequences import Batch
 from minipref.training import TrainState
 from scale.attention import SharedPrefix, block_sizes
-from scale.batches import Layout
 from scale.console import console
 from scale.execution import BATCH, Compute, Execution, Remat, execution
 from scale.hlo import Counts, count
 from scale.model import ModelConfig, Transformer, parameter_count
+from scale.packing import Layout
 from scale.presets import published
 from scale.recipe import Recipe, start_state
 from scale.roofline import bound, chip_of, model_flops

@@ -13,7 +13,7 @@ from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, init_state, reward_loss, train_step
 from scale import folders
 from scale.batches import Encoded, Limits, batch_indices
-from scale.distributed import share
+from scale.distributed import on_devices
 from scale.execution import Compute, execution
 from scale.inference import rewards
 from scale.logs import Sink
@@ -21,7 +21,7 @@ from scale.recipe import ADAM
 from scale.roofline import speed_of
 from scale.rows import DataError, read, split
 from scale.sharding import constrain, execution_of, initialise
-from scale.stages.base import Stage
+from scale.stages.base import TOKENS, Stage
 from scale.stages.bias import largest, longer_side, longer_wins, subsample
 from scale.train import Training, hyper, train
 
@@ -57,7 +57,7 @@ class Reward(Stage):
     def run(self) -> dict[str, Any]:
         policy = folders.load_policy(self.init, execution(self.compute))
         rows, held_out = self.parts()
-        encoded = policy.encode(rows, SIDES, self.limits, str(self.data))
+        encoded = policy.encode(rows, SIDES, self.limits, str(self.data), self.out / TOKENS)
         subsets = self.subsets(policy, encoded.rows(rows))
         models = self.start(policy, len(subsets))
         models = self.fit(models, encoded, subsets)
@@ -89,17 +89,17 @@ class Reward(Stage):
         return initialise(lambda m: stack([RewardModel(m, policy.config.d_model, key) for key in keys]), trunk)
 
     def fit(self, models: RewardModel, data: Encoded, subsets: list[np.ndarray]) -> RewardModel:
-        training, how = self.training, execution_of(models)
+        training, how, shape = self.training, execution_of(models), data.shape(self.training.batch)
         trunk: Any = models.trunk
         start = eqx.filter_vmap(lambda model: init_state(model, ADAM, hyper(training)))
 
         def batch_at(step: int) -> Batch:
             windows = [s[batch_indices(len(s), training.batch, training.seed + k, step)] for k, s in enumerate(subsets)]
-            return share(data.data, np.stack(windows), how)
+            return on_devices(jax.tree.map(lambda *a: np.stack(a), *(data.batch(w, shape) for w in windows)), how, 1)
 
         label = f"reward models x {len(subsets)}"
         return train(reward_step, initialise(start, models, donate=(0,)), batch_at, training.steps, self.out, label,
-                     record=self.record, sinks=self.log, speed=speed_of(trunk, data.data.tokens.shape[1], 0))
+                     record=self.record, sinks=self.log, speed=speed_of(trunk, shape.slots, 0))
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -8,18 +8,17 @@ import jax
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, sft_loss
 from scale import folders
-from scale.batches import Encoded, Limits
-from scale.distributed import step_batch
+from scale.batches import Limits
 from scale.execution import Compute, Execution, execution
 from scale.inference import sequence_logps
 from scale.logs import Sink
-from scale.model import ModelConfig, Transformer, parameter_count
+from scale.model import ModelConfig, Transformer, parameter_count, sum_of_logps
 from scale.presets import published
 from scale.recipe import Recipe, language_step, start_state
-from scale.roofline import speed_of
 from scale.rows import read
+from scale.schedule import Schedule, schedule
 from scale.sharding import initialise
-from scale.stages.base import Stage
+from scale.stages.base import TOKENS, Stage
 from scale.tokenizer import train_codec
 from scale.train import Training, hyper, train
 
@@ -59,10 +58,11 @@ class Sft(Stage):
         rows = read(self.data, need=("prompt", "completion"))
         how = execution(self.compute)
         start = self.start(rows, how)
-        data = start.encode(rows, ["completion"], self.limits, str(self.data))
-        trained = replace(start, model=self.fit(start.model, data))
+        data = start.encode(rows, ["completion"], self.limits, str(self.data), self.out / TOKENS)
+        batches = schedule(data, self.training, start.model)
+        trained = replace(start, model=self.fit(start.model, batches))
         folders.save(self.out, trained.model, trained.config, trained.codec)
-        found = {"rows": len(data.kept), "parameters": parameter_count(trained.model)}
+        found = {"rows": len(data), "parameters": parameter_count(trained.model)} | batches.findings
         return found | self.validate(trained)
 
     def start(self, rows: list[dict[str, Any]], how: Execution) -> folders.Folder:
@@ -74,12 +74,9 @@ class Sft(Stage):
         key = jax.random.key(self.training.seed)
         return folders.Folder(self.out, initialise(lambda: Transformer(config, key, how)), config, codec)
 
-    def fit(self, model: Transformer, data: Encoded) -> Transformer:
-        training = self.training
-        batch_at = partial(step_batch, data.data, training.batch, training.seed, model.execution)
-        speed = speed_of(model, data.data.tokens.shape[1], data.data.labels.shape[1])
-        state = start_state(model, self.recipe, hyper(training))
-        return train(partial(sft_step, self.recipe), state, batch_at, training.steps, self.out, "sft",
+    def fit(self, model: Transformer, batches: Schedule) -> Transformer:
+        state, speed = start_state(model, self.recipe, hyper(self.training)), batches.speed(model)
+        return train(partial(sft_step, self.recipe), state, batches.batch, self.training.steps, self.out, "sft",
                      record=self.record, sinks=self.log, speed=speed)
 
     def validate(self, trained: folders.Folder) -> dict[str, float]:
@@ -97,4 +94,4 @@ def text(prompt: str | list[dict[str, str]]) -> str:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def sft_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    return language_step(sft_loss, recipe, state, batch)
+    return language_step(sft_loss, recipe, state, batch, sum_of_logps)

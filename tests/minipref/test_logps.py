@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import reference.logps as ref
-from minipref.logps import token_logps
+from minipref.logps import token_logps, weighted_logp
 
 N, D, V = 10, 4, 7
 CHUNKS = [1, 4, 1024]
@@ -80,6 +80,8 @@ def test_eager_jit_and_vmap_agree(chunk):
 def test_no_rows():
     hidden, unembedding, labels = example(n=0)
     assert token_logps(hidden, unembedding, labels).shape == (0,)
+    slope = jax.grad(lambda u: token_logps(hidden, u, labels).sum())(unembedding)
+    np.testing.assert_array_equal(slope, jnp.zeros_like(unembedding))
 
 
 def sizes(jaxpr):
@@ -102,3 +104,30 @@ def test_full_logits_are_not_materialised(chunk, whole):
     program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1)))(hidden, unembedding)
     largest = max(sizes(program.jaxpr))
     assert largest == (64 * 100 if whole else 8 * 100)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_a_weighted_sum_and_its_gradients_are_those_of_the_log_probabilities(chunk):
+    hidden, unembedding, labels = example()
+    weights = jnp.arange(N) - 3.0
+
+    def direct(hidden, unembedding, weights):
+        return 2 * jnp.sum(weights * token_logps(hidden, unembedding, labels))
+
+    def summed(hidden, unembedding, weights):
+        return 2 * weighted_logp(hidden, unembedding, labels, weights, chunk)
+
+    expected = jax.value_and_grad(direct, (0, 1, 2))(hidden, unembedding, weights)
+    found = jax.value_and_grad(summed, (0, 1, 2))(hidden, unembedding, weights)
+    np.testing.assert_allclose(summed(hidden, unembedding, weights), expected[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_weighted_sum_computes_each_chunks_logits_once():
+    """Matrix products that have the vocabulary's 100: logits and two gradients; 4 where they are recomputed."""
+    hidden, unembedding, labels = jnp.ones((64, 2)), jnp.ones((100, 2)), jnp.zeros(64, int)
+    total = jax.grad(lambda h, u: weighted_logp(h, u, labels, jnp.ones(64), 8), (0, 1))
+    again = jax.grad(lambda h, u: token_logps(h, u, labels, chunk=8).sum(), (0, 1))
+    counts = [str(jax.make_jaxpr(f)(hidden, unembedding)).count("dot_general[") for f in (total, again)]
+    assert counts == [3, 4]

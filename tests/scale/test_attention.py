@@ -24,9 +24,10 @@ from scale.attention import (
     plain,
     splash,
 )
-from scale.batches import Layout, pack, pack_row
+from scale.batches import pack
 from scale.execution import Execution
 from scale.model import ModelConfig, Transformer, logps
+from scale.packing import Layout, lay, tokens_of
 from scale.rows import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ def segments_of(layout, lengths):
 
 
 SEGMENTS = segments_of(LAYOUT, LENGTHS)
+PIECES = tokens_of([([7] * p, [[8] * a, [9] * b]) for p, a, b in LENGTHS])
 
 
 def inputs(b, t, heads, kv_heads, size, seed=0):
@@ -241,15 +243,14 @@ def test_splash_refuses_rows_of_another_width():
 
 def test_rows_of_another_layout_are_not_silently_wrong():
     """Their shape may be that of the layout, as a compact row's."""
-    compact = [pack_row([7] * p, [[8] * a, [9] * b], LAYOUT.width, LAYOUT.labels)[2] for p, a, b in LENGTHS]
+    compact = lay(PIECES, LAYOUT.shape(2))[2]
     q, k, v, _ = inputs(2, LAYOUT.width, 2, 1, 8)
     out = splash(q, k, v, jnp.stack([SEGMENTS[0], compact[1]]), LAYOUT, interpret=True)
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
 def test_the_layout_is_that_of_packed_rows():
-    rows = [pack_row([7] * p, [[8] * a, [9] * b], LAYOUT.width, LAYOUT.labels, LAYOUT) for p, a, b in LENGTHS]
-    np.testing.assert_array_equal(np.stack([row[2] for row in rows]), SEGMENTS)
+    np.testing.assert_array_equal(lay(PIECES, LAYOUT.shape(2), LAYOUT)[2], SEGMENTS)
 
 
 def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):
@@ -270,7 +271,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from scale.attention import attention, splash
-from scale.batches import Layout
+from scale.packing import Layout
 from scale.rows import DataError
 from tests.scale.test_attention import LAYOUT, SEGMENTS, inputs, outputs_and_gradients
 
@@ -300,7 +301,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from scale.attention import splash
-from scale.batches import Layout
+from scale.packing import Layout
 
 LAYOUT = Layout(1024, 512, 2)
 # heads, key/value heads, head size, tensor axis: PaLM 540B, SmolLM2-135M

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from minipref.sequences import Batch, attention_mask, response_logps, response_rewards
 from scale import batches
-from scale.batches import Layout, Limits, batch_indices, encode, fit_prompt, layout_of, pack, pack_row, take
+from scale.batches import Limits, batch_indices, encode, fit_prompt, pack, take
 from scale.console import console
+from scale.packing import Layout, Shape, lay, layout_of, tokens_of
 from scale.rows import DataError
 from scale.tokenizer import EOS, ROLES, Codec, train_codec
 
@@ -28,9 +29,14 @@ class Words(Codec):
         return [*map(int, text.split()), *[1] * complete]
 
 
-def test_pack_row_is_the_picture_in_sequences():
+def row(prompt, responses, width, labels, layout=None):
+    """The arrays of one row."""
+    return [array[0] for array in lay(tokens_of([(prompt, responses)]), Shape(1, width, labels, width), layout)]
+
+
+def test_a_row_is_the_picture_in_sequences():
     p, a, b, c, eos = 9, 5, 6, 7, 1
-    found = pack_row([p, p, p], [[a, b, eos], [c, eos]], 9, 6)
+    found = row([p, p, p], [[a, b, eos], [c, eos]], 9, 6)
     expected = {
         "tokens": [p, p, p, a, b, eos, c, eos, 0],
         "positions": [0, 1, 2, 3, 4, 5, 3, 4, 0],
@@ -44,14 +50,14 @@ def test_pack_row_is_the_picture_in_sequences():
     assert {array.dtype for array in found} == {np.dtype(np.int32)}
 
 
-def test_pack_row_without_responses():
-    found = pack_row([8, 9], [], 4, 0)
+def test_a_row_without_responses():
+    found = row([8, 9], [], 4, 0)
     assert [list(a) for a in found] == [[8, 9, 0, 0], [0, 1, 0, 0], [0, 0, -1, -1], [], [], [], []]
 
 
 def test_an_empty_response_is_read_at_the_prompts_end():
     """It has no slot of its own; another response's slot would give it that one's reward."""
-    _, _, segments, _, predictors, owners, last = pack_row([8, 9], [[], [7], []], 4, 2)
+    _, _, segments, _, predictors, owners, last = row([8, 9], [[], [7], []], 4, 2)
     assert list(owners) == [1, 3] and list(predictors) == [1, 0] and list(segments) == [0, 0, 2, -1]
     assert list(last) == [1, 2, 1]
 
@@ -59,11 +65,11 @@ def test_an_empty_response_is_read_at_the_prompts_end():
 # ---- rows in regions
 
 
-def test_pack_row_in_regions():
+def test_a_row_in_regions():
     """The picture in sequences again: regions of 122 and twice 3 slots."""
     p, a, b, c, eos = 9, 5, 6, 7, 1
-    row = pack_row([p, p, p], [[a, b, eos], [c, eos]], 128, 6, Layout(4, 3, 2))
-    found = dict(zip(Batch._fields, row, strict=False))
+    laid = row([p, p, p], [[a, b, eos], [c, eos]], 128, 6, Layout(4, 3, 2))
+    found = dict(zip(Batch._fields, laid, strict=False))
     between = [0] * 119
     expected = {
         "tokens": [p, p, p, *between, a, b, eos, c, eos, 0],
@@ -79,7 +85,7 @@ def test_pack_row_in_regions():
 
 
 def test_an_empty_response_in_regions():
-    _, _, segments, labels, predictors, owners, last = pack_row([8, 9], [[], [7]], 128, 4, Layout(2, 2, 2))
+    _, _, segments, labels, predictors, owners, last = row([8, 9], [[], [7]], 128, 4, Layout(2, 2, 2))
     assert list(np.flatnonzero(segments + 1)) == [0, 1, 126] and list(labels) == [0, 0, 7, 0]
     assert list(owners) == [2, 2, 1, 2] and list(predictors) == [0, 0, 1, 0] and list(last) == [1, 126]
 
@@ -162,7 +168,7 @@ def packed(layout):
 
 def test_regions_are_those_of_the_limits_and_fit_what_was_sampled():
     found = encode(Words(), ROWS, SIDES, Limits(9, 9), regions=True)
-    assert layout_of(found.data) == Layout(128 - 18, 9, 2) and found.kept == [0, 1, 2, 3]
+    assert layout_of(found.data) == Layout(128 - 18, 9, 2) and [*found.kept] == [0, 1, 2, 3]
     long = [row | {"ref_sample": " ".join(["22"] * 20)} for row in ROWS]
     assert layout_of(encode(Words(), long, [*SIDES, "ref_sample"], Limits(9, 9), regions=True).data).response == 21
 
@@ -173,7 +179,7 @@ def prompts_of(found):
 
 def test_what_does_not_fit_is_dropped_and_counted():
     found, printed = encoded(ROWS, Limits(4, 4, "drop"), source="rows.jsonl")
-    assert found.kept == [0, 3] and found.rows(ROWS) == [ROWS[0], ROWS[3]]
+    assert [*found.kept] == [0, 3] and found.rows(ROWS) == [ROWS[0], ROWS[3]]
     assert prompts_of(found) == [[11, 12, 4], [14, 4]]
     assert printed.startswith("rows.jsonl: 2 of 4 rows over 4 prompt + 4 response tokens dropped, 0 prompts cut")
 
@@ -181,7 +187,7 @@ def test_what_does_not_fit_is_dropped_and_counted():
 @pytest.mark.parametrize(("overlong", "prompt"), [("keep-start", [11, 12, 13, 4]), ("keep-end", [12, 13, 14, 4])])
 def test_cut_prompts_are_counted_and_responses_are_never_cut(overlong, prompt):
     found, printed = encoded(ROWS, Limits(4, 4, overlong), source="rows.jsonl")
-    assert found.kept == [0, 1, 3] and prompts_of(found)[1] == prompt
+    assert [*found.kept] == [0, 1, 3] and prompts_of(found)[1] == prompt
     assert "1 of 4 rows" in printed and "1 prompts cut" in printed
     assert list(found.data.labels[2][:6]) == [23, 24, 25, 1, 33, 1]
 

@@ -99,7 +99,7 @@ def test_a_worker_that_dies_stops_the_others(folder):
     assert workers[0].returncode != 0, outputs[0]
 
 
-def wait_for(path, seconds=120):
+def wait_for(path, seconds=300):
     for _ in range(seconds * 10):
         if path.exists():
             return

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from minipref.sequences import Batch, response_logps
-from scale.batches import pack_row
 from scale.execution import Execution
 from scale.model import ModelConfig, Transformer, angles, frequencies, logps, rotate
+from scale.packing import Shape, lay, tokens_of
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
 FLOAT32 = 2e-5  # nats: sums of up to 4 token log-probabilities near 3, each with some ten float32 roundings behind it
@@ -29,7 +29,7 @@ def model() -> Transformer:
 
 def batch_of(rows, width=16, labels=16) -> Batch:
     """Shared-prefix rows of (prompt, [responses])."""
-    arrays = [np.stack(a) for a in zip(*(pack_row(p, rs, width, labels) for p, rs in rows), strict=True)]
+    arrays = lay(tokens_of(rows), Shape(len(rows), width, labels, width))
     return Batch(*map(jnp.asarray, arrays), jnp.zeros((len(rows), 0)), jnp.zeros((len(rows), 2, 0)))
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import jax
 import pytest
 
-from scale.batches import Layout
 from scale.execution import Compute, execution
 from scale.hlo import Counts
 from scale.model import ModelConfig, parameter_count
+from scale.packing import Layout
 from scale.presets import MODELS
 from scale.rows import DataError
 from scale.run import parse

@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from minipref.sequences import Batch
-from scale.batches import pack_row
 from scale.execution import Execution
 from scale.model import ModelConfig, Transformer, logps
+from scale.packing import Shape, lay, tokens_of
 from scale.sampling import Samples, sample
 
 V, EOS, PAD, NEW = 8, 1, 0, 6
@@ -42,9 +42,8 @@ def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, **options) -> Sam
 
 def rows_of(pairs) -> Batch:
     """A row for each (prompt, responses)."""
-    packed = [pack_row(p, rs, 32, 32) for p, rs in pairs]
-    arrays = [jnp.asarray(np.stack(a)) for a in zip(*packed, strict=True)]
-    return Batch(*arrays, jnp.zeros((len(pairs), 0)), jnp.zeros((len(pairs), 2, 0)))
+    arrays = lay(tokens_of(pairs), Shape(len(pairs), 32, 32, 32))
+    return Batch(*map(jnp.asarray, arrays), jnp.zeros((len(pairs), 0)), jnp.zeros((len(pairs), 2, 0)))
 
 
 def response(tokens, complete) -> list[int]:

@@ -12,12 +12,11 @@ import pytest
 from scale import folders
 from scale.batches import Limits, encode
 from scale.console import console
-from scale.distributed import step_batch
 from scale.files import fingerprint, read_json
 from scale.inference import rewards, sequence_logps
 from scale.model import ModelConfig
 from scale.rows import DataError, provenance, read, write
-from scale.stages import align
+from scale.schedule import Schedule
 from scale.stages.align import Align
 from scale.stages.base import execute, out_of_bounds
 from scale.stages.bias import Bias, largest, longer_side, longer_wins, subsample
@@ -192,7 +191,8 @@ def log_of(path: Path):
 def test_align(chain, method):
     """At the first step the policy is the reference: margins 0, KL 0, so each loss is known."""
     stage = chain.align(method, validation=chain.scored, beta=0.25)
-    assert execute(stage) == {"pairs": 40}
+    found = execute(stage)
+    assert found["pairs"] == 40 and found["shapes of a step"] == 1 and 0 < found["slots that hold a token"] <= 1
     log = log_of(stage.out)
     assert [r["step"] for r in log] == [0, 1, 2, 3]
     assert log[0]["validation/kl"] == pytest.approx(0, abs=1e-5)
@@ -246,11 +246,12 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
     """Stopped at step 110 of 120, it need not begin again."""
     drawn = []
 
-    def take_or_stop(*args):
-        drawn.append(args)
-        return step_batch(*args) if len(drawn) < 110 else pytest.fail("stopped")
+    def take_or_stop(batches, step):
+        drawn.append(step)
+        return batch(batches, step) if len(drawn) < 110 else pytest.fail("stopped")
 
-    monkeypatch.setattr(align, "step_batch", take_or_stop)
+    batch = Schedule.batch
+    monkeypatch.setattr(Schedule, "batch", take_or_stop)
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
     assert (tmp_path / "a/checkpoints").exists()
