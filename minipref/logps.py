@@ -144,8 +144,8 @@ def _logps_backward(residuals, slopes):
     slope = slope.astype(hidden.dtype)
     product = partial(jnp.einsum, preferred_element_type=_at_least_float32(hidden))
     to_hidden = product("...nv,vd->...nd", slope, unembedding.astype(hidden.dtype))
-    flat = (a.reshape(math.prod(a.shape[:-1]), a.shape[-1]) for a in (slope, hidden))
-    to_unembedding = product("nv,nd->vd", *flat)
+    lines = math.prod(labels.shape[:-1])
+    to_unembedding = product("rnv,rnd->vd", *(a.reshape(lines, *a.shape[-2:]) for a in (slope, hidden)))
     return to_hidden.astype(hidden.dtype), to_unembedding.astype(unembedding.dtype), None
 
 
