@@ -1,6 +1,7 @@
 """Token log-probabilities from a language model's hidden states, without all positions' logits at once."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,9 +29,9 @@ def token_logps(
     log softmax(hidden_n . unembedding')[label_n]
 
     At most `chunk` of the N positions have logits at a time: with more than that, they are recomputed in the
-    backward pass rather than kept. Products of bfloat16 inputs are accumulated in float32, and so is the
-    unembedding's gradient over the chunks. `chunk` changes memory and speed, not the result, so
-    `reference.logps.token_logps` has no such argument.
+    backward pass rather than kept; kept ones become their gradient in one sweep. Products of bfloat16 inputs are
+    accumulated in float32, and so is the unembedding's gradient over the chunks. `chunk` changes memory and speed, not
+    the result, so `reference.logps.token_logps` has no such argument.
 
     Shapes: hidden [*R, N, D], unembedding [V, D], labels [*R, N] in 0..V-1 -> float32 [*R, N] (float64 for
     float64), nats.
@@ -46,14 +47,7 @@ def token_logps_and_normalizers(
     chunk: int = 1024,
 ) -> TokenLogps:
     """`token_logps`, and the log-normalizers that a z-loss reads."""
-    axis, n = labels.ndim - 1, labels.shape[-1]
-    if n <= chunk:
-        return _logps(hidden, unembedding, labels)
-    wide = unembedding.astype(
-        _at_least_float32(unembedding)
-    )  # so that the chunks' gradients add up in float32
-    one = jax.checkpoint(lambda part: _logps(part[0], wide, part[1]))
-    return _joined(jax.lax.map(one, _in_chunks((hidden, labels), axis, chunk)), axis, n)
+    return _logps(hidden, unembedding, labels, chunk)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -73,17 +67,19 @@ def weighted_logp(
 
 
 def _weighted_forward(hidden, unembedding, labels, weights, chunk):
+    narrow = unembedding.astype(hidden.dtype)
+
     def one(total, part):
         hidden, labels, weights = part
-        found, residuals = _logps_forward(hidden, unembedding, labels)
-        slopes, more, _ = _logps_backward(residuals, TokenLogps(weights, jnp.zeros_like(weights)))
-        return total + more, (found.logps, slopes)
+        logits = _logits(hidden, narrow)
+        found = _read(logits, labels)
+        slopes = TokenLogps(weights, jnp.zeros_like(weights))
+        to_hidden, more = _gradients(hidden, narrow, labels, logits, found.log_normalizers, slopes)
+        return total + more, (found.logps, to_hidden)
 
-    axis, n = labels.ndim - 1, labels.shape[-1]
-    nothing = jnp.zeros_like(unembedding, dtype=_at_least_float32(unembedding))
-    total, found = jax.lax.scan(one, nothing, _in_chunks((hidden, labels, weights), axis, chunk))
-    logps, slopes = _joined(found, axis, n)
-    return jnp.sum(weights * logps), (slopes, total.astype(unembedding.dtype), logps)
+    total, found = _over_chunks(one, _nothing(unembedding), (hidden, labels, weights), labels, chunk)
+    logps, to_hidden = found
+    return jnp.sum(weights * logps), (to_hidden, total.astype(unembedding.dtype), logps)
 
 
 def _weighted_backward(chunk, residuals, slope):
@@ -92,6 +88,79 @@ def _weighted_backward(chunk, residuals, slope):
 
 
 weighted_logp.defvjp(_weighted_forward, _weighted_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logps(
+    hidden: Float[Array, "*R N D"], unembedding: Float[Array, "V D"], labels: Int[Array, "*R N"], chunk: int
+) -> TokenLogps:
+    return _logps_forward(hidden, unembedding, labels, chunk)[0]
+
+
+def _logps_forward(hidden, unembedding, labels, chunk):
+    narrow = unembedding.astype(hidden.dtype)
+
+    def one(_, part):
+        logits = _logits(part[0], narrow)
+        return None, (_read(logits, part[1]), logits if keeps else None)
+
+    keeps = labels.shape[-1] <= chunk
+    _, (found, logits) = _over_chunks(one, None, (hidden, labels), labels, chunk)
+    return found, (hidden, unembedding, labels, found.log_normalizers, logits)
+
+
+def _logps_backward(chunk, residuals, slopes):
+    hidden, unembedding, labels, log_z, logits = residuals
+    narrow = unembedding.astype(hidden.dtype)
+
+    def one(total, part):
+        hidden, labels, log_z, logits, slopes = part
+        logits = _logits(hidden, narrow) if logits is None else logits
+        to_hidden, more = _gradients(hidden, narrow, labels, logits, log_z, slopes)
+        return total + more, to_hidden
+
+    parts = hidden, labels, log_z, logits, slopes
+    total, to_hidden = _over_chunks(one, _nothing(unembedding), parts, labels, chunk)
+    return to_hidden, total.astype(unembedding.dtype), None
+
+
+_logps.defvjp(_logps_forward, _logps_backward)
+
+
+def _logits(hidden: Float[Array, "*R N D"], unembedding: Float[Array, "V D"]) -> Float[Array, "*R N V"]:
+    return jnp.einsum("...nd,vd->...nv", hidden, unembedding, preferred_element_type=_at_least_float32(hidden))
+
+
+def _read(logits: Float[Array, "*R N V"], labels: Int[Array, "*R N"]) -> TokenLogps:
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    at_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return TokenLogps(at_label - log_z, log_z)
+
+
+def _gradients(hidden, unembedding, labels, logits, log_z, slopes):
+    """Of hidden states and unembedding: d logp_n / d logits_n is e_label - softmax, d log Z_n / d logits_n softmax."""
+    softmax = jnp.exp(logits - log_z[..., None])
+    is_label = labels[..., None] == jnp.arange(len(unembedding))
+    at_label = slopes.logps[..., None]
+    slope = jnp.where(is_label, at_label, 0.0) + (slopes.log_normalizers[..., None] - at_label) * softmax
+    slope = slope.astype(hidden.dtype)
+    product = partial(jnp.einsum, preferred_element_type=_at_least_float32(hidden))
+    to_hidden = product("...nv,vd->...nd", slope, unembedding)
+    lines = math.prod(labels.shape[:-1])
+    to_unembedding = product("rnv,rnd->vd", *(a.reshape(lines, *a.shape[-2:]) for a in (slope, hidden)))
+    return to_hidden.astype(hidden.dtype), to_unembedding
+
+
+def _nothing(unembedding: Float[Array, "V D"]) -> Float[Array, "V D"]:
+    """What the gradients of chunks, float32 at least, add up from."""
+    return jnp.zeros_like(unembedding, dtype=_at_least_float32(unembedding))
+
+
+def _over_chunks(one: Callable, start: Any, arrays: Any, labels: Int[Array, "*R N"], chunk: int) -> tuple[Any, Any]:
+    """`jax.lax.scan` over parts of the arrays [*R, N, ...] along N, of `chunk` at most."""
+    axis, n = labels.ndim - 1, labels.shape[-1]
+    last, found = jax.lax.scan(one, start, _in_chunks(arrays, axis, chunk))
+    return last, _joined(found, axis, n)
 
 
 def _in_chunks(arrays: Any, axis: int, chunk: int) -> Any:
@@ -116,40 +185,6 @@ def _joined(parts: Any, axis: int, n: int) -> Any:
         return jax.lax.slice_in_dim(whole, 0, n, axis=axis)
 
     return jax.tree.map(join, parts)
-
-
-@jax.custom_vjp
-def _logps(
-    hidden: Float[Array, "*R N D"], unembedding: Float[Array, "V D"], labels: Int[Array, "*R N"]
-) -> TokenLogps:
-    """The same, with all of the logits, which the backward pass turns into their gradient in one sweep."""
-    return _logps_forward(hidden, unembedding, labels)[0]
-
-
-def _logps_forward(hidden, unembedding, labels):
-    narrow = unembedding.astype(hidden.dtype)
-    logits = jnp.einsum("...nd,vd->...nv", hidden, narrow, preferred_element_type=_at_least_float32(hidden))
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    at_label = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return TokenLogps(at_label - log_z, log_z), (hidden, unembedding, labels, logits, log_z)
-
-
-def _logps_backward(residuals, slopes):
-    """d logp_n / d logits_n is e_label - softmax; d log Z_n / d logits_n is softmax."""
-    hidden, unembedding, labels, logits, log_z = residuals
-    softmax = jnp.exp(logits - log_z[..., None])
-    is_label = labels[..., None] == jnp.arange(len(unembedding))
-    at_label = slopes.logps[..., None]
-    slope = jnp.where(is_label, at_label, 0.0) + (slopes.log_normalizers[..., None] - at_label) * softmax
-    slope = slope.astype(hidden.dtype)
-    product = partial(jnp.einsum, preferred_element_type=_at_least_float32(hidden))
-    to_hidden = product("...nv,vd->...nd", slope, unembedding.astype(hidden.dtype))
-    lines = math.prod(labels.shape[:-1])
-    to_unembedding = product("rnv,rnd->vd", *(a.reshape(lines, *a.shape[-2:]) for a in (slope, hidden)))
-    return to_hidden.astype(hidden.dtype), to_unembedding.astype(unembedding.dtype), None
-
-
-_logps.defvjp(_logps_forward, _logps_backward)
 
 
 def _at_least_float32(array: Float[Array, "..."]) -> jnp.dtype:

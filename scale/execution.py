@@ -34,6 +34,12 @@ class Execution:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     @property
+    def platform(self) -> str:
+        """Of the devices that compute: cpu, gpu or tpu."""
+        device = jax.devices()[0] if self.mesh is None else self.mesh.devices.flat[0]
+        return device.platform
+
+    @property
     def regions(self) -> bool:
         """Whether rows must have one static layout."""
         return self.attention == "splash"

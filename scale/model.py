@@ -7,7 +7,7 @@ z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not sca
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax
@@ -63,10 +63,19 @@ class ModelConfig:
 
 
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
-LOGITS = 2**25  # logits a device at a time
+LOGITS = {"cpu": 2**25, "gpu": 2**28, "tpu": 2**28}  # a device at a time
 DRAWN = 2**24  # numbers of an embedding that are drawn at a time
 UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
-REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of splash attention, and cuDNN's
+
+
+def saves_products(primitive: Any, *args: Any, **params: Any) -> bool:
+    """What `remat` "dots" keeps: products with weights, and what attention's kernels give."""
+    product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
+    return product or primitive.name in KERNELS
+
+
+REMAT = {"dots": saves_products, "full": None}
 
 
 class Cache(NamedTuple):
@@ -196,7 +205,7 @@ class Block(eqx.Module):
         return rotate(q, rotation), Cache(rotate(k, rotation), v)
 
     def mlp(self, h):
-        gate, up = jnp.moveaxis(project("btd,dcf->btcf", h, self.gate_up), 2, 0)
+        gate, up = (project("btd,df->btf", h, self.gate_up[:, i]) for i in (0, 1))
         return project("btf,fd->btd", jax.nn.swish(gate) * up, self.mlp_out)
 
 
@@ -283,4 +292,5 @@ def sum_of_logps(model: Transformer, batch: Batch) -> Float[Array, ""]:
 
 def rows_at_a_time(model: Transformer) -> int:
     """Label positions, of all devices, that meet the vocabulary at a time."""
-    return max(1, LOGITS // len(model.unembedding)) * model.execution.batch_shards
+    most = LOGITS[model.execution.platform]
+    return max(1, most // len(model.unembedding)) * model.execution.batch_shards

@@ -26,7 +26,7 @@ from scale.attention import (
 )
 from scale.batches import pack
 from scale.execution import Execution
-from scale.model import ModelConfig, Transformer, logps
+from scale.model import ModelConfig, Transformer, logps, saves_products
 from scale.packing import Layout, lay, tokens_of
 from scale.rows import DataError
 
@@ -356,3 +356,16 @@ def test_splash_compiles_forward_and_backward_for_every_tpu():
     names = ("v3:4x8", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
     expected = [f"{name} {shape} 3" for name in names for shape in ("48 1 256 4", "9 3 64 1")]
     assert python(COMPILED, **NO_TPU).splitlines() == expected
+
+
+def test_remat_dots_keeps_what_the_kernel_gave():
+    """Else the backward pass runs the forward kernel again, beside its own two."""
+    q, k, v, w = inputs(2, LAYOUT.width, 2, 1, 64)
+
+    def calls(policy):
+        run = partial(splash, segments=SEGMENTS, layout=LAYOUT, interpret=True)
+        gradient = jax.grad(lambda q: (jax.checkpoint(run, policy=policy)(q, k, v) * w).sum())
+        return str(jax.make_jaxpr(gradient)(q)).count("pallas_call")
+
+    assert calls(saves_products) == 3
+    assert calls(jax.checkpoint_policies.dots_with_no_batch_dims_saveable) == 4
