@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.machine import describe, matmul_flops, median, peak_memory_gib, timed
 from benchmarks.work import RECIPE, Work, alone, matmul_work, repeated, responses_of, rows_of
@@ -97,27 +98,30 @@ def memory_check(costs: Costs) -> Iterable[str]:
 
 
 def draw(costs: Costs, peak: float, path: Path) -> None:
-    figure = Figure(figsize=(17, 6.5), layout="constrained")
+    figure = Figure(figsize=(17, 7), layout="constrained")
     grid = figure.subplots(2, len(SWEEPS), sharex="col", sharey="row")
     for (name, cases), (above, below) in zip(SWEEPS.items(), grid.T, strict=True):
         found = [costs[work] for work in cases.values()]
-        panel(above, cases, [c.seconds for c in found], [floor(METHOD, work, peak) for work in cases.values()])
-        panel(below, cases, [c.peak_gib for c in found], [allowance(work) for work in cases.values()])
+        panel(above, cases, [c.seconds for c in found], [floor(METHOD, work, peak) for work in cases.values()], "--")
+        panel(below, cases, [c.peak_gib for c in found], [allowance(work) for work in cases.values()], ":")
         below.set_xlabel(name)
-    labels = {"seconds a step": "floor: matrix products at the measured peak",
-              "peak memory, GiB": "4 copies of the parameters and one chunk"}
-    for ax, (unit, least) in zip(grid[:, 0], labels.items(), strict=True):
-        ax.set_ylabel(unit)
-        ax.legend([LOOKS[METHOD].label, least], frameon=False, fontsize=9)
+    grid[0, 0].set_ylabel("a step, s")
+    grid[1, 0].set_ylabel("peak memory, GiB")
+    key = {f"step of {LOOKS[METHOD].label}": grid[0, 0].lines[0],
+           "floor: matrix products at the measured peak": grid[0, 0].lines[1],
+           "four copies of the parameters, and a chunk of logits with its gradient": grid[1, 0].lines[1]}
+    figure.legend(list(key.values()), list(key), loc="outside lower center", ncols=3, frameon=False)
     save(figure, path)
 
 
-def panel(ax: Axes, values: Iterable[int], found: list[float], least: list[float]) -> None:
+def panel(ax: Axes, values: Iterable[int], found: list[float], least: list[float], style: str) -> None:
     look, x = LOOKS[METHOD], list(values)
     ax.plot(x, found, f"{look.marker}-", color=look.color)
-    ax.plot(x, least, "--", color="0.4")
+    ax.plot(x, least, style, color="0.3")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(x, [f"{n // 1024}k" if n >= 1024 else f"{n}" for n in x])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     bare(ax)
 
