@@ -61,7 +61,7 @@ def allowance(work: Work) -> float:
     """GiB of parameters, gradient, Adam's two moments, and one chunk of logits with its gradient, in float32."""
     params = parameter_count(jax.eval_shape(partial(Transformer, work.model), jax.random.key(0)))
     labels = work.batch * responses_of(METHOD) * work.response
-    return 4 * (4 * params + 2 * work.model.vocab * min(labels, LOGITS // work.model.vocab)) / 2**30
+    return 4 * (4 * params + 2 * work.model.vocab * min(labels, LOGITS["cpu"] // work.model.vocab)) / 2**30
 
 
 def floor(method: str, work: Work, peak: float) -> float:

@@ -14,6 +14,7 @@ from minipref.methods import METHODS
 from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState
 from scale.batches import pack
+from scale.execution import ONE_DEVICE, Execution
 from scale.model import ModelConfig, Transformer
 from scale.recipe import Recipe, start_state
 from scale.sharding import initialise
@@ -39,8 +40,8 @@ class Work:
     """Rewards that e-dpo, hull and mean are given as columns."""
 
 
-def first_state(work: Work) -> TrainState:
-    model = initialise(partial(Transformer, work.model), jax.random.key(0))
+def first_state(work: Work, execution: Execution = ONE_DEVICE) -> TrainState:
+    model = initialise(partial(Transformer, work.model, execution=execution), jax.random.key(0))
     return start_state(model, RECIPE, hyper(Training(), 0.1, (1e-4, 1e-2)))
 
 
