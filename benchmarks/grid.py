@@ -6,7 +6,6 @@ included. `python -m benchmarks.grid vmap` is the second table alone, which need
 of all members of one method's grid as one `vmap`, against their steps one by one, once compiled.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from minipref.training import TrainState
 from scale import folders
 from scale.batches import Limits
 from scale.console import quiet
+from scale.figures import records
 from scale.files import read_json
 from scale.model import ModelConfig, Transformer
 from scale.recipe import Recipe, start_state
@@ -103,10 +103,9 @@ def one_by_one(options: Options, at: Path) -> None:
                 "--method", method, "--beta", beta, "--training.learning-rate", rate)
 
 
-def records(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Of each policy, its log."""
-    paths = sorted(folder.glob("*/metrics.jsonl"))
-    return {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in paths}
+def logged(folder: Path, key: str) -> np.ndarray:
+    """[policies, steps] of a metric."""
+    return np.array([[*records(path, key).values()] for path in sorted(folder.glob("*/metrics.jsonl"))])
 
 
 def against_commands(options: Options, at: Path) -> None:
@@ -114,12 +113,11 @@ def against_commands(options: Options, at: Path) -> None:
     prepare(at, options.pairs)
     ways = {"alone": partial(one_by_one, options, at), "swept": partial(swept, options, at)}
     seconds = {name: timed(way) for name, way in ways.items()}
-    logs = {name: records(at / name) for name in ways}
-    losses = {name: np.array([[r["loss"] for r in log] for log in found.values()]) for name, found in logs.items()}
-    print(f"\n| {losses['swept'].shape[0]} policies of {options.steps} steps | seconds | tokens/s | compilations |\n"
+    losses = {name: logged(at / name, "loss") for name in ways}
+    print(f"\n| {len(losses['swept'])} policies of {options.steps} steps | seconds | tokens/s | compilations |\n"
           "|---|---|---|---|")
     for name, label in (("alone", "`align`, one after another"), ("swept", "`sweep`")):
-        tokens = sum(r["tokens"] for log in logs[name].values() for r in log)
+        tokens = logged(at / name, "tokens").sum()
         programs = sum(read_json(path)["programs"] for path in (at / name).glob("*/timing.json"))
         print(f"| {label} | {seconds[name]:.1f} | {tokens / seconds[name]:,.0f} | {programs} |")
     difference = np.abs(losses["swept"] - losses["alone"])
