@@ -47,12 +47,13 @@ def share(data: Batch, indices: np.ndarray, execution: Execution) -> Batch:
 
 
 def on_devices(batch: Batch, execution: Execution, axis: int = 0) -> Batch:
-    """A batch that every process has, its rows and lines (`axis`) split; each process loads those of its devices.
+    """A batch that every process has, its rows and lines (`axis`) split; each process loads those of its devices. It
+    talks to no other process, so it may be called in any thread.
 
     Errors: DataError where the rows do not divide among the devices that share them out.
     """
     if execution.mesh is None:
-        return batch
+        return jax.device_put(batch)
     rows = batch.segments.shape[axis]
     if rows % execution.batch_shards:
         raise DataError(f"--training.batch {rows}: does not divide among {execution.batch_shards} devices")

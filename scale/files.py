@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 Box: TypeAlias = tuple[slice, ...]  # a part of an array, with one `slice(start, stop)` an axis
 
-LOGS = frozenset({"checkpoints", "metrics.jsonl", "tensorboard", "wandb", "wandb.json"})
+LOGS = frozenset({"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"})
 PIECE = 2**24  # bytes that are fetched and written, or read, at a time
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
          "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",

@@ -32,11 +32,12 @@ from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
+from scale.stages.sweep import Sweep
 
 Job: TypeAlias = Stage | Plan | Export
 STAGES: dict[str, Callable[..., Job]] = {
     stage.__name__.lower(): stage
-    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Evaluate, Export, Plan)
+    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Sweep, Evaluate, Export, Plan)
 }
 
 

@@ -1,10 +1,10 @@
 """Which rows make up each step's batch, in which of a few shapes.
 
 A shape costs a compilation, and saves the padding of a larger one. All of a run's batches are known before its first
-step, so the shapes are chosen for them: the fewest that pay.
+step, so the shapes are chosen for them: the fewest that pay. Runs that differ by seed can have theirs in common.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,13 @@ class Schedule:
         return {"shapes of a step": len(set(self.shapes)), "slots that hold a token": round(float(tokens / slots), 3)}
 
 
-def schedule(data: Encoded, training: Training, model: Transformer) -> Schedule:
-    """Errors: DataError where a batch does not divide among the devices that share it out."""
-    n, how = len(data), model.execution
-    rows = batch_indices(n, training.steps * training.batch, training.seed, 0).reshape(training.steps, training.batch)
+def schedule(data: Encoded, training: Training, model: Transformer, seeds: Sequence[int] = ()) -> Schedule:
+    """The batches of a run, in shapes chosen for its own and for those of the runs with these seeds.
+
+    Errors: DataError where a batch does not divide among the devices that share it out.
+    """
+    how, runs = model.execution, [order(len(data), training, seed) for seed in dict.fromkeys((training.seed, *seeds))]
+    rows = runs[0]
     if data.layout:
         return Schedule(data, rows, [data.layout.shape(training.batch)] * training.steps, how)
     if training.batch % how.batch_shards:
@@ -66,8 +69,14 @@ def schedule(data: Encoded, training: Training, model: Transformer) -> Schedule:
     def cost(sizes: np.ndarray) -> np.ndarray:
         return batch_flops(model, how.batch_shards, training.batch, *sizes.T)
 
-    shapes = few(least_sizes(data.tokens.lengths[rows], how.batch_shards), cost, COMPILATION * peak)
+    sizes = least_sizes(data.tokens.lengths[np.concatenate(runs)], how.batch_shards)
+    shapes = few(sizes, cost, COMPILATION * peak)[: training.steps]
     return Schedule(data, rows, [Shape(how.batch_shards, *map(int, sizes)) for sizes in shapes], how)
+
+
+def order(n: int, training: Training, seed: int) -> np.ndarray:
+    """[steps, B]: which of n rows make up each batch."""
+    return batch_indices(n, training.steps * training.batch, seed, 0).reshape(training.steps, training.batch)
 
 
 def least_sizes(lengths: np.ndarray, lines: int) -> np.ndarray:

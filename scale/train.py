@@ -2,7 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,9 @@ from scale.checkpoints import Checkpoints
 from scale.console import track
 from scale.files import all_finite
 from scale.logs import Sink, Speed, open_log
+from scale.timing import Timing
 
+AHEAD = 2  # batches that are made before the loop asks for them
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Probe = Callable[[Any, int], dict[str, Any]]
 
@@ -63,13 +67,16 @@ def train(
 
     The last step has no checkpoint: the caller saves the model. `step` may donate its state. `record` (JSON) says
     which run it is, so that no other resumes from its checkpoints; `state` says how what is restored is sharded.
-    Of several processes, all must call this, with global arrays; process 0 writes the log.
+    `batch_at` is called in a thread, in the order of the steps and up to `AHEAD` before its step; what it raises is
+    raised here, where the batch is due. Of several processes, all must call this, with global arrays; process 0 writes
+    the log. At the end it is printed where the time went (`scale.timing`).
 
     Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it (of several processes, after
     the step that all agree on); DataError on another run's checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    speed, pending = speed or Speed(0.0), []
+    speed, timing, pending = speed or Speed(0.0), Timing(), []
+    metrics: Metrics = {}
     with ExitStack() as stack:
         noticed = stack.enter_context(preemption())
         checkpoints = stack.enter_context(closing(Checkpoints(folder / "checkpoints", record or {})))
@@ -78,14 +85,16 @@ def train(
         log = stack.enter_context(open_log(folder, start, sinks))
         if probe and not start:
             log.write([{"step": 0} | probe(state.model, 0)])
+        batches = made_ahead(thread(stack), batch_at, range(start, steps))
         for i in track(range(start, steps), label, start):
-            state, metrics = step(state, batch_at(i))
+            state, metrics = timing.step(step, state, timing.next(batches, metrics))
             pending.append({"step": i + 1} | metrics)
             if i == start:
-                jax.block_until_ready(metrics)
+                timing.wait(metrics)
                 speed.begin(i + 1)
             due, stop = (i + 1) % every == 0 or i + 1 == steps, noticed(i + 1)
             if due or stop:
+                timing.wait(metrics)
                 log.write(checked(pending, state.model, folder, probe if due else None, speed))
                 pending = []
             if stop or (due and i + 1 < steps):
@@ -94,7 +103,26 @@ def train(
                 raise KeyboardInterrupt("SIGTERM")
             if due:
                 speed.begin(i + 1)
+    timing.finish(steps - start, folder)
     return state.model
+
+
+def thread(stack: ExitStack) -> Executor:
+    """One that ends with `stack`, after what it is at."""
+    pool = ThreadPoolExecutor(1, "batches")
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool
+
+
+def made_ahead(pool: Executor, make: Callable[[int], Any], steps: Iterable[int]) -> Iterator[Any]:
+    """`make(i)` of each step i in order, `AHEAD` of them made in the pool before they are asked for."""
+    pending: deque[Future[Any]] = deque()
+    for i in steps:
+        pending.append(pool.submit(make, i))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def checked(

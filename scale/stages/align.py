@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,8 @@ class Align(Stage):
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
+    shape_seeds: tuple[int, ...] = ()
+    """Seeds of other runs that this process trains: all get the same few shapes of batches, compiled once."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -66,46 +68,52 @@ class Align(Stage):
             raise DataError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
         how = execution(self.compute)
         policy = folders.load_policy(self.policy, how)
-        row = METHODS[self.method]
-        gamma = row.gamma if self.gamma is None else self.gamma
-        fields = ["chosen", "rejected"] + ["ref_sample"] * bool(max(row.gamma))
-        data = self.load(policy, self.data, fields, self.out / TOKENS)
-        self.check(data, row.rewards, gamma)
-        strength = self.strength(row.strength)
-        batches = schedule(data, self.training, policy.model)
+        data = self.load(policy, self.data, self.fields, self.out / TOKENS)
+        self.check(data.scores.shape[2])
+        name, strength = METHODS[self.method].strength, self.strength
+        batches = schedule(data, self.training, policy.model, self.shape_seeds)
         speed = batches.speed(policy.model)
-        state = start_state(policy.model, self.recipe, hyper(self.training, strength, gamma))
+        state = start_state(policy.model, self.recipe, hyper(self.training, strength, self.weights))
         model = train(partial(align_step, self.method, self.recipe), state, batches.batch,
-                      self.training.steps, self.out, f"{self.method}, {row.strength} {strength:g}",
+                      self.training.steps, self.out, f"{self.method}, {name} {strength:g}",
                       self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
                       speed)
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data)} | batches.findings
 
-    def strength(self, name: str) -> float:
+    @property
+    def fields(self) -> list[str]:
+        """The responses that the method reads."""
+        return ["chosen", "rejected"] + ["ref_sample"] * bool(max(METHODS[self.method].gamma))
+
+    @property
+    def strength(self) -> float:
         """The value of the parameter that the method has; the other one must not be given."""
-        given = {"beta": self.beta, "tau": self.tau}
+        given, name = {"beta": self.beta, "tau": self.tau}, METHODS[self.method].strength
         value, other = given.pop(name), next(iter(given.items()))
         if other[1] is not None:
             raise DataError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
         return 0.1 if value is None else value
 
+    @property
+    def weights(self) -> tuple[float, float]:
+        """The KL's at the first and at the last step."""
+        return METHODS[self.method].gamma if self.gamma is None else self.gamma
+
     def load(self, policy: folders.Folder, path: Path, fields: list[str], folder: Path | None = None) -> Encoded:
         require(path, **policy.hashes, limits=str(self.limits))
         rows = read(path)
-        for name in (*fields, *(REF_LOGPS[f] for f in fields)):
-            missing = next((i for i, row in enumerate(rows) if name not in row), None)
-            if missing is not None:
-                raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
+        require_columns(path, rows, fields)
         return policy.encode(rows, fields, self.limits, str(path), folder)
 
-    def check(self, data: Encoded, rewards: str, gamma: tuple[float, float]) -> None:
-        members = data.scores.shape[2]
+    def check(self, members: int) -> None:
+        """Errors: DataError where the method cannot use the rewards of so many members, or the KL's weights."""
+        rewards = METHODS[self.method].rewards
         if rewards != "none" and not members:
             raise DataError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
         if rewards == "single" and members > 1:
             raise DataError(f"{self.data}: field 'score_chosen': {self.method} distils one reward, not {members}")
-        if max(gamma) and not max(METHODS[self.method].gamma):
+        if max(self.weights) and not max(METHODS[self.method].gamma):
             raise DataError(f"--gamma: {self.method} has no KL term")
 
     def probe(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
@@ -120,6 +128,14 @@ class Align(Stage):
             return monitor(model, sample) if sample else {}
 
         return probe
+
+
+def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
+    """Errors: DataError for the first row without one of these responses, or its log-probability under pi_ref."""
+    for name in (*fields, *(REF_LOGPS[f] for f in fields)):
+        missing = next((i for i, row in enumerate(rows) if name not in row), None)
+        if missing is not None:
+            raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:

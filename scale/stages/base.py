@@ -15,15 +15,15 @@ from scale.files import fingerprint, read_json, write_json
 from scale.folders import located
 from scale.rows import DataError
 
-HOW = ("compute", "log")  # options that do not change the result
+HOW = ("compute", "log", "shape_seeds", "workers")  # options that do not change the result
 TOKENS = "tokens"  # of the rows that a stage trains on, in its folder until it is complete
 LEAST, MOST = sys.float_info.min, sys.float_info.max
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
           "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
 BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
     **dict.fromkeys(COUNTS, (1.0, MOST)),
-    **dict.fromkeys(("seed", "warmup", "snapshots", "gamma", "temperature", "most_kl", "z_loss"), (0.0, MOST)),
-    **dict.fromkeys(("fsdp", "processes", "process"), (0.0, MOST)),
+    **dict.fromkeys(("seed", "shape_seeds", "warmup", "snapshots", "gamma", "gammas"), (0.0, MOST)),
+    **dict.fromkeys(("temperature", "most_kl", "z_loss", "fsdp", "processes", "process", "workers"), (0.0, MOST)),
     "mesh": (1.0, MOST),
     **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
     **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0.0, 1.0)),
@@ -94,8 +94,12 @@ def out_of_bounds(options: Any, prefix: str = "--") -> Iterator[str]:
         if is_dataclass(value):
             yield from out_of_bounds(value, f"{name}.")
         low, high = BOUNDS.get(field.name, (-MOST, MOST))
-        numbers = [v for v in (value if isinstance(value, tuple) else [value]) if isinstance(v, int | float)]
+        numbers = [v for v in flat(value) if isinstance(v, int | float)]
         yield from (f"{name}: must be {bounds_text(low, high)}, not {v:g}" for v in numbers if not low <= v <= high)
+
+
+def flat(value: Any) -> list[Any]:
+    return [v for each in value for v in flat(each)] if isinstance(value, tuple) else [value]
 
 
 def bounds_text(low: float, high: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from minipref.training import init_state, reward_loss, train_step
 from scale import folders
 from scale.batches import batch_indices, take
 from scale.execution import Execution
+from scale.files import fingerprint, read_json
 from scale.folders import load_policy, load_rewards, save
 from scale.logs import WALL_CLOCK
 from scale.model import ModelConfig, Transformer
@@ -108,14 +110,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, members, at
 def test_sigterm_saves_the_step_under_way(tmp_path, at):
     """A preemption notice during a step, on a checkpoint's step or between, or at the last: nothing is lost."""
 
-    def batch_and_notice(i):
-        if i == at:
+    def noticed_step(state, batch):
+        if state.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return batch_at(i)
+        return one_step(state, batch)
 
     whole = run(tmp_path / "whole", probe=probe)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", batch_and_notice, probe=probe)
+        run(tmp_path / "cut", step=noticed_step, probe=probe)
     assert [record["step"] for record in records(tmp_path / "cut")][-1] == at + 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     drawn = []
@@ -180,6 +182,65 @@ def test_an_old_log_without_a_checkpoint_is_begun_anew(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "loss": 9.0}\n')
     run(tmp_path)
     assert [r["step"] for r in records(tmp_path)] == list(range(1, STEPS + 1))
+
+
+# ---- batches made ahead
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name.startswith("batches")]
+
+
+def test_batches_are_made_in_order_two_ahead_of_the_step_and_no_further(tmp_path):
+    """When step i begins, i + 2 has been begun at most; and it is, without the loop's asking."""
+    drawn, third = [], threading.Event()
+
+    def noted(i):
+        drawn.append(i)
+        if i == 2:
+            third.set()
+        return batch_at(i)
+
+    def step(state, batch):
+        assert third.wait(60)
+        assert len(drawn) <= int(state.step) + 3
+        return one_step(state, batch)
+
+    run(tmp_path, noted, step=step)
+    assert drawn == list(range(STEPS)) and not threads()
+
+
+@pytest.mark.parametrize("error", [DataError("a bad row"), KeyboardInterrupt()])
+def test_what_the_thread_raises_is_raised_where_its_batch_is_due(tmp_path, error):
+    def failing(i):
+        if i == 5:
+            raise error
+        return batch_at(i)
+
+    with pytest.raises(type(error)):
+        run(tmp_path, failing, every=1)
+    assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5] and not threads()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_thread_ends_when_the_loop_does(tmp_path, error):
+    def step(state, batch):
+        raise error
+
+    with pytest.raises(error):
+        run(tmp_path, step=step)
+    assert not threads()
+
+
+def test_where_the_time_went_is_in_the_folder_but_in_no_hash_of_it(tmp_path):
+    run(tmp_path)
+    before = fingerprint(tmp_path)
+    found = read_json(tmp_path / "timing.json")
+    assert found["steps"] == STEPS and found["programs"] in (0, 1)  # 0: an earlier test compiled it
+    parts = [found[part] for part in ("in the step", "waiting for batches", "compiling", "log and checkpoints")]
+    assert min(parts) >= 0 and sum(parts) == pytest.approx(found["seconds"])
+    (tmp_path / "timing.json").unlink()
+    assert fingerprint(tmp_path) == before
 
 
 def poisoned(i):

@@ -1,0 +1,176 @@
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.table import Table
+
+from minipref.methods import METHODS
+from scale.batches import Limits, scores
+from scale.console import console
+from scale.execution import Compute
+from scale.files import atomic, read_json
+from scale.logs import Sink
+from scale.recipe import Recipe
+from scale.rows import DataError, read
+from scale.stages.align import Align, MethodName, require_columns
+from scale.stages.base import Stage, execute
+from scale.train import Training
+from scale.workers import execute_all, usable_cores, workers
+
+RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl"}
+COLUMNS = ("policy", "method", "parameter", "value", "gamma_first", "gamma_last", "learning_rate", "seed", *RESULTS,
+           "seconds", "programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Stage):
+    """Train a policy with every combination of methods, strengths, KL weights, learning rates and seeds.
+
+    Each is an `align` stage in a folder of its own, METHOD-STRENGTH[-GAMMAS]-RATE-SEED; `results.csv` has a row of
+    each, `seconds` and `programs` (compilations of its step) from its `timing.json`. Small models train one a core.
+    """
+
+    data: Path
+    """Preference rows with the columns of the score stage."""
+    policy: Path
+    """The policy that all start from, the pi_ref that the columns were computed with."""
+    methods: tuple[MethodName, ...] = ("e-dpo",)
+    """Rows of the table of methods."""
+    betas: tuple[float, ...] = ()
+    """Strengths of all methods but ipo. Default: that of align."""
+    taus: tuple[float, ...] = ()
+    """Strengths of ipo. Default: that of align."""
+    gammas: tuple[tuple[float, float], ...] = ()
+    """KL weights at the first and the last step, of the methods with a KL term. Default: each method's own."""
+    learning_rates: tuple[float, ...] = ()
+    """Peak learning rates. Default: that of --training."""
+    seeds: int = 1
+    """Repetitions: with the seed of --training, the next one, and so on."""
+    workers: int = 0
+    """Processes that train side by side, each on a core of its own. 0: one a core. 1: one policy after another in this
+    process, with all that it has: for models too large for a core's share, and on accelerators what 0 means too."""
+    validation: Path | None = None
+    """Scored rows that are not trained on: their log-probs and KL over training go to the logs."""
+    snapshots: int = 0
+    """Also keep each policy at this many steps before the last, in `step-N/`, denser early."""
+    training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
+    """The training run of every policy."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """Optimiser and z-loss."""
+    limits: Limits = field(default_factory=Limits)
+    """Length limits: those of the score stage."""
+    compute: Compute = field(default_factory=Compute)
+    """Devices, memory and precision."""
+    log: tuple[Sink, ...] = ()
+    """Where metrics go besides each policy's `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
+
+    def inputs(self) -> list[Path]:
+        return [path for path in (self.data, self.policy, self.validation) if path]
+
+    def run(self) -> dict[str, Any]:
+        self.check()
+        stages = [self.stage(method, *rest) for method in self.methods for rest in self.grid(method)]
+        check_rows(stages, read(self.data))
+        processes = min(self.processes, len(stages))
+        if processes > 1:
+            with workers(processes) as pool:
+                execute_all(pool, shares(stages, processes), "policies, a share a process")
+        else:
+            for stage in stages:
+                execute(stage)
+        rows = [result(stage) for stage in stages]
+        write(self.out / "results.csv", rows)
+        console.print(table(rows))
+        console.print(f"  {sum(row['programs'] for row in rows)} compilations of the steps of {len(self.methods)} "
+                      f"methods, in {processes} processes", markup=False)
+        return {"policies": len(stages)}
+
+    def check(self) -> None:
+        """Errors: DataError for an option that no method has, or one that holds the same value twice."""
+        rows = [METHODS[method] for method in self.methods]
+        used = {"methods": True, "betas": any(row.strength == "beta" for row in rows),
+                "taus": any(row.strength == "tau" for row in rows), "gammas": any(max(row.gamma) for row in rows),
+                "learning_rates": True}
+        for name, has in used.items():
+            values, flag = [text(value) for value in getattr(self, name)], f"--{name.replace('_', '-')}"
+            if values and not has:
+                raise DataError(f"{flag}: none of {', '.join(self.methods)} has it")
+            if len(set(values)) < len(values):
+                raise DataError(f"{flag} {' '.join(values)}: the same twice, to six digits")
+
+    def grid(self, method: MethodName) -> product:
+        """Strengths x KL weights x learning rates x seeds of one method; None is its own."""
+        row, first = METHODS[method], self.training.seed
+        strengths = self.betas if row.strength == "beta" else self.taus
+        gammas = self.gammas if max(row.gamma) else ()
+        rates = self.learning_rates or (self.training.learning_rate,)
+        return product(strengths or (None,), gammas or (None,), rates, range(first, first + self.seeds))
+
+    def stage(
+        self, method: MethodName, strength: float | None, gamma: tuple[float, float] | None, rate: float, seed: int
+    ) -> Align:
+        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Align) if hasattr(self, f.name)}
+        common |= {"method": method, METHODS[method].strength: strength, "gamma": gamma}
+        seeds = tuple(range(self.training.seed, self.training.seed + self.seeds))
+        training = replace(self.training, learning_rate=rate, seed=seed)
+        stage = Align(**common | {"training": training, "shape_seeds": seeds})
+        name = "-".join(map(text, [method, stage.strength, *([gamma] if gamma else []), rate, seed]))
+        return replace(stage, out=self.out / name)
+
+    @property
+    def processes(self) -> int:
+        alone = jax.default_backend() != "cpu" or jax.process_count() > 1
+        if self.workers > 1 and alone:
+            raise DataError(f"--workers {self.workers}: only processes on one machine's CPU train side by side")
+        return self.workers or (1 if alone else len(usable_cores()))
+
+
+def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
+    """Errors: DataError before anything is trained, where a method needs other columns."""
+    for stage in {stage.method: stage for stage in stages}.values():
+        require_columns(stage.data, rows, stage.fields)
+        stage.check(scores(rows[:1], 2).shape[2])
+
+
+def shares(stages: Sequence[Align], n: int) -> list[Sequence[Align]]:
+    """n parts of neighbours: at most n - 1 methods are in two, and compiled twice."""
+    return [stages[len(stages) * i // n : len(stages) * (i + 1) // n] for i in range(n)]
+
+
+def text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "-".join(map(text, value))
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def result(stage: Align) -> dict[str, Any]:
+    """What was trained, and the metrics of its last step."""
+    last = json.loads((stage.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    timing, (first, final) = read_json(stage.out / "timing.json"), stage.weights
+    values = (stage.out.name, stage.method, METHODS[stage.method].strength, stage.strength, first, final,
+              stage.training.learning_rate, stage.training.seed, *(last.get(name, "") for name in RESULTS.values()),
+              round(timing["seconds"], 3), timing["programs"])
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    shown = Table(title="the last step of each policy", title_justify="left")
+    numbers = (*RESULTS, "seconds")
+    shown.add_column("policy")
+    for name in numbers:
+        shown.add_column(name, justify="right")
+    for row in rows:
+        shown.add_row(row["policy"], *(f"{row[n]:.4g}" if row[n] != "" else "" for n in numbers))
+    return shown

@@ -1,0 +1,199 @@
+"""A grid of policies: each as `align` alone trains it, compiled once a method, skipped where it is complete."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scale import folders
+from scale.batches import Limits
+from scale.console import console
+from scale.files import read_json, write_json
+from scale.model import ModelConfig, Transformer
+from scale.rows import DataError, write
+from scale.run import parse
+from scale.schedule import schedule
+from scale.stages.align import Align, align_step
+from scale.stages.base import execute
+from scale.stages.sweep import Sweep, shares
+from scale.tokenizer import train_codec
+from scale.train import Training
+
+CONFIG = ModelConfig(vocab=272, layers=1, d_model=16, heads=2, head_size=8, d_ff=16)
+LIMITS = Limits(60, 40)
+WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
+TRAINING = Training(6, 4, 1e-2, 1)
+NAMES = ["dpo-0.1-0.01-0", "dpo-0.1-0.01-1", "dpo-0.5-0.01-0", "dpo-0.5-0.01-1",
+         "ipo-0.2-0.01-0", "ipo-0.2-0.01-1", "p-dpo-0.1-0.01-0", "p-dpo-0.1-0.01-1",
+         "p-dpo-0.5-0.01-0", "p-dpo-0.5-0.01-1"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def silent():
+    console.quiet = True
+    yield
+    console.quiet = False
+
+
+def row(rng, i):
+    """Texts of very different lengths, two members' scores, made-up log-probs."""
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(4)]
+    scores = {f"score_{side}": rng.normal(size=2).tolist() for side in ("chosen", "rejected")}
+    logps = {f"ref_{side}_logps": float(-rng.uniform(5, 20)) for side in ("chosen", "rejected", "sample")}
+    return dict(zip(("prompt", "chosen", "rejected", "ref_sample"), texts, strict=True)) | {
+        "ref_sample_complete": True, **scores, **logps}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    at = tmp_path_factory.mktemp("sweep")
+    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_codec(WORDS, 272))
+    rng = np.random.default_rng(0)
+    hashes = folders.load_policy(at / "policy").hashes | {"limits": str(LIMITS)}
+    write(at / "rows.parquet", [row(rng, i) for i in range(20)], hashes)
+    return at
+
+
+def sweep(folder, out, **options) -> Sweep:
+    options = {"methods": ("dpo", "ipo", "p-dpo"), "betas": (0.1, 0.5), "taus": (0.2,), "seeds": 2} | options
+    return Sweep(out=out, data=folder / "rows.parquet", policy=folder / "policy", training=TRAINING, limits=LIMITS,
+                 **options)
+
+
+@pytest.fixture(scope="module")
+def swept(folder) -> Path:
+    """Ten policies in two processes."""
+    assert execute(sweep(folder, folder / "swept", workers=2)) == {"policies": 10}
+    return folder / "swept"
+
+
+def rows_of(out):
+    return list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+
+
+def last_of(out):
+    return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_row_for_each_policy_with_the_numbers_of_its_last_step(swept):
+    found = rows_of(swept)
+    assert [r["policy"] for r in found] == NAMES
+    assert [(r["parameter"], r["value"], r["seed"]) for r in found[3:5]] == [("beta", "0.5", "1"), ("tau", "0.2", "0")]
+    for r in found:
+        last = last_of(swept / r["policy"])
+        assert last["step"] == 6 and float(r["loss"]) == last["loss"] and float(r["margin"]) == last["rewards/margins"]
+        assert float(r["accuracy"]) == last["rewards/accuracies"]
+        assert float(r["seconds"]) == pytest.approx(read_json(swept / r["policy"] / "timing.json")["seconds"], abs=1e-3)
+        assert (r["gamma_first"], r["gamma_last"]) == (("0.0001", "0.01") if r["method"] == "p-dpo" else ("0.0", "0.0"))
+        assert r["kl"] == (str(last["kl"]) if r["method"] == "p-dpo" else "")
+    assert len({r["loss"] for r in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dpo-0.5-0.01-1", {"method": "dpo", "beta": 0.5}), ("ipo-0.2-0.01-0", {"method": "ipo", "tau": 0.2}),
+     ("p-dpo-0.1-0.01-1", {"method": "p-dpo", "beta": 0.1})],
+)
+def test_a_policy_is_the_one_that_align_trains_alone(folder, swept, tmp_path, name, options):
+    training = replace(TRAINING, seed=int(name[-1]))
+    alone = Align(out=tmp_path, data=folder / "rows.parquet", policy=folder / "policy", training=training,
+                  limits=LIMITS, **options)
+    execute(alone)
+    assert last_of(swept / name)["loss"] == pytest.approx(last_of(tmp_path)["loss"], rel=1e-6)
+    moved, expected = (np.asarray(folders.load_policy(at).model.embedding) for at in (swept / name, tmp_path))
+    np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-5)  # moved by some 0.04
+
+
+def test_a_step_is_compiled_once_a_method_and_shape(folder, tmp_path):
+    """Twelve policies in this process, of two methods, two strengths and three seeds."""
+    align_step.clear_cache()
+    execute(sweep(folder, tmp_path, methods=("dpo", "p-dpo"), taus=(), seeds=3, workers=1))
+    assert [r["programs"] for r in rows_of(tmp_path)] == ["1", *"00000", "1", *"00000"]
+
+
+def test_a_worker_gets_neighbours(folder):
+    stage = sweep(folder, folder).stage("dpo", None, None, 1e-2, 0)
+    stages = [replace(stage, snapshots=i) for i in range(10)]
+    assert [[s.snapshots for s in part] for part in shares(stages, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+
+
+def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
+    """Where alone they would not."""
+    policy = folders.load_policy(folder / "policy")
+    stage = Align(out=folder, data=folder / "rows.parquet", policy=folder / "policy", limits=LIMITS)
+    data = stage.load(policy, stage.data, ["chosen", "rejected"])
+    runs = [replace(TRAINING, seed=seed) for seed in range(3)]
+    alone = {shape for run in runs for shape in schedule(data, run, policy.model).shapes}
+    together = [schedule(data, run, policy.model, range(3)) for run in runs]
+    assert len(alone) > 1 and len({shape for run in together for shape in run.shapes}) == 1
+    for run, each in zip(runs, together, strict=True):
+        np.testing.assert_array_equal(each.rows, schedule(data, run, policy.model).rows)
+        lengths = data.tokens.lengths[each.rows].sum((1, 2))
+        assert max(lengths) <= each.shapes[0].width and len(each.shapes) == TRAINING.steps
+
+
+def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
+    stage = sweep(folder, tmp_path, methods=("dpo",), taus=(), workers=1, seeds=1)
+    execute(stage)
+    before = rows_of(tmp_path)
+    kept, lost = (tmp_path / name for name in ("dpo-0.1-0.01-0", "dpo-0.5-0.01-0"))
+    for path in (tmp_path / "stage.json", lost / "stage.json"):  # as if stopped
+        write_json(path, {k: v for k, v in read_json(path).items() if k != "findings"})
+    times = [(path / "weights.safetensors").stat().st_mtime_ns for path in (kept, lost)]
+    execute(stage)
+    again = [(path / "weights.safetensors").stat().st_mtime_ns for path in (kept, lost)]
+    assert again[0] == times[0] and again[1] > times[1]
+    assert [r["loss"] for r in rows_of(tmp_path)] == [r["loss"] for r in before]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"methods": ("ipo",), "taus": ()}, "--betas: none of ipo has it"),
+        ({"methods": ("dpo",)}, "--taus: none of dpo has it"),
+        ({"methods": ("dpo", "ipo"), "gammas": ((0.0, 0.1),)}, "--gammas: none of dpo, ipo has it"),
+        ({"betas": (0.1, 0.1)}, "--betas 0.1 0.1: the same twice"),
+        ({"methods": ("ipo", "dpo", "ipo")}, "--methods ipo dpo ipo: the same twice"),
+        ({"learning_rates": (1e-3, 1e-3)}, "--learning-rates 0.001 0.001: the same twice"),
+        ({"gammas": ((0.0, 0.1), (0.0, 0.1))}, "--gammas 0-0.1 0-0.1: the same twice"),
+        ({"gammas": ((0.0, -0.1),)}, "--gammas: must be at least 0, not -0.1"),
+        ({"betas": (0.1, 0.0)}, "--betas: must be above 0, not 0"),
+        ({"seeds": 0}, "--seeds: must be at least 1, not 0"),
+        ({"workers": -1}, "--workers: must be at least 0, not -1"),
+        ({"methods": ("dpo", "ipo", "d-dpo")}, "distils one reward.*, not 2"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_trained(folder, tmp_path, options, named):
+    with pytest.raises(DataError, match=named):
+        execute(sweep(folder, tmp_path / "out", workers=options.pop("workers", 1), **options))
+    assert not list((tmp_path / "out").glob("*/"))
+
+
+def test_columns_are_looked_at_before_anything_is_trained(folder, tmp_path):
+    stage = sweep(folder, tmp_path / "out", workers=1)
+    rows = [{k: v for k, v in row(np.random.default_rng(0), 0).items() if k != "ref_sample"}]
+    write(tmp_path / "rows.parquet", rows, {})
+    with pytest.raises(DataError, match=r"rows.parquet: row 1: field 'ref_sample': missing"):
+        execute(replace(stage, data=tmp_path / "rows.parquet"))
+    assert not list((tmp_path / "out").glob("*/"))
+
+
+def test_gammas_are_for_the_methods_with_a_kl_term(folder, tmp_path):
+    stage = sweep(folder, tmp_path, betas=(), taus=(), gammas=((0.0, 0.0), (0.0, 0.5)), learning_rates=(1e-3,), seeds=1)
+    found = [stage.stage(method, *rest) for method in stage.methods for rest in stage.grid(method)]
+    assert [(s.out.name, s.gamma) for s in found] == [
+        ("dpo-0.1-0.001-0", None), ("ipo-0.1-0.001-0", None),
+        ("p-dpo-0.1-0-0-0.001-0", (0.0, 0.0)), ("p-dpo-0.1-0-0.5-0.001-0", (0.0, 0.5))]
+    assert found[0].beta is None and found[0].training == replace(TRAINING, learning_rate=1e-3)
+
+
+def test_from_the_command_line():
+    argv = ["sweep", "--out", "o", "--data", "d", "--policy", "p", "--methods", "dpo", "p-dpo", "--betas", "0.1", "1",
+            "--gammas", "0", "0.1", "0", "0.5", "--seeds", "3", "--training.steps", "9"]
+    expected = Sweep(out=Path("o"), data=Path("d"), policy=Path("p"), methods=("dpo", "p-dpo"), betas=(0.1, 1.0),
+                     gammas=((0.0, 0.1), (0.0, 0.5)), seeds=3)
+    assert parse(argv) == replace(expected, training=replace(expected.training, steps=9))
