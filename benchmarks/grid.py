@@ -16,14 +16,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from benchmarks.machine import describe, median, timed
-from benchmarks.step import Shape, rows
+from benchmarks.work import Work, rows
 from minipref.training import TrainState
 from scale import folders
 from scale.batches import Limits
@@ -63,7 +62,7 @@ class Options:
     """Members of the second table's grids."""
     rounds: int = 15
     """Rounds of the second table's measurement."""
-    shape: Shape = field(default_factory=lambda: Shape(ModelConfig(), 16, 48, 24))
+    work: Work = field(default_factory=lambda: Work(ModelConfig(), 16, 48, 24))
     """A step's work in the second table."""
 
 
@@ -129,16 +128,16 @@ def members(options: Options, n: int) -> list[TrainState]:
     """n of the states that a grid starts from, no two alike."""
     def state(i: int) -> TrainState:
         values = hyper(Training(learning_rate=1e-3 * (1 + i % 4)), 0.1 * 2 ** (i // 4), (1e-4, 1e-2))
-        return start_state(Transformer(options.shape.model, jax.random.key(0)), Recipe(), values)
+        return start_state(Transformer(options.work.model, jax.random.key(0)), Recipe(), values)
 
     return [state(i) for i in range(n)]
 
 
 def vmapped(options: Options, n: int) -> str:
     """One row of the table: medians of rounds in which both ways take a step of all members."""
-    method, batch = options.methods[-1], jax.device_put(rows(options.shape, 3, MEMBERS))
+    method, batch = options.methods[-1], jax.device_put(rows(options.work, 3, MEMBERS))
     step = partial(align_step, method, Recipe())
-    every = jax.jit(eqx.filter_vmap(step, in_axes=(eqx.if_array(0), None)), donate_argnums=0)
+    every = jax.jit(jax.vmap(step, (0, None)), donate_argnums=0)
     states: dict[str, Any] = {"alone": members(options, n)}
     states["vmap"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members(options, n))
     losses: dict[str, Any] = {}
@@ -158,7 +157,7 @@ def vmapped(options: Options, n: int) -> str:
     difference = float(jnp.abs(losses["alone"] - losses["vmap"]).max())
     rounds = [(timed(alone), timed(together)) for _ in range(options.rounds)]
     single, joint = (median([each[i] for each in rounds]) for i in range(2))
-    tokens = n * options.shape.batch * (options.shape.prompt + 3 * options.shape.response)
+    tokens = n * options.work.batch * (options.work.prompt + 3 * options.work.response)
     return (f"| {method} x {n} | {single * 1e3:.1f} | {joint * 1e3:.1f} | {single / joint:.2f} x | "
             f"{tokens / single:,.0f} | {tokens / joint:,.0f} | {first[0]:.1f} | {first[1]:.1f} | {difference:.0e} |")
 
