@@ -1,18 +1,18 @@
 """`python -m benchmarks.peers`: one and the same DPO step in TRL (PyTorch), Tunix (JAX) and here, side by side.
 
-The same initial weights (a Hugging Face folder that all three load), rows and order of rows, stored reference log-probs,
-objective and optimiser (Adam, the gradient clipped at norm 1, a constant learning rate). The first step's losses must agree, else
-there is no result: they depend on every weight and every token, since the reference is not the policy itself.
+All three load the same initial weights (a Hugging Face folder), read the same rows in the same order with the same stored
+reference log-probs, and have the same objective and optimiser (Adam, the gradient clipped at norm 1, a constant learning
+rate). The losses of the first step must agree, else there is no result. They depend on all weights and tokens: the
+reference is not the policy itself.
 
 Each library is a process of its own, in its fastest configuration. After two passes over all batches, which compile what is
-compiled, they take turns: a round is one pass of each, alone at work. Ratios are minipref's over the other's, in the same round:
-the median, and the range over rounds. Memory is each process's peak, its libraries included (on a GPU: the allocator's).
+compiled, they take turns: a round is one pass of each, alone at work. Ratios are minipref's over the other's in the same
+round, their median and range. Memory is each process's peak, its libraries included; on a GPU, the allocator's. Real tokens
+are those of prompt, chosen and rejected response, each once: no padding, and no prompt twice.
 
-Real tokens are those of prompt, chosen and rejected response, each once: no padding, and no prompt twice.
-
-What TRL 1.16.0 has and is not used: `padding_free` warns and pads ("temporarily unavailable"); Liger's layers and the Hub's
-kernels are for GPUs (Liger's are used there). Tunix 0.1.7 computes in the type of its weights, so it has no float32 weights under
-bfloat16 products. IPO is left out: TRL's is of token means, another objective than the paper's, and Tunix has none.
+Not used of TRL 1.16.0: `padding_free`, which warns that it is "temporarily unavailable" and pads; on a CPU Liger's layers,
+whose kernels are for GPUs. Tunix 0.1.7 computes in the type of its weights, so that it has no bfloat16 products with float32
+weights. IPO is left out: TRL's is of token means, another objective than the paper's, and Tunix has none.
 """
 
 import json
@@ -36,7 +36,8 @@ from scale.rows import DataError
 from scale.tokenizer import Codec
 
 Library = Literal["trl", "tunix", "minipref"]
-PACKAGES = {"trl": ("trl", "transformers", "torch"), "tunix": ("google-tunix", "flax", "jax"), "minipref": ("jax", "equinox")}
+PACKAGES = {"trl": ("trl", "transformers", "torch"), "tunix": ("google-tunix", "flax", "jax"),
+            "minipref": ("jax", "equinox")}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1",
                "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -73,8 +74,8 @@ class Program:
         self.library, self.log = library, folder / f"{library}.log"
         command = [sys.executable, "-m", f"benchmarks.peers.step_{library}", str(folder)]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                                            env=os.environ | ENVIRONMENT)
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
+            self.process = subprocess.Popen(command, text=True, env=os.environ | ENVIRONMENT, **pipes)
 
     def run(self) -> dict[str, Any]:
         """One pass over the work. Errors: RuntimeError with the last lines that a program printed before it stopped."""
@@ -97,7 +98,7 @@ def compare(shape: Shape, codec: Codec, tokens: Tokens, options: Options) -> dic
         programs = {library: Program(library, folder) for library in options.libraries}
         try:
             passes = {library: [program.run() for _ in range(WARM_UP)] for library, program in programs.items()}
-            require_agreement({library: found[0]["losses"] for library, found in passes.items()}, TOLERANCE[options.dtype])
+            require_agreement(first_losses(passes), TOLERANCE[options.dtype])
             for _ in range(options.rounds):
                 for library, program in programs.items():
                     passes[library].append(program.run())
@@ -105,6 +106,11 @@ def compare(shape: Shape, codec: Codec, tokens: Tokens, options: Options) -> dic
             for program in programs.values():
                 program.close()
     return passes
+
+
+def first_losses(passes: dict[str, Passes]) -> dict[str, list[float]]:
+    """Those of each step of the first pass."""
+    return {library: found[0]["losses"] for library, found in passes.items()}
 
 
 def require_agreement(losses: dict[str, list[float]], tolerance: float) -> None:
@@ -141,9 +147,9 @@ def measured(shape: Shape, tokens: Tokens, passes: dict[str, Passes]) -> dict[st
 
 def summary(passes: Passes, pairs: int, tokens: int) -> dict[str, Any]:
     seconds = [found["seconds"] for found in passes]
-    typical = median(seconds[WARM_UP:])
+    last, typical = passes[-1], median(seconds[WARM_UP:])
     return {"pairs_per_second": pairs / typical, "tokens_per_second": tokens / typical, "seconds": seconds[WARM_UP:],
-            "warm_up_seconds": seconds[:WARM_UP], "peak_memory_gib": passes[-1]["memory"], "device": passes[-1]["device"]}
+            "warm_up_seconds": seconds[:WARM_UP], "peak_memory_gib": last["memory"], "device": last["device"]}
 
 
 def result(options: Options) -> dict[str, Any]:
@@ -151,37 +157,44 @@ def result(options: Options) -> dict[str, Any]:
     shapes, losses = {}, {}
     for name in options.shapes:
         shape = SHAPES[name]
-        for kind in shape.rows:
-            if kind == "hh" and options.hh is None:
-                continue
+        for kind in shape.rows if options.hh else set(shape.rows) - {"hh"}:
             codec, tokens = rows_of(kind, shape, options.hh, options.lengths, options.pairs)
             passes = compare(shape, codec, tokens, options)
             shapes[f"{name} {kind}"] = measured(shape, tokens, passes)
-            losses[f"{name} {kind}"] = {library: found[0]["losses"] for library, found in passes.items()}
+            losses[f"{name} {kind}"] = first_losses(passes)
     versions = {package: version(package) for library in options.libraries for package in PACKAGES[library]}
-    return {"ratios": next(iter(shapes.values()))["ratios"], "shapes": shapes, "losses": losses, "rounds": options.rounds,
-            "dtype": options.dtype, "machine": describe(),
-            "versions": versions}
+    return {"ratios": next(iter(shapes.values()))["ratios"], "shapes": shapes, "losses": losses,
+            "rounds": options.rounds, "dtype": options.dtype, "machine": describe(), "versions": versions}
 
 
 def table(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
     lines = [f"{found['machine']}; {versions}; {found['dtype']}, {found['rounds']} rounds", "",
-             "| model, rows | library | pairs/s | real tokens/s | peak GiB | minipref's pairs/s over its | minipref's memory over its |",
+             "| model, rows | library | pairs/s | real tokens/s | peak GiB | minipref's pairs/s over its | memory |",
              "|---|---|---|---|---|---|---|"]
     return "\n".join(lines + [row for name, shape in found["shapes"].items() for row in table_rows(name, shape)])
 
 
 def table_rows(name: str, shape: dict[str, Any]) -> Iterator[str]:
     for library, of in shape["libraries"].items():
-        against = shape["ratios"].get(library)
-        speed = "{:.2f} [{:.2f}, {:.2f}]".format(against["pairs_per_second"], *against["pairs_per_second_range"]) if against else ""
-        memory = f"{against['peak_memory']:.2f}" if against else ""
         yield (f"| {name} | {library} | {of['pairs_per_second']:.2f} | {of['tokens_per_second']:,.0f} | "
-               f"{of['peak_memory_gib']:.2f} | {speed} | {memory} |")
+               f"{of['peak_memory_gib']:.2f} | {against(shape['ratios'].get(library))} |")
+
+
+def against(ratio: dict[str, Any] | None) -> str:
+    if ratio is None:
+        return "|"
+    low, high = ratio["pairs_per_second_range"]
+    return f"{ratio['pairs_per_second']:.2f} [{low:.2f}, {high:.2f}] | {ratio['peak_memory']:.2f}"
 
 
 def main(options: Options) -> None:
+    """Errors: DataError for options that do not go together."""
+    if options.dtype == "bfloat16" and "tunix" in options.libraries:
+        raise DataError("--dtype bfloat16: Tunix has no float32 weights with it; --libraries trl minipref")
+    for name in options.shapes:
+        if options.pairs % SHAPES[name].batch:
+            raise DataError(f"--pairs {options.pairs}: not a multiple of {name}'s batch of {SHAPES[name].batch}")
     jax.config.update("jax_platforms", "cpu")  # accelerators are the programs'
     found = result(options)
     print(json.dumps(found) if options.json else table(found))

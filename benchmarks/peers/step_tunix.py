@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers.step_tunix FOLDER`: DPO steps of Tunix's `DPOTrainer`, in its own training loop.
 
-As fast as it goes: no rematerialisation, and each batch padded to the next multiples of `GRAIN` of its longest prompt and
-its longest response, whose compilations are not timed.
+As fast as it goes: no rematerialisation, and each batch padded to the next multiples of `GRAIN` of its longest prompt
+and its longest response, whose compilations are not timed.
 """
 
 import sys
@@ -25,8 +25,10 @@ Given = tuple[TrainingInput, np.ndarray]
 
 
 class Stored(DPOTrainer):
-    """Given reference log-probs, which Tunix's loss takes but its trainer computes anew with a reference model at every
-    step; and keeps the losses."""
+    """Given reference log-probs, which Tunix's loss takes and its trainer would compute at every step, with a reference
+    model; and keeps the losses."""
+
+    losses: list[jax.Array]
 
     def _prepare_inputs(self, given: Given) -> TrainExample:
         tokens, ref = given

@@ -65,5 +65,5 @@ class Turns:
         """`accelerator_bytes` is the peak there, where there is one; else the process's own counts."""
         seconds = time.perf_counter() - self.start
         memory = accelerator_bytes / 2**30 or peak_memory_gib()
-        answer = {"seconds": seconds, "losses": [float(loss) for loss in losses], "memory": memory, "device": self.device}
+        answer = {"seconds": seconds, "losses": list(map(float, losses)), "memory": memory, "device": self.device}
         print(json.dumps(answer), file=self.answers, flush=True)
