@@ -1,18 +1,18 @@
 """`python -m benchmarks.peers`: one and the same DPO step in TRL (PyTorch), Tunix (JAX) and here, side by side.
 
-All three load the same initial weights (a Hugging Face folder), read the same rows in the same order with the same stored
-reference log-probs, and have the same objective and optimiser (Adam, the gradient clipped at norm 1, a constant learning
-rate). The losses of the first step must agree, else there is no result. They depend on all weights and tokens: the
-reference is not the policy itself.
+All three load the same initial weights (a Hugging Face folder), read the same rows in the same order with the same
+stored reference log-probs, and have the same objective and optimiser (Adam, the gradient clipped at norm 1, a constant
+learning rate). The losses of the first step must agree, else there is no result. They depend on all weights and tokens:
+the reference is not the policy itself.
 
-Each library is a process of its own, in its fastest configuration. After two passes over all batches, which compile what is
-compiled, they take turns: a round is one pass of each, alone at work. Ratios are minipref's over the other's in the same
-round, their median and range. Memory is each process's peak, its libraries included; on a GPU, the allocator's. Real tokens
-are those of prompt, chosen and rejected response, each once: no padding, and no prompt twice.
+Each library is a process of its own, in its fastest configuration. After two passes over all batches, which compile
+what is compiled, they take turns: a round is one pass of each, alone at work. Ratios are minipref's over the other's in
+the same round, their median and range. Memory is each process's peak, its libraries included; on a GPU, the
+allocator's. Real tokens are those of prompt, chosen and rejected response, each once: no padding, and no prompt twice.
 
-Not used of TRL 1.16.0: `padding_free`, which warns that it is "temporarily unavailable" and pads; on a CPU Liger's layers,
-whose kernels are for GPUs. Tunix 0.1.7 computes in the type of its weights, so that it has no bfloat16 products with float32
-weights. IPO is left out: TRL's is of token means, another objective than the paper's, and Tunix has none.
+Not used of TRL 1.16.0: `padding_free`, which warns that it is "temporarily unavailable" and pads; on a CPU Liger's
+layers, whose kernels are for GPUs. Tunix 0.1.7 computes in the type of its weights, so that it has no bfloat16 products
+with float32 weights. IPO is left out: TRL's is of token means, another objective than the paper's, and Tunix has none.
 """
 
 import json
@@ -74,8 +74,10 @@ class Program:
         self.library, self.log = library, folder / f"{library}.log"
         command = [sys.executable, "-m", f"benchmarks.peers.step_{library}", str(folder)]
         with self.log.open("w") as log:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
-            self.process = subprocess.Popen(command, text=True, env=os.environ | ENVIRONMENT, **pipes)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env=os.environ | ENVIRONMENT,
+            )
 
     def run(self) -> dict[str, Any]:
         """One pass over the work. Errors: RuntimeError with the last lines that a program printed before it stopped."""
@@ -97,7 +99,9 @@ def compare(shape: Shape, codec: Codec, tokens: Tokens, options: Options) -> dic
         save(folder, shape, codec, tokens, options.dtype)
         programs = {library: Program(library, folder) for library in options.libraries}
         try:
-            passes = {library: [program.run() for _ in range(WARM_UP)] for library, program in programs.items()}
+            passes: dict[str, Passes] = {}
+            for library, program in programs.items():
+                passes[library] = [program.run() for _ in range(WARM_UP)]
             require_agreement(first_losses(passes), TOLERANCE[options.dtype])
             for _ in range(options.rounds):
                 for library, program in programs.items():

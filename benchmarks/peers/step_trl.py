@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers.step_trl FOLDER`: DPO steps of TRL's `DPOTrainer`, in its own training loop.
 
-As fast as it goes: reference log-probs are columns (`precompute_ref_log_probs`), batches are padded to their longest row,
-no gradient checkpointing; by default it meets the vocabulary in chunks, has PyTorch's fused AdamW and its attention.
+As fast as it goes: reference log-probs are columns (`precompute_ref_log_probs`), batches are padded to their longest
+row, no gradient checkpointing. By default it meets the vocabulary in chunks, with PyTorch's fused AdamW and attention.
 """
 
 import sys

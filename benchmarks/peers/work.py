@@ -44,8 +44,7 @@ class Work(NamedTuple):
 
 def load(folder: Path) -> Work:
     with np.load(folder / "work.npz") as file:
-        arrays = [file[name] for name in ("ids", "ends", "ref_logps")]
-        return Work(*arrays, int(file["batch"]), str(file["dtype"]))
+        return Work(file["ids"], file["ends"], file["ref_logps"], int(file["batch"]), str(file["dtype"]))
 
 
 class Turns:
