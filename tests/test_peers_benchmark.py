@@ -1,9 +1,6 @@
 """The side-by-side benchmark: the libraries do the same work, and its arithmetic."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -15,8 +12,9 @@ from benchmarks.peers.shapes import SHAPES, random_tokens, save
 from benchmarks.peers.work import load
 from scale.tokenizer import SMALLEST, train_codec
 
-TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, layers=1, vocab=SMALLEST + 40), batch=2)
-LIBRARIES = ("trl", "tunix", "minipref")
+TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, layers=1, vocab=SMALLEST + 40), batch=2,
+               rows=("short",))
+RATIOS = ("pairs_per_second", "tokens_per_second", "peak_memory")
 
 
 def passes(*rounds, memory):
@@ -57,18 +55,22 @@ def test_work_is_read_as_written(tmp_path):
     assert (work.steps, work.dtype) == (2, "float32")
 
 
-def test_all_three_do_the_same_work():
+def test_all_three_do_the_same_work(monkeypatch, capsys):
     """In processes of their own: the libraries warn when imported. Four pairs of unequal lengths, two a step."""
     missing = [name for name in ("trl", "tunix") if not find_spec(name)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}; see benchmarks/README.md")
-    options = peers.Options(rounds=1)
-    found = peers.compare(TINY, train_codec([], SMALLEST), uneven(), options)
-    losses = [found[library][0]["losses"] for library in LIBRARIES]
+    monkeypatch.setitem(peers.SHAPES, "miniature", TINY)
+    monkeypatch.setattr(peers, "rows_of", lambda *_: (train_codec([], SMALLEST), uneven()))
+    peers.main(peers.Options(shapes=("miniature",), pairs=4, rounds=1, json=True))
+    found = json.loads(capsys.readouterr().out)
+    losses = list(found["losses"]["miniature short"].values())
     np.testing.assert_allclose(losses, losses[:1] * 3, atol=1e-4)
     assert min(abs(loss - np.log(2)) for loss in losses[0]) > 1e-2  # or any weights would do
-    assert {name: len(of) for name, of in found.items()} == dict.fromkeys(LIBRARIES, 3)
-    assert all(of["memory"] > 0.1 and of["seconds"] > 0 for each in found.values() for of in each)
+    assert set(found) == {"ratios", "shapes", "losses", "rounds", "dtype", "machine", "versions"}
+    assert found["ratios"] == found["shapes"]["miniature short"]["ratios"]
+    assert all(found["ratios"][peer][name] > 0 for peer in ("trl", "tunix") for name in RATIOS)
+    assert peers.table(found).count("\n| miniature short |") == 3
 
 
 def uneven():
@@ -77,15 +79,8 @@ def uneven():
     return peers.Tokens(rng.integers(SMALLEST, TINY.model.vocab, ends[-1]).astype(np.int32), ends.reshape(4, 3))
 
 
-def test_json_of_a_run():
-    """On minipref alone, as the command line prints it."""
-    options = ["--shapes", "miniature", "--pairs", "16", "--rounds", "1", "--libraries", "minipref"]
-    command = [sys.executable, "-m", "benchmarks.peers", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found) == {"ratios", "shapes", "losses", "rounds", "dtype", "machine", "versions"}
-    assert list(found["shapes"]) == list(found["losses"]) == ["miniature short"]
-    of = found["shapes"]["miniature short"]
-    assert of["pairs"] == 16 and len(found["losses"]["miniature short"]["minipref"]) == 1
-    assert found["ratios"] == {} and set(of["libraries"]) == {"minipref"}
+def test_options_that_do_not_go_together():
+    with pytest.raises(peers.DataError, match="not a multiple of 49m's batch of 4"):
+        peers.main(peers.Options(pairs=6))
+    with pytest.raises(peers.DataError, match="Tunix has no float32 weights"):
+        peers.main(peers.Options(dtype="bfloat16"))
