@@ -1,4 +1,4 @@
-"""What a number was measured on."""
+"""What a number was measured on. JAX is imported by what needs it: it would count as memory of a program without it."""
 
 import os
 import platform
@@ -11,11 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 
 def describe() -> str:
+    import jax
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = jax.devices()[0]
     return (f"{date.today()}, {cores} cores ({platform.machine()}), {device.device_kind}, "
@@ -24,6 +23,9 @@ def describe() -> str:
 
 def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
     """Best float32 matrix-product rate of this machine (FLOP/s): the peak that shares are of."""
+    import jax
+    import jax.numpy as jnp
+
     a = jnp.ones((size, size))
     product = jax.jit(lambda a: a @ a)
     seconds = [timed(lambda: product(a)) for _ in range(repeats + 2)][2:]
@@ -31,6 +33,8 @@ def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
 
 
 def timed(call: Callable[[], Any]) -> float:
+    import jax
+
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start

@@ -1,0 +1,84 @@
+"""The models and the rows of `python -m benchmarks.peers`."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scale.batches import Limits, encode
+from scale.corpus import docstrings
+from scale.folders import codec_of
+from scale.model import ModelConfig, Transformer
+from scale.packing import Tokens
+from scale.presets import MODELS
+from scale.rows import DataError, Row, read
+from scale.tokenizer import SMALLEST, Codec, train_codec
+from scale.weights.huggingface import export
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama, and how its rows come in batches."""
+
+    model: ModelConfig
+    batch: int
+    rows: tuple[str, ...] = ("hh", "short")
+    whole: bool = False
+    """Whether rows are as long as they are, up to the model's context."""
+
+
+# RoPE's base is the only one that Tunix's Llama has, whatever its configuration says
+SMOLLM2 = replace(MODELS["smollm2-135m"], rope_base=1e6)
+SHAPES = {
+    "49m": Shape(replace(SMOLLM2, layers=6), 4),
+    "135m": Shape(SMOLLM2, 2),
+    "miniature": Shape(
+        replace(SMOLLM2, vocab=1024, layers=2, d_model=64, heads=2, head_size=32, kv_heads=1, d_ff=256), 16, whole=True
+    ),
+    "1b": Shape(  # Llama 3.2 1B's
+        replace(SMOLLM2, vocab=128_256, layers=16, d_model=2048, heads=32, head_size=64, kv_heads=8, d_ff=8192), 8,
+        rows=("random",),
+    ),
+}
+
+
+def save(folder: Path, shape: Shape, codec: Codec, tokens: Tokens, dtype: str) -> None:
+    """The reference is the uniform distribution over the vocabulary: with the policy itself as its own reference, the
+    first loss is log 2 whatever the weights and the tokens are, and would prove nothing."""
+    ref_logps = -tokens.lengths[:, 1:] * math.log(shape.model.vocab)
+    arrays = tokens._asdict() | {"ref_logps": ref_logps.astype(np.float32), "batch": shape.batch, "dtype": dtype}
+    np.savez(folder / "work.npz", **arrays)
+    export(folder / "model", Transformer(shape.model, jax.random.key(0)), codec)
+
+
+def rows_of(kind: str, shape: Shape, hh: Path | None, lengths: tuple[int, int], n: int) -> tuple[Codec, Tokens]:
+    """The first n rows of `kind`, and the tokenizer of the model that reads them."""
+    if kind == "random":
+        return train_codec([], SMALLEST), random_tokens(shape.model.vocab, lengths, n)
+    texts = read(hh) if kind == "hh" and hh else short_rows()
+    if shape.whole:
+        codec = train_codec((row[field] for row in texts for field in ("prompt", "chosen")), shape.model.vocab)
+        limits = Limits(shape.model.context // 2, shape.model.context // 2)
+    else:
+        codec, limits = codec_of(Path("smollm2")), Limits(*lengths, "keep-end")
+    tokens = encode(codec, texts, ["chosen", "rejected"], limits).tokens
+    if len(tokens.ends) < n:
+        raise DataError(f"--pairs {n}: there are {len(tokens.ends)} {kind} rows within {limits.response} tokens")
+    return codec, tokens.take(np.arange(n))
+
+
+def short_rows() -> list[Row]:
+    """Docstrings of the installed code: each one's summary, chosen over that of another."""
+    found = docstrings()
+    order = np.random.default_rng(0).permutation(len(found))
+    return [{"prompt": found[i]["prompt"], "chosen": found[i]["completion"], "rejected": found[j]["completion"]}
+            for i, j in zip(order, np.roll(order, 1), strict=True)]
+
+
+def random_tokens(vocab: int, lengths: tuple[int, int], n: int) -> Tokens:
+    """Rows of exactly these lengths."""
+    prompt, response = lengths
+    ends = np.cumsum(np.tile([prompt, response, response], n)).reshape(n, 3)
+    return Tokens(np.random.default_rng(0).integers(SMALLEST, vocab, ends[-1, -1], np.int32), ends)

@@ -1,0 +1,62 @@
+"""`python -m benchmarks.peers.step_minipref FOLDER`: DPO steps as `python -m scale.run align` makes them.
+
+The shapes of the batches are those that `scale.schedule` chooses for a run of `RUN` steps of such batches.
+"""
+
+# ruff: noqa: E402
+from scale.memory import keep_freed_memory
+
+keep_freed_memory()
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.peers.work import BETA, LEARNING_RATE, Turns, Work, load
+from scale.batches import Encoded
+from scale.execution import Compute, execution
+from scale.folders import load_policy
+from scale.model import Transformer
+from scale.packing import Shape, Tokens
+from scale.recipe import Recipe, start_state
+from scale.roofline import batch_flops, speed_of
+from scale.schedule import COMPILATION, CPU_FLOPS, Schedule, few, least_sizes
+from scale.stages.align import align_step
+from scale.train import Training, hyper
+
+RUN = 1000
+
+
+def schedule(work: Work, model: Transformer) -> Schedule:
+    """`scale.schedule.schedule` on the rows in their order; that one draws the order."""
+    n, batch, shards = len(work.ends), work.batch, model.execution.batch_shards
+    tokens = Tokens(work.ids, work.ends)
+    data = Encoded(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
+    rows = np.arange(n).reshape(-1, batch)
+    price = COMPILATION * (speed_of(model, 1, 1).peak_flops or CPU_FLOPS) * work.steps / RUN
+    least = least_sizes(tokens.lengths[rows], shards)
+    sizes = few(least, lambda sizes: batch_flops(model, shards, batch, *sizes.T), price)
+    return Schedule(data, rows, [Shape(shards, *map(int, each)) for each in sizes], model.execution)
+
+
+def main(folder: Path) -> None:
+    turns, work, recipe = Turns(jax.devices()[0].device_kind), load(folder), Recipe()
+    policy = load_policy(folder / "model", execution(Compute(dtype=work.dtype))).model  # type: ignore[arg-type]
+    batches = schedule(work, policy)
+    constant = Training(RUN, work.batch, LEARNING_RATE, warmup=0, floor=1.0)
+    state = start_state(policy, recipe, hyper(constant, BETA))
+    del policy
+    while turns.asked():
+        losses = []
+        for i in range(work.steps):
+            state, metrics = align_step("dpo", recipe, state, batches.batch(i))
+            losses.append(metrics["loss"])
+        jax.block_until_ready(state)
+        stats = jax.devices()[0].memory_stats() or {}
+        turns.done(losses, stats.get("peak_bytes_in_use", 0))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
