@@ -56,7 +56,7 @@ class Options:
     pairs: int = 64
     """Pairs of a pass: a multiple of each batch."""
     lengths: tuple[int, int] = (256, 256)
-    """Tokens of a prompt and of a response at most; of random rows exactly. The miniature's rows are whole."""
+    """Tokens of a prompt and of a response at most. The miniature's rows are whole."""
     rounds: int = 5
     """Timed passes of each library."""
     libraries: tuple[Library, ...] = ("trl", "tunix", "minipref")

@@ -78,7 +78,9 @@ def short_rows() -> list[Row]:
 
 
 def random_tokens(vocab: int, lengths: tuple[int, int], n: int) -> Tokens:
-    """Rows of exactly these lengths."""
+    """Prompts and responses of a quarter of these lengths up to them, all as likely."""
+    rng = np.random.default_rng(0)
     prompt, response = lengths
-    ends = np.cumsum(np.tile([prompt, response, response], n)).reshape(n, 3)
-    return Tokens(np.random.default_rng(0).integers(SMALLEST, vocab, ends[-1, -1], np.int32), ends)
+    longest = np.array([prompt, response, response])
+    ends = np.cumsum(rng.integers(longest // 4, longest + 1, (n, 3))).reshape(n, 3)
+    return Tokens(rng.integers(SMALLEST, vocab, ends[-1, -1], np.int32), ends)
