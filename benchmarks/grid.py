@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,7 +137,7 @@ def vmapped(options: Options, n: int) -> str:
     """One row of the table: medians of rounds in which both ways take a step of all members."""
     method, batch = options.methods[-1], jax.device_put(rows(options.shape, 3, MEMBERS))
     step = partial(align_step, method, Recipe())
-    every = jax.jit(eqx.filter_vmap(step, in_axes=(eqx.if_array(0), None)), donate_argnums=0)
+    every = jax.jit(jax.vmap(step, (0, None)), donate_argnums=0)
     states: dict[str, Any] = {"alone": members(options, n)}
     states["vmap"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members(options, n))
     losses: dict[str, Any] = {}
