@@ -257,10 +257,9 @@ class Transformer(eqx.Module):
         keeps = keep or cache is not None
         if self.execution.remat != "none" and not keeps:
             layer = jax.checkpoint(layer, policy=REMAT[self.execution.remat], prevent_cse=False)
-        blocks = jax.tree.map(lambda w: w.astype(self.execution.dtype) if w.ndim > 2 else w, self.blocks)  # 2: norms
         unroll = self.config.layers <= UNROLLED
         x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
-        x, new = jax.lax.scan(layer, x, (blocks, cache), unroll=unroll)
+        x, new = jax.lax.scan(layer, x, (self.blocks, cache), unroll=unroll)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
 
     def residual(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
