@@ -65,7 +65,7 @@ class ModelConfig:
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 LOGITS = {"cpu": 2**25, "gpu": 2**28, "tpu": 2**28}  # a device at a time
 DRAWN = 2**24  # numbers of an embedding that are drawn at a time
-UNROLLED = 4  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
+UNROLLED = 8  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
 KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of splash attention, and cuDNN's
 
 
