@@ -45,7 +45,7 @@ def test_disagreement_names_both_losses():
 
 
 def test_work_is_read_as_written(tmp_path):
-    tokens = random_tokens(300, (3, 2), 4)
+    tokens = peers.Tokens(np.arange(28, dtype=np.int32), np.cumsum([3, 2, 2] * 4).reshape(4, 3))
     save(tmp_path, TINY, train_codec([], SMALLEST), tokens, "float32")
     work = load(tmp_path)
     prompts, chosen, rejected = work.pieces
@@ -53,6 +53,11 @@ def test_work_is_read_as_written(tmp_path):
     assert [len(side) for side in (prompts[3], chosen[3], rejected[3])] == [3, 2, 2]
     np.testing.assert_allclose(work.ref_logps, -2 * np.log(TINY.model.vocab), rtol=1e-6)
     assert (work.steps, work.dtype) == (2, "float32")
+
+
+def test_random_rows_are_a_quarter_as_long_up_to_as_long():
+    lengths = random_tokens(300, (8, 3), 500).lengths
+    assert (lengths.min(0).tolist(), lengths.max(0).tolist()) == ([2, 1, 1], [8, 3, 3])
 
 
 def test_all_three_do_the_same_work(monkeypatch, capsys):

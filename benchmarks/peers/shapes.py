@@ -82,5 +82,5 @@ def random_tokens(vocab: int, lengths: tuple[int, int], n: int) -> Tokens:
     rng = np.random.default_rng(0)
     prompt, response = lengths
     longest = np.array([prompt, response, response])
-    ends = np.cumsum(rng.integers(longest // 4, longest + 1, (n, 3))).reshape(n, 3)
+    ends = np.cumsum(rng.integers(-(-longest // 4), longest + 1, (n, 3))).reshape(n, 3)
     return Tokens(rng.integers(SMALLEST, vocab, ends[-1, -1], np.int32), ends)
