@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
 from minipref.methods import METHODS
 from minipref.sequences import Batch
@@ -48,7 +47,7 @@ class Align(Stage):
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
-    shape_seeds: tyro.conf.Suppress[tuple[int, ...]] = ()
+    shape_seeds: tuple[int, ...] = ()
     """Seeds of other runs that this process trains: all get the same few shapes of batches, compiled once."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
