@@ -7,13 +7,13 @@ memory is the allocator's peak.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from benchmarks.machine import describe, timed
-from benchmarks.work import RECIPE, Work, alone, first_state, responses_of, rows_of
+from benchmarks.work import RECIPE, Work, alone, first_state, repeated, responses_of, rows_of
 from scale.execution import Compute, Remat, execution
 from scale.model import ModelConfig, parameter_count
 from scale.roofline import model_flops, peak_flops
@@ -38,21 +38,13 @@ class Found(NamedTuple):
 def measure(method: str, remat: Remat, work: Work) -> Found:
     state = first_state(work, execution(Compute(dtype="bfloat16", remat=remat)))
     batch = jax.device_put(rows_of(method, work))
-    step = partial(align_step, method, RECIPE)
     labels = responses_of(method) * work.response
     row = work.prompt + labels
     flops = work.batch * row * model_flops(work.model, parameter_count(state.model), row, labels)
-
-    def steps(n: int) -> Any:
-        nonlocal state
-        for _ in range(n):
-            state, metrics = step(state, batch)
-        return state, metrics
-
-    compilation, _, seconds = timed(partial(steps, 1)), timed(partial(steps, 1)), timed(partial(steps, STEPS)) / STEPS
+    step = repeated(partial(align_step, method, RECIPE), state, batch)
+    compilation, _, seconds = timed(step), timed(step), timed(lambda: [step() for _ in range(STEPS)]) / STEPS
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30
-    del state
     return Found(describe(), compilation, seconds, flops, peak_flops(device.device_kind), product_flops(), memory)
 
 

@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 def measure(method: str, work: Work) -> Cost:
     batch = rows_of(method, work)
     compiled = align_step.lower(method, RECIPE, jax.eval_shape(partial(first_state, work)), batch).compile()
-    step = repeated(compiled, work, batch)
+    step = repeated(compiled, first_state(work), batch)
     jax.block_until_ready(step())
     seconds = median([timed(step) for _ in range(STEPS)])
     return Cost(seconds, peak_memory_gib(), step_gib(compiled.memory_analysis()), matmul_flops())

@@ -13,7 +13,7 @@ import jax
 import tyro
 
 from benchmarks.machine import describe, matmul_flops, median, peak_memory_gib, timed
-from benchmarks.work import RECIPE, Work, alone, matmul_work, repeated, responses_of, rows, rows_of
+from benchmarks.work import RECIPE, Work, alone, first_state, matmul_work, repeated, responses_of, rows, rows_of
 from minipref.methods import METHODS
 from scale.stages.align import align_step
 from scale.stages.sft import sft_step
@@ -33,8 +33,8 @@ LANGUAGE_MODEL = {"language model (2)": 2, "language model (3)": 3}
 def call(work: Work, name: str) -> Callable:
     """Steps of a method, or of the language model on two or on three responses."""
     if name in LANGUAGE_MODEL:
-        return repeated(partial(sft_step, RECIPE), work, rows(work, LANGUAGE_MODEL[name], 0))
-    return repeated(partial(align_step, name, RECIPE), work, rows_of(name, work))
+        return repeated(partial(sft_step, RECIPE), first_state(work), rows(work, LANGUAGE_MODEL[name], 0))
+    return repeated(partial(align_step, name, RECIPE), first_state(work), rows_of(name, work))
 
 
 def peak_of(work: Work, name: str) -> float:

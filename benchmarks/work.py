@@ -81,9 +81,9 @@ def matmul_work(work: Work, responses: int) -> float:
     return 6.0 * work.batch * per_row
 
 
-def repeated(step: Callable, work: Work, batch: Batch) -> Callable[[], Metrics]:
+def repeated(step: Callable, state: TrainState, batch: Batch) -> Callable[[], Metrics]:
     """Steps that go on one from the other."""
-    latest = [first_state(work)]
+    latest = [state]
 
     def run() -> Metrics:
         latest[0], metrics = step(latest[0], batch)

@@ -1,12 +1,13 @@
 """Files: whole or not there at all, known by their contents' hash; arrays as safetensors, never a pickle."""
 
+import csv
 import hashlib
 import json
 import math
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -49,6 +50,14 @@ def write_json(path: Path, obj: Any) -> None:
     """Write `obj` as indented JSON; a NaN or infinity, which JSON has not, raises ValueError."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(obj, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A table whose cells are empty where a row has no such column."""
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """What a run found: `results.csv`, and per-prompt outcomes for the report."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipref.methods import METHODS
-from scale.files import atomic
+from scale.files import write_csv
 from scale.stages.align import MethodName
 
 
@@ -49,10 +48,7 @@ COLUMNS = ("method", "rho", "seed", "parameter", "value", "learning_rate", "sele
 def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome]) -> None:
     """One line a policy; the test columns are empty where it was not selected."""
     found = {o.policy.path: o.findings[-1] for o in outcomes}
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(line(p, found.get(p.path)) for p in policies)
+    write_csv(path, COLUMNS, (line(p, found.get(p.path)) for p in policies))
 
 
 def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:

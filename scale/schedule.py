@@ -64,19 +64,24 @@ def schedule(data: Encoded, training: Training, model: Transformer, seeds: Seque
         return Schedule(data, rows, [data.layout.shape(training.batch)] * training.steps, how)
     if training.batch % how.batch_shards:
         raise DataError(f"--training.batch {training.batch}: does not divide among {how.batch_shards} devices")
-    peak = speed_of(model, 1, 1).peak_flops or CPU_FLOPS
-
-    def cost(sizes: np.ndarray) -> np.ndarray:
-        return batch_flops(model, how.batch_shards, training.batch, *sizes.T)
-
-    sizes = least_sizes(data.tokens.lengths[np.concatenate(runs)], how.batch_shards)
-    shapes = few(sizes, cost, COMPILATION * peak)[: training.steps]
-    return Schedule(data, rows, [Shape(how.batch_shards, *map(int, sizes)) for sizes in shapes], how)
+    shapes = shapes_for(data.tokens.lengths[np.concatenate(runs)], model)[: training.steps]
+    return Schedule(data, rows, shapes, how)
 
 
 def order(n: int, training: Training, seed: int) -> np.ndarray:
     """[steps, B]: which of n rows make up each batch."""
     return batch_indices(n, training.steps * training.batch, seed, 0).reshape(training.steps, training.batch)
+
+
+def shapes_for(lengths: np.ndarray, model: Transformer, seconds: int | float = COMPILATION) -> list[Shape]:
+    """One for each batch of rows with pieces of `lengths` [steps, B, 1 + n]; `seconds` is what a compilation takes."""
+    lines, batch = model.execution.batch_shards, lengths.shape[1]
+
+    def cost(sizes: np.ndarray) -> np.ndarray:
+        return batch_flops(model, lines, batch, *sizes.T)
+
+    price = seconds * (speed_of(model, 1, 1).peak_flops or CPU_FLOPS)
+    return [Shape(lines, *map(int, sizes)) for sizes in few(least_sizes(lengths, lines), cost, price)]
 
 
 def least_sizes(lengths: np.ndarray, lines: int) -> np.ndarray:

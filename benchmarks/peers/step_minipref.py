@@ -19,10 +19,9 @@ from scale.batches import Encoded
 from scale.execution import Compute, execution
 from scale.folders import load_policy
 from scale.model import Transformer
-from scale.packing import Shape, Tokens
+from scale.packing import Tokens
 from scale.recipe import Recipe, start_state
-from scale.roofline import batch_flops, speed_of
-from scale.schedule import COMPILATION, CPU_FLOPS, Schedule, few, least_sizes
+from scale.schedule import COMPILATION, Schedule, shapes_for
 from scale.stages.align import align_step
 from scale.train import Training, hyper
 
@@ -31,14 +30,11 @@ RUN = 1000
 
 def schedule(work: Work, model: Transformer) -> Schedule:
     """`scale.schedule.schedule` on the rows in their order; that one draws the order."""
-    n, batch, shards = len(work.ends), work.batch, model.execution.batch_shards
-    tokens = Tokens(work.ids, work.ends)
+    n, tokens = len(work.ends), Tokens(work.ids, work.ends)
     data = Encoded(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
-    rows = np.arange(n).reshape(-1, batch)
-    price = COMPILATION * (speed_of(model, 1, 1).peak_flops or CPU_FLOPS) * work.steps / RUN
-    least = least_sizes(tokens.lengths[rows], shards)
-    sizes = few(least, lambda sizes: batch_flops(model, shards, batch, *sizes.T), price)
-    return Schedule(data, rows, [Shape(shards, *map(int, each)) for each in sizes], model.execution)
+    rows = np.arange(n).reshape(-1, work.batch)
+    shapes = shapes_for(tokens.lengths[rows], model, COMPILATION * work.steps / RUN)
+    return Schedule(data, rows, shapes, model.execution)
 
 
 def main(folder: Path) -> None:

@@ -27,28 +27,18 @@ MONITORED = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Align(Stage):
-    """Train a policy on scored preference pairs by one of the eight methods of `minipref.methods`."""
+class Alignment(Stage):
+    """What one run and a sweep of them have in common."""
 
     data: Path
     """Preference rows with the columns of the score stage."""
     policy: Path
     """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or of Hugging Face's,
     a .gguf file, or smollm2."""
-    method: MethodName = "e-dpo"
-    """Which row of the table of methods."""
-    beta: float | None = None
-    """Strength of all methods but ipo: how strictly log pi / pi_ref follows the rewards. Default: 0.1."""
-    tau: float | None = None
-    """Strength of ipo, whose target for the margin is 1/tau. Default: 0.1."""
-    gamma: tuple[float, float] | None = None
-    """KL weight at the first and the last step. Default: the method's own."""
     validation: Path | None = None
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
-    shape_seeds: tuple[int, ...] = ()
-    """Seeds of other runs that this process trains: all get the same few shapes of batches, compiled once."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -62,6 +52,22 @@ class Align(Stage):
 
     def inputs(self) -> list[Path]:
         return [path for path in (self.data, self.policy, self.validation) if path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Align(Alignment):
+    """Train a policy on scored preference pairs by one of the eight methods of `minipref.methods`."""
+
+    method: MethodName = "e-dpo"
+    """Which row of the table of methods."""
+    beta: float | None = None
+    """Strength of all methods but ipo: how strictly log pi / pi_ref follows the rewards. Default: 0.1."""
+    tau: float | None = None
+    """Strength of ipo, whose target for the margin is 1/tau. Default: 0.1."""
+    gamma: tuple[float, float] | None = None
+    """KL weight at the first and the last step. Default: the method's own."""
+    shape_seeds: tuple[int, ...] = ()
+    """Seeds of other runs that this process trains: all get the same few shapes of batches, compiled once."""
 
     def run(self) -> dict[str, Any]:
         if (self.snapshots + 1) ** 2 > self.training.steps:

@@ -1,25 +1,19 @@
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
 from rich.table import Table
 
 from minipref.methods import METHODS
-from scale.batches import Limits, scores
+from scale.batches import scores
 from scale.console import console
-from scale.execution import Compute
-from scale.files import atomic, read_json
-from scale.logs import Sink
-from scale.recipe import Recipe
+from scale.files import read_json, write_csv
 from scale.rows import DataError, read
-from scale.stages.align import Align, MethodName, require_columns
-from scale.stages.base import Stage, execute
-from scale.train import Training
+from scale.stages.align import Align, Alignment, MethodName, require_columns
+from scale.stages.base import execute
 from scale.workers import execute_all, usable_cores, workers
 
 RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl"}
@@ -28,17 +22,13 @@ COLUMNS = ("policy", "method", "parameter", "value", "gamma_first", "gamma_last"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Stage):
+class Sweep(Alignment):
     """Train a policy with every combination of methods, strengths, KL weights, learning rates and seeds.
 
     Each is an `align` stage in a folder of its own, METHOD-STRENGTH[-GAMMAS]-RATE-SEED; `results.csv` has a row of
     each, `seconds` and `programs` (compilations of its step) from its `timing.json`. Small models train one a core.
     """
 
-    data: Path
-    """Preference rows with the columns of the score stage."""
-    policy: Path
-    """The policy that all start from, the pi_ref that the columns were computed with."""
     methods: tuple[MethodName, ...] = ("e-dpo",)
     """Rows of the table of methods."""
     betas: tuple[float, ...] = ()
@@ -54,23 +44,6 @@ class Sweep(Stage):
     workers: int = 0
     """Processes that train side by side, each on a core of its own. 0: one a core. 1: one policy after another in this
     process, with all that it has: for models too large for a core's share, and on accelerators what 0 means too."""
-    validation: Path | None = None
-    """Scored rows that are not trained on: their log-probs and KL over training go to the logs."""
-    snapshots: int = 0
-    """Also keep each policy at this many steps before the last, in `step-N/`, denser early."""
-    training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
-    """The training run of every policy."""
-    recipe: Recipe = field(default_factory=Recipe)
-    """Optimiser and z-loss."""
-    limits: Limits = field(default_factory=Limits)
-    """Length limits: those of the score stage."""
-    compute: Compute = field(default_factory=Compute)
-    """Devices, memory and precision."""
-    log: tuple[Sink, ...] = ()
-    """Where metrics go besides each policy's `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
-
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.data, self.policy, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
         self.check()
@@ -84,7 +57,7 @@ class Sweep(Stage):
             for stage in stages:
                 execute(stage)
         rows = [result(stage) for stage in stages]
-        write(self.out / "results.csv", rows)
+        write_csv(self.out / "results.csv", COLUMNS, rows)
         console.print(table(rows))
         console.print(f"  {sum(row['programs'] for row in rows)} compilations of the steps of {len(self.methods)} "
                       f"methods, in {processes} processes", markup=False)
@@ -114,7 +87,7 @@ class Sweep(Stage):
     def stage(
         self, method: MethodName, strength: float | None, gamma: tuple[float, float] | None, rate: float, seed: int
     ) -> Align:
-        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Align) if hasattr(self, f.name)}
+        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Alignment)}
         common |= {"method": method, METHODS[method].strength: strength, "gamma": gamma}
         seeds = tuple(range(self.training.seed, self.training.seed + self.seeds))
         training = replace(self.training, learning_rate=rate, seed=seed)
@@ -156,13 +129,6 @@ def result(stage: Align) -> dict[str, Any]:
               stage.training.learning_rate, stage.training.seed, *(last.get(name, "") for name in RESULTS.values()),
               round(timing["seconds"], 3), timing["programs"])
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
