@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scale.attention import BATCH, Kind, kind_for
 from scale.rows import DataError
 
-Remat: TypeAlias = Literal["none", "dots", "full"]
+Remat: TypeAlias = Literal["auto", "none", "dots", "full"]
 AXES = ("data", "fsdp", "tensor")
 
 
@@ -22,7 +22,7 @@ class Execution:
 
     mesh: Mesh | None = None
     attention: Kind = "plain"
-    remat: Remat = "none"
+    remat: Remat = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def constrain(self, array: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
@@ -74,8 +74,9 @@ class Compute:
     """Devices along the axis that splits heads and d_ff."""
     attention: Literal["auto", "plain", "dot_product", "splash"] = "auto"
     """Implementation of attention. auto: by platform."""
-    remat: Remat = "none"
-    """What the backward pass computes again: nothing, all but matrix products, or each layer but its input."""
+    remat: Remat = "auto"
+    """What the backward pass computes again: nothing, all but matrix products, or each layer but its input.
+    auto: dots for more than 8 layers, else none."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and products; parameters, log-probs and losses are float32."""
     processes: int = 1

@@ -5,6 +5,7 @@ multi-query attention, RoPE, tied embeddings with logits scaled by 1/sqrt(d), no
 z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not scaled; and what Qwen adds to it.
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -137,15 +138,56 @@ def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
     """RMSNorm, in float32."""
     wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps) * scale).astype(x.dtype)
+    return times(wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps), scale).astype(x.dtype)
+
+
+@jax.custom_vjp
+def times(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
+    """x * scale. The scale's gradient is, on a CPU, a product with ones: XLA's sum of rows takes much longer."""
+    return x * scale
+
+
+def times_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    x, scale = kept
+    by_scale = jax.lax.platform_dependent(
+        slope * x,
+        cpu=lambda rows: jnp.einsum("...,...d->d", jnp.ones(rows.shape[:-1]), rows),
+        default=lambda rows: rows.sum(range(rows.ndim - 1)),
+    )
+    return slope * scale, by_scale
+
+
+times.defvjp(lambda x, scale: (x * scale, (x, scale)), times_backward)
 
 
 NORMS = {"layer": layer_norm, "rms": rms_norm}
 
 
-def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A product in the type of the activations, whatever that of the weights."""
+def product(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """In the type of the activations, whatever that of the weights."""
     return jnp.einsum(pattern, x, weights.astype(x.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`product`, whose gradient by the weights is that of x and the result's gradient, in this order.
+
+    JAX's own has the other order, for which XLA on a CPU first writes the result's gradient transposed.
+    """
+    return product(pattern, x, weights)
+
+
+def project_forward(pattern: str, x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
+    return product(pattern, x, weights), (x, weights)  # not `project`, in which `saves_products` would see no product
+
+
+def project_backward(pattern: str, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    (x, weights), (of_x, of_weights, of_result) = kept, re.split(",|->", pattern)
+    by_weights = jnp.einsum(f"{of_x},{of_result}->{of_weights}", x, slope)
+    return product(f"{of_result},{of_weights}->{of_x}", slope, weights), by_weights.astype(weights.dtype)
+
+
+project.defvjp(project_forward, project_backward)
 
 
 class Block(eqx.Module):
@@ -255,9 +297,10 @@ class Transformer(eqx.Module):
             return self.residual(x), new if keeps else None
 
         keeps = keep or cache is not None
-        if self.execution.remat != "none" and not keeps:
-            layer = jax.checkpoint(layer, policy=REMAT[self.execution.remat], prevent_cse=False)
         unroll = self.config.layers <= UNROLLED
+        remat = ("none" if unroll else "dots") if self.execution.remat == "auto" else self.execution.remat
+        if remat != "none" and not keeps:
+            layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=unroll)
         x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
         x, new = jax.lax.scan(layer, x, (self.blocks, cache), unroll=unroll)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new

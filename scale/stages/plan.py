@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from scale.stages.align import MethodName, align_step
 from scale.topology import spanned, topology_devices, torus
 from scale.train import Training, hyper
 
+POLICIES: tuple[Remat, ...] = ("none", "dots", "full")
 PRODUCTS = {"_fwd_": 2, "_dkv_": 4, "_dq_": 3}  # of queries with keys, in each of splash attention's kernels
 
 
@@ -99,7 +100,7 @@ def best(plan: Plan) -> dict[str, Any]:
 
 def candidates(plan: Plan) -> Iterator[Plan]:
     for batch in (plan.batch // 2, plan.batch, plan.batch * 2):
-        for mesh, remat in product(meshes(plan, batch), get_args(Remat)):
+        for mesh, remat in product(meshes(plan, batch), POLICIES):
             yield replace(plan, batch=batch, mesh=mesh, remat=remat)
 
 

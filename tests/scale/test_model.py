@@ -1,5 +1,7 @@
 """The decoder against a second one in NumPy float64, and what may depend on what, by gradients that are exactly 0."""
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 from minipref.sequences import Batch, response_logps
 from scale.execution import Execution
-from scale.model import ModelConfig, Transformer, angles, frequencies, logps, rotate
+from scale.model import UNROLLED, ModelConfig, Transformer, angles, frequencies, logps, rotate
 from scale.packing import Shape, lay, tokens_of
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
@@ -134,6 +136,24 @@ def test_log_probs_and_gradients_under_rematerialisation(uneven, remat):
     found, plain = gradient(again), gradient(uneven)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def products(jaxpr) -> int:
+    inner = jax.tree.leaves([e.params for e in jaxpr.eqns], is_leaf=lambda value: hasattr(value, "eqns"))
+    here = sum(e.primitive.name == "dot_general" for e in jaxpr.eqns)
+    return here + sum(products(value) for value in inner if hasattr(value, "eqns"))
+
+
+def test_which_products_the_backward_pass_computes_again():
+    """Of a parallel block four products with weights (queries, keys and values, gate, up) and two of attention."""
+    def of_gradient(layers, remat):
+        config = replace(CONFIG, layers=layers)
+        model = eqx.filter_eval_shape(Transformer, config, jax.random.key(0), Execution(remat=remat))
+        return products(jax.make_jaxpr(jax.grad(lambda m: logps(m, batch_of(ROWS)).sum()))(model))
+
+    nothing = of_gradient(UNROLLED, "none")
+    assert of_gradient(UNROLLED, "dots") == nothing + 2 and of_gradient(UNROLLED, "full") == nothing + 2 + 4
+    assert of_gradient(UNROLLED, "auto") == nothing and of_gradient(UNROLLED + 1, "auto") == nothing + 2
 
 
 def test_padding_changes_nothing(uneven):
