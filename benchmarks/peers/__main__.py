@@ -31,6 +31,7 @@ import tyro
 
 from benchmarks.machine import describe, median
 from benchmarks.peers.shapes import SHAPES, Shape, rows_of, save
+from benchmarks.work import alone
 from scale.packing import Tokens
 from scale.rows import DataError
 from scale.tokenizer import Codec
@@ -96,7 +97,7 @@ def compare(shape: Shape, codec: Codec, tokens: Tokens, options: Options) -> dic
     """Each library's passes, those of the warm-up first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save(folder, shape, codec, tokens, options.dtype)
+        alone(save, folder, shape, codec, tokens, options.dtype)  # on the accelerator, if there is one
         programs = {library: Program(library, folder) for library in options.libraries}
         try:
             passes: dict[str, Passes] = {}
