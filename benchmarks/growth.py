@@ -30,7 +30,7 @@ from scale.model import LOGITS, ModelConfig, Transformer, parameter_count
 from scale.stages.align import align_step
 
 METHOD = "e-dpo"
-STEPS = 5  # measured, after the first
+STEPS = 9  # measured, after the first
 SLACK = 1  # MiB
 LLAMA = ModelConfig(8192, 6, 384, 6, 64, 1024, kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
 BASE = Work(LLAMA, batch=4, prompt=128, response=64, members=4)

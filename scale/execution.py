@@ -76,7 +76,7 @@ class Compute:
     """Implementation of attention. auto: by platform."""
     remat: Remat = "auto"
     """What the backward pass computes again: nothing, all but matrix products, or each layer but its input.
-    auto: dots for more than 8 layers, else none."""
+    auto: dots, but nothing on a CPU for at most 8 layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and products; parameters, log-probs and losses are float32."""
     processes: int = 1

@@ -66,7 +66,7 @@ class ModelConfig:
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 LOGITS = {"cpu": 2**25, "gpu": 2**28, "tpu": 2**28}  # a device at a time
 DRAWN = 2**24  # numbers of an embedding that are drawn at a time
-UNROLLED = 8  # layers at most that are laid out one after another: faster on a CPU, and a deep model compiles slowly so
+UNROLLED = {"cpu": 8, "gpu": 16, "tpu": 8}  # layers at most that are laid out one after another, which compiles slowly
 KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of splash attention, and cuDNN's
 
 
@@ -297,8 +297,10 @@ class Transformer(eqx.Module):
             return self.residual(x), new if keeps else None
 
         keeps = keep or cache is not None
-        unroll = self.config.layers <= UNROLLED
-        remat = ("none" if unroll else "dots") if self.execution.remat == "auto" else self.execution.remat
+        platform = self.execution.platform
+        unroll = self.config.layers <= UNROLLED[platform]
+        fastest = "none" if unroll and platform == "cpu" else "dots"
+        remat = fastest if self.execution.remat == "auto" else self.execution.remat
         if remat != "none" and not keeps:
             layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=unroll)
         x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
