@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from benchmarks.machine import describe, timed
 from benchmarks.work import RECIPE, Work, alone, first_state, repeated, responses_of, rows_of
@@ -75,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from benchmarks.machine import describe, median, timed
-from benchmarks.work import Work, rows
+from benchmarks.work import Work, responses_of, rows_of
 from minipref.training import TrainState
 from scale import folders
 from scale.batches import Limits
@@ -88,7 +88,7 @@ def pair(rng: np.random.Generator, found: Sequence[dict[str, Any]], i: int) -> d
 def command(at: Path, stage: str, out: str, steps: int, *more: Any) -> None:
     argv = [stage, "--data", at / "scored/rows.parquet", "--policy", at / "policy", "--out", at / out,
             "--training.steps", steps, *FLAGS, *more]
-    subprocess.run([sys.executable, "-m", "scale.run", *map(str, argv)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "scale.run", *map(str, argv)], check=True, stdout=sys.stderr)
 
 
 def swept(options: Options, at: Path) -> None:
@@ -135,7 +135,8 @@ def members(options: Options, n: int) -> list[TrainState]:
 
 def vmapped(options: Options, n: int) -> str:
     """One row of the table: medians of rounds in which both ways take a step of all members."""
-    method, batch = options.methods[-1], jax.device_put(rows(options.work, 3, MEMBERS))
+    method = options.methods[-1]
+    batch = jax.device_put(rows_of(method, options.work))
     step = partial(align_step, method, Recipe())
     every = jax.jit(jax.vmap(step, (0, None)), donate_argnums=0)
     states: dict[str, Any] = {"alone": members(options, n)}
@@ -157,7 +158,7 @@ def vmapped(options: Options, n: int) -> str:
     difference = float(jnp.abs(losses["alone"] - losses["vmap"]).max())
     rounds = [(timed(alone), timed(together)) for _ in range(options.rounds)]
     single, joint = (median([each[i] for each in rounds]) for i in range(2))
-    tokens = n * options.work.batch * (options.work.prompt + 3 * options.work.response)
+    tokens = n * options.work.batch * (options.work.prompt + responses_of(method) * options.work.response)
     return (f"| {method} x {n} | {single * 1e3:.1f} | {joint * 1e3:.1f} | {single / joint:.2f} x | "
             f"{tokens / single:,.0f} | {tokens / joint:,.0f} | {first[0]:.1f} | {first[1]:.1f} | {difference:.0e} |")
 

@@ -7,7 +7,6 @@ The vocabulary may cost memory for four copies of the parameters (with their gra
 takes over its state's buffers) and one chunk of logits with its gradient, and no more, by the compiler's own count.
 """
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -137,7 +137,8 @@ def panel(ax: Axes, values: Iterable[int], found: list[float], least: list[float
     bare(ax)
 
 
-def main(folder: Path) -> None:
+def main(folder: tyro.conf.Positional[Path] = Path("benchmarks/results")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     cases = list(dict.fromkeys(chain(*(c.values() for c in SWEEPS.values()))))
     costs = {work: alone(measure, METHOD, work) for work in track(cases, "cases")}
@@ -152,4 +153,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(*sys.argv[1:2] or ["benchmarks/results"]))
+    tyro.cli(main, description=__doc__)

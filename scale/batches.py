@@ -67,10 +67,15 @@ class Encoded:
 
 
 def fit_prompt(ids: list[int], limits: Limits, closing: int = 1) -> list[int] | None:
-    """The prompt within its limit (the `closing` tokens that open the response stay), or None where the row must go."""
+    """The prompt within its limit (the `closing` tokens that open the response stay), or None where the row must go.
+
+    Errors: DataError for a limit that the closing alone exceeds.
+    """
     if len(ids) <= limits.prompt:
         return ids
     if limits.overlong == "keep-start":
+        if limits.prompt < closing:
+            raise DataError(f"--limits.prompt {limits.prompt}: the {closing} tokens that open a response do not fit")
         return [*ids[: limits.prompt - closing], *ids[len(ids) - closing :]]
     return ids[-limits.prompt :] if limits.overlong == "keep-end" else None
 

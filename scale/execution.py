@@ -75,8 +75,8 @@ class Compute:
     attention: Literal["auto", "plain", "dot_product", "splash"] = "auto"
     """Implementation of attention. auto: by platform."""
     remat: Remat = "auto"
-    """What the backward pass computes again: nothing, all but matrix products, or each layer but its input.
-    auto: dots, but nothing on a CPU for at most 8 layers."""
+    """What the backward pass computes again. none: nothing; dots: all but products with weights; full: each layer from
+    its input. auto: none for at most 8 layers on a CPU, else dots."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and products; parameters, log-probs and losses are float32."""
     processes: int = 1

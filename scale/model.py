@@ -6,6 +6,7 @@ z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not sca
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -163,31 +164,31 @@ times.defvjp(lambda x, scale: (x * scale, (x, scale)), times_backward)
 NORMS = {"layer": layer_norm, "rms": rms_norm}
 
 
-def product(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """In the type of the activations, whatever that of the weights."""
-    return jnp.einsum(pattern, x, weights.astype(x.dtype))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`product`, whose gradient by the weights is that of x and the result's gradient, in this order.
+def product(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """An `einsum` whose gradient by the weights is that of x and the result's gradient, in this order.
 
     JAX's own has the other order, for which XLA on a CPU first writes the result's gradient transposed.
     """
-    return product(pattern, x, weights)
+    return jnp.einsum(pattern, x, weights)
 
 
-def project_forward(pattern: str, x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return product(pattern, x, weights), (x, weights)  # not `project`, in which `saves_products` would see no product
+def product_forward(pattern: str, x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.einsum(pattern, x, weights), (x, weights)  # not `product`, in which `saves_products` would see none
 
 
-def project_backward(pattern: str, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+def product_backward(pattern: str, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
     (x, weights), (of_x, of_weights, of_result) = kept, re.split(",|->", pattern)
-    by_weights = jnp.einsum(f"{of_x},{of_result}->{of_weights}", x, slope)
-    return product(f"{of_result},{of_weights}->{of_x}", slope, weights), by_weights.astype(weights.dtype)
+    by_x = jnp.einsum(f"{of_result},{of_weights}->{of_x}", slope, weights)
+    return by_x, jnp.einsum(f"{of_x},{of_result}->{of_weights}", x, slope)
 
 
-project.defvjp(project_forward, project_backward)
+product.defvjp(product_forward, product_backward)
+
+
+def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A product in the type of the activations, whatever that of the weights."""
+    return product(pattern, x, weights.astype(x.dtype))
 
 
 class Block(eqx.Module):
@@ -297,15 +298,21 @@ class Transformer(eqx.Module):
             return self.residual(x), new if keeps else None
 
         keeps = keep or cache is not None
-        platform = self.execution.platform
-        unroll = self.config.layers <= UNROLLED[platform]
-        fastest = "none" if unroll and platform == "cpu" else "dots"
-        remat = fastest if self.execution.remat == "auto" else self.execution.remat
-        if remat != "none" and not keeps:
-            layer = jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=unroll)
         x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
-        x, new = jax.lax.scan(layer, x, (self.blocks, cache), unroll=unroll)
+        step = layer if keeps else self.checkpointed(layer)
+        x, new = jax.lax.scan(step, x, (self.blocks, cache), unroll=self.laid_out)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether layers are compiled one after another, not as one loop."""
+        return self.config.layers <= UNROLLED[self.execution.platform]
+
+    def checkpointed(self, layer: Callable) -> Callable:
+        """`layer`, of which the backward pass computes again what `remat` says."""
+        fastest = "none" if self.laid_out and self.execution.platform == "cpu" else "dots"
+        remat = fastest if self.execution.remat == "auto" else self.execution.remat
+        return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=self.laid_out)
 
     def residual(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""

@@ -71,7 +71,7 @@ def main() -> None:
     stage = parse(sys.argv[1:])
     try:
         start(stage)
-    except (DataError, FloatingPointError, BrokenProcessPool) as error:
+    except (DataError, FloatingPointError, BrokenProcessPool, OSError) as error:
         console.quiet = False  # whichever of several processes it is
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)

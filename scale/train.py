@@ -81,6 +81,7 @@ def train(
         noticed = stack.enter_context(preemption())
         checkpoints = stack.enter_context(closing(Checkpoints(folder / "checkpoints", record or {})))
         state = checkpoints.restore(state)
+        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))  # committed, as if restored
         start = int(np.asarray(state.step).flat[0])
         log = stack.enter_context(open_log(folder, start, sinks))
         if probe and not start:

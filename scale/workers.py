@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.queues import Queue
+from typing import Any
 
 from scale.console import quiet, track
 from scale.stages.base import Stage, execute
@@ -21,17 +24,40 @@ def workers(most: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(len(cores), context, settle, (free,))
 
 
-def execute_all(pool: ProcessPoolExecutor, chains: Sequence[Sequence[Stage]], label: str) -> list[list[dict]]:
-    """Findings of each chain's stages. A chain runs in order, the chains in any order.
+def execute_all(
+    pool: ProcessPoolExecutor,
+    chains: Sequence[Sequence[Stage]],
+    label: str,
+    run: Callable[[Any], Any] = execute,
+) -> list[list[Any]]:
+    """What `run` gives of each chain's stages. A chain runs in order, the chains in any order.
 
-    The first error stops what has not begun and is raised here; what was complete stays complete.
+    The first error stops what has not begun and is raised here; what was complete stays complete. SIGTERM is
+    KeyboardInterrupt, here and in the workers, which save the step that they are at.
     """
-    futures = [pool.submit(run_chain, chain) for chain in chains]
+    futures = [pool.submit(run_chain, run, chain) for chain in chains]
     try:
-        return [future.result() for future in track(futures, label)]
+        with terminated_together():
+            return [future.result() for future in track(futures, label)]
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+
+
+@contextmanager
+def terminated_together() -> Iterator[None]:
+    """SIGTERM goes on to the workers."""
+
+    def stop(*_: Any) -> None:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise KeyboardInterrupt("SIGTERM")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def usable_cores() -> list[int]:
@@ -46,6 +72,7 @@ def settle(free: Queue) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
@@ -57,5 +84,5 @@ def follow_parent() -> None:
         os._exit(1)
 
 
-def run_chain(chain: Sequence[Stage]) -> list[dict]:
-    return [execute(stage) for stage in chain]
+def run_chain(run: Callable[[Any], Any], chain: Sequence[Stage]) -> list[Any]:
+    return [run(stage) for stage in chain]

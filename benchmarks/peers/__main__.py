@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +84,8 @@ class Program:
     def run(self) -> dict[str, Any]:
         """One pass over the work. Errors: RuntimeError with the last lines that a program printed before it stopped."""
         assert self.process.stdin and self.process.stdout
-        print("pass", file=self.process.stdin, flush=True)
+        with suppress(BrokenPipeError):
+            print("pass", file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.library} stopped with {self.process.wait()}:\n{self.log.read_text()[-2000:]}")

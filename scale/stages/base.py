@@ -1,12 +1,12 @@
 """What every stage shares: one folder out, skipped when complete, resumed when not, refused when it differs."""
 
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from jax.experimental import multihost_utils
 
 from scale.console import console
@@ -17,7 +17,7 @@ from scale.rows import DataError
 
 HOW = ("compute", "log", "shape_seeds", "workers")  # options that do not change the result
 TOKENS = "tokens"  # of the rows that a stage trains on, in its folder until it is complete
-LEAST, MOST = sys.float_info.min, sys.float_info.max
+LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
           "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
 BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
@@ -32,6 +32,8 @@ BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an opti
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
+    EXTENDS: ClassVar[tuple[str, ...]] = ()
+    """Options that may differ from those that the folder was begun with: what is there of the new ones stays."""
     out: Path
     """Folder that the stage writes. If it holds this stage complete, nothing is done; if part of it, it resumes."""
 
@@ -58,7 +60,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     record = description(stage)
     old = read_json(path) if path.exists() else record
     refuse_other(stage, old, record)
-    if "findings" in old:
+    if "findings" in old and old["options"] == record["options"]:
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     write_json(path, record)
@@ -68,8 +70,8 @@ def execute(stage: Stage) -> dict[str, Any]:
         findings = stage.run()
     except DataError:
         shutil.rmtree(stage.out / TOKENS, ignore_errors=True)
-        if [*stage.out.iterdir()] == [path]:
-            path.unlink(missing_ok=True)  # nothing was done: the same folder will do when the fault is mended
+        if [*stage.out.glob("*")] == [path]:  # nothing was done: the same folder will do when the fault is mended
+            shutil.rmtree(stage.out, ignore_errors=True)
         raise
     write_json(path, record | {"findings": findings})
     if is_main():
@@ -135,7 +137,7 @@ def is_path(value: Any) -> bool:
 def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["stage"] != new["stage"]:
         raise DataError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
-    differing = [k for k in new["options"] if old["options"].get(k) != new["options"][k]]
+    differing = [k for k in new["options"] if old["options"].get(k) != new["options"][k] and k not in stage.EXTENDS]
     differing += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
     if differing:
         raise DataError(f"{stage.out}: was begun with other {', '.join(differing)}; name another --out or delete it")

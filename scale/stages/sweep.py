@@ -1,7 +1,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import jax
@@ -16,19 +16,23 @@ from scale.stages.align import Align, Alignment, MethodName, require_columns
 from scale.stages.base import execute
 from scale.workers import execute_all, usable_cores, workers
 
-RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl"}
+RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl",
+           "validation_kl": "validation/kl"}
 COLUMNS = ("policy", "method", "parameter", "value", "gamma_first", "gamma_last", "learning_rate", "seed", *RESULTS,
-           "seconds", "programs")
+           "seconds", "programs", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Alignment):
     """Train a policy with every combination of methods, strengths, KL weights, learning rates and seeds.
 
-    Each is an `align` stage in a folder of its own, METHOD-STRENGTH[-GAMMAS]-RATE-SEED; `results.csv` has a row of
-    each, `seconds` and `programs` (compilations of its step) from its `timing.json`. Small models train one a core.
+    Each is an `align` stage in a folder of its own, METHOD-STRENGTH[-GAMMAS]-RATE-SEED. `results.csv` has a row of
+    each: the metrics of its last batch; `seconds` and `programs` (compilations of its step) of the run that ended it;
+    the error where it diverged, which does not stop the others. The same folder takes a wider or a narrower grid:
+    policies that are complete stay. Small models train one a core.
     """
 
+    EXTENDS = ("methods", "betas", "taus", "gammas", "learning_rates", "seeds")
     methods: tuple[MethodName, ...] = ("e-dpo",)
     """Rows of the table of methods."""
     betas: tuple[float, ...] = ()
@@ -52,19 +56,22 @@ class Sweep(Alignment):
         processes = min(self.processes, len(stages))
         if processes > 1:
             with workers(processes) as pool:
-                execute_all(pool, shares(stages, processes), "policies, a share a process")
+                errors = [*chain(*execute_all(pool, shares(stages, processes), "policies, a share a process", attempt))]
         else:
-            for stage in stages:
-                execute(stage)
-        rows = [result(stage) for stage in stages]
+            errors = [attempt(stage) for stage in stages]
+        rows = [result(stage, error) for stage, error in zip(stages, errors, strict=True)]
         write_csv(self.out / "results.csv", COLUMNS, rows)
         console.print(table(rows))
-        console.print(f"  {sum(row['programs'] for row in rows)} compilations of the steps of {len(self.methods)} "
+        for error in filter(None, errors):
+            console.print(f"  {error}", style="red", markup=False)
+        console.print(f"  {sum(row['programs'] or 0 for row in rows)} compilations of the steps of {len(self.methods)} "
                       f"methods, in {processes} processes", markup=False)
-        return {"policies": len(stages)}
+        return {"policies": len(stages), "diverged": len([*filter(None, errors)])}
 
     def check(self) -> None:
         """Errors: DataError for an option that no method has, or one that holds the same value twice."""
+        if not self.methods:
+            raise DataError("--methods: none")
         rows = [METHODS[method] for method in self.methods]
         used = {"methods": True, "betas": any(row.strength == "beta" for row in rows),
                 "taus": any(row.strength == "tau" for row in rows), "gammas": any(max(row.gamma) for row in rows),
@@ -100,7 +107,7 @@ class Sweep(Alignment):
         alone = jax.default_backend() != "cpu" or jax.process_count() > 1
         if self.workers > 1 and alone:
             raise DataError(f"--workers {self.workers}: only processes on one machine's CPU train side by side")
-        return self.workers or (1 if alone else len(usable_cores()))
+        return min(self.workers or len(usable_cores()), 1 if alone else len(usable_cores()))
 
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
@@ -108,6 +115,15 @@ def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
     for stage in {stage.method: stage for stage in stages}.values():
         require_columns(stage.data, rows, stage.fields)
         stage.check(scores(rows[:1], 2).shape[2])
+
+
+def attempt(stage: Align) -> str:
+    """Train a policy; the error with which it diverged, if it did."""
+    try:
+        execute(stage)
+    except FloatingPointError as error:
+        return str(error)
+    return ""
 
 
 def shares(stages: Sequence[Align], n: int) -> list[Sequence[Align]]:
@@ -118,22 +134,26 @@ def shares(stages: Sequence[Align], n: int) -> list[Sequence[Align]]:
 def text(value: Any) -> str:
     if isinstance(value, tuple):
         return "-".join(map(text, value))
-    return value if isinstance(value, str) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def result(stage: Align) -> dict[str, Any]:
-    """What was trained, and the metrics of its last step."""
-    last = json.loads((stage.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    timing, (first, final) = read_json(stage.out / "timing.json"), stage.weights
-    values = (stage.out.name, stage.method, METHODS[stage.method].strength, stage.strength, first, final,
+def result(stage: Align, error: str) -> dict[str, Any]:
+    """What was trained, and the metrics of its last step; none of a policy that diverged."""
+    last: dict[str, Any] = {}
+    timing: dict[str, Any] = {"seconds": "", "programs": ""}
+    if not error:
+        last = json.loads((stage.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        timing = read_json(stage.out / "timing.json")
+        timing["seconds"] = round(timing["seconds"], 3)
+    values = (stage.out.name, stage.method, METHODS[stage.method].strength, stage.strength, *stage.weights,
               stage.training.learning_rate, stage.training.seed, *(last.get(name, "") for name in RESULTS.values()),
-              round(timing["seconds"], 3), timing["programs"])
+              timing["seconds"], timing["programs"], error)
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    shown = Table(title="the last step of each policy", title_justify="left")
-    numbers = (*RESULTS, "seconds")
+    shown = Table(title="the last batch of each policy", title_justify="left")
+    numbers = [name for name in (*RESULTS, "seconds", "programs") if any(row[name] != "" for row in rows)]
     shown.add_column("policy")
     for name in numbers:
         shown.add_column(name, justify="right")

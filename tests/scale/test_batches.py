@@ -144,6 +144,12 @@ def test_an_overlong_prompt(overlong, expected):
     assert fit_prompt([14, 15, ASSISTANT], Limits(3, 9, overlong)) == [14, 15, ASSISTANT]
 
 
+def test_what_opens_the_response_must_fit():
+    assert fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 2) == [13, ASSISTANT]
+    with pytest.raises(DataError, match="--limits.prompt 2: the 3 tokens that open a response do not fit"):
+        fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 3)
+
+
 ROWS = [
     {"prompt": "11 12", "chosen": "21 22", "rejected": "31"},
     {"prompt": "11 12 13 14", "chosen": "21", "rejected": "31"},  # 5 tokens

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +70,7 @@ def sweep(folder, out, **options) -> Sweep:
 @pytest.fixture(scope="module")
 def swept(folder) -> Path:
     """Ten policies in two processes."""
-    assert execute(sweep(folder, folder / "swept", workers=2)) == {"policies": 10}
+    assert execute(sweep(folder, folder / "swept", workers=2)) == {"policies": 10, "diverged": 0}
     return folder / "swept"
 
 
@@ -150,6 +153,47 @@ def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
     assert [r["loss"] for r in rows_of(tmp_path)] == [r["loss"] for r in before]
 
 
+def test_a_policy_that_diverges_does_not_stop_the_others(folder, tmp_path):
+    rates = (1e30, 1e-2)
+    stage = sweep(folder, tmp_path, methods=("dpo",), taus=(), betas=(), seeds=1, workers=2, learning_rates=rates)
+    assert execute(stage) == {"policies": 2, "diverged": 1}
+    bad, good = rows_of(tmp_path)
+    assert "not finite" in bad["error"] or "loss is nan" in bad["error"]
+    assert bad["loss"] == bad["seconds"] == "" and not (tmp_path / bad["policy"] / "weights.safetensors").exists()
+    assert good["error"] == "" and float(good["loss"]) == last_of(tmp_path / "dpo-0.1-0.01-0")["loss"]
+
+
+def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
+    def made(*rates):
+        execute(sweep(folder, tmp_path, methods=("dpo",), taus=(), betas=(), seeds=1, workers=1, learning_rates=rates))
+        paths = [tmp_path / r["policy"] / "weights.safetensors" for r in rows_of(tmp_path)]
+        return {path.parent.name: path.stat().st_mtime_ns for path in paths}
+
+    one, two = made(1e-2), made(1e-2, 2e-2)
+    assert [*two] == ["dpo-0.1-0.01-0", "dpo-0.1-0.02-0"] and one.items() < two.items()
+    assert made(2e-2).items() < two.items()
+    with pytest.raises(DataError, match="begun with other training"):
+        execute(replace(sweep(folder, tmp_path, methods=("dpo",), taus=()), training=replace(TRAINING, steps=7)))
+
+
+def test_sigterm_saves_what_the_workers_are_at(folder, tmp_path):
+    """Two policies of a run that would take minutes."""
+    flags = ["--limits.prompt", "60", "--limits.response", "40", "--training.batch", "4", "--training.steps", "90000"]
+    command = ["sweep", "--data", folder / "rows.parquet", "--policy", folder / "policy", "--out", tmp_path,
+               "--methods", "dpo", "ipo", "--workers", "2", *flags]
+    argv = [sys.executable, "-m", "scale.run", *map(str, command)]
+    running = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    logs = [tmp_path / name / "metrics.jsonl" for name in ("dpo-0.1-0.003-0", "ipo-0.1-0.003-0")]
+    deadline = time.monotonic() + 300
+    while not all(log.exists() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    running.terminate()
+    assert "stopped; the same command goes on" in running.communicate(timeout=300)[0] and running.returncode == 130
+    for log in logs:
+        saved = max(int(path.name) for path in (log.parent / "checkpoints").iterdir() if path.name.isdigit())
+        assert saved == last_of(log.parent)["step"]
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -163,6 +207,8 @@ def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
         ({"gammas": ((0.0, -0.1),)}, "--gammas: must be at least 0, not -0.1"),
         ({"betas": (0.1, 0.0)}, "--betas: must be above 0, not 0"),
         ({"seeds": 0}, "--seeds: must be at least 1, not 0"),
+        ({"methods": ()}, "--methods: none"),
+        ({"learning_rates": (1e-60,)}, "--learning-rates: must be above 0, not 1e-60"),
         ({"workers": -1}, "--workers: must be at least 0, not -1"),
         ({"methods": ("dpo", "ipo", "d-dpo")}, "distils one reward.*, not 2"),
     ],
@@ -180,6 +226,13 @@ def test_columns_are_looked_at_before_anything_is_trained(folder, tmp_path):
     with pytest.raises(DataError, match=r"rows.parquet: row 1: field 'ref_sample': missing"):
         execute(replace(stage, data=tmp_path / "rows.parquet"))
     assert not list((tmp_path / "out").glob("*/"))
+
+
+def test_large_seeds_have_a_folder_each(folder):
+    stage = sweep(folder, folder, methods=("dpo",), taus=(), betas=())
+    stage = replace(stage, training=replace(TRAINING, seed=10**6))
+    names = [stage.stage("dpo", *rest).out.name for rest in stage.grid("dpo")]
+    assert names == ["dpo-0.1-0.01-1000000", "dpo-0.1-0.01-1000001"]
 
 
 def test_gammas_are_for_the_methods_with_a_kl_term(folder, tmp_path):

@@ -127,6 +127,15 @@ def test_sigterm_saves_the_step_under_way(tmp_path, at):
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
+def test_a_resumed_run_and_the_next_one_take_the_program_that_is_there(tmp_path):
+    step = eqx.filter_jit(partial(train_step, outputs, reward_loss, ADAM))
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", stopping(5), step=step)
+    for name in ("cut", "next"):
+        run(tmp_path / name, step=step)
+        assert read_json(tmp_path / name / "timing.json")["programs"] == 0
+
+
 def test_stopped_twice(tmp_path):
     whole = run(tmp_path / "whole")
     for at in (3, 5):
