@@ -146,7 +146,7 @@ def test_an_overlong_prompt(overlong, expected):
 
 def test_what_opens_the_response_must_fit():
     assert fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 2) == [13, ASSISTANT]
-    with pytest.raises(DataError, match="--limits.prompt 2: the 3 tokens that open a response do not fit"):
+    with pytest.raises(DataError, match=r"--limits.prompt 2: the 3 tokens that open a response do not fit"):
         fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 3)
 
 

@@ -27,6 +27,17 @@ TEXTS = [
     "naïve café e\u0301 Ωμ 你好 🙂👩‍👩‍👧", "don't I'LL we've", "def f(x):\n    return x\n", "", "   ", "a" * 50,
     "\u00a0nbsp\u200bzw", "<think>", "_under_score__", "\x00\x01",
 ]
+# of each text by llama-cpp-python 0.3.36: Llama(path, vocab_only=True).tokenize(text.encode(), add_bos=False)
+LLAMA_CPP = [
+    [19556, 905], [216, 827, 216, 5600, 216], [81, 198, 198, 82, 198, 3717, 265], [15290, 197, 100, 7366, 3717],
+    [33, 34, 35, 36, 37, 38, 39, 216, 33, 34, 30, 37, 85, 33, 32, 216, 164, 111, 164, 112, 164, 113, 1792, 19133],
+    [16738, 216, 173, 235, 112, 216, 173, 223, 117, 216, 32], [104, 256, 33, 34, 333, 35, 216, 36, 3805, 37, 1116,
+    38], [3546, 46494, 37366, 297, 151, 219, 5664, 119, 16674, 216, 18645, 250, 48392, 138, 47526, 10813, 235, 119,
+    321, 231, 10813, 235, 119, 321, 231, 10813, 235, 117], [12420, 982, 339, 23, 16421, 392, 3543], [1604, 275, 24,
+    104, 727, 472, 1003, 1792, 198], [], [333], [46880, 46880, 46880, 46880, 46880, 46880, 46880, 46880, 46880,
+    46880, 46880, 46880, 11510], [15442, 94, 32093, 321, 229, 106, 103], [44, 17400, 46], [79, 5941, 79, 9818, 890],
+    [190, 191],
+]
 
 
 def tensors(config: ModelConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -216,12 +227,8 @@ QUESTION = "Why is the sky blue? Explain it to a child of 7."
 
 
 def test_tokens_are_those_of_llama_cpp(smollm2):
-    llama_cpp = pytest.importorskip("llama_cpp", reason="extra 'smollm2' is not installed")
-    theirs = llama_cpp.Llama(str(smollm2_path()), vocab_only=True, verbose=False)
-    for text in TEXTS:
-        ids = smollm2[1].text_ids(text)
-        assert ids == theirs.tokenize(text.encode(), add_bos=False, special=False)
-        assert smollm2[1].decode(ids) == text
+    for text, ids in zip(TEXTS, LLAMA_CPP, strict=True):
+        assert smollm2[1].text_ids(text) == ids and smollm2[1].decode(ids) == text
 
 
 def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
