@@ -12,7 +12,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scale.attention import BATCH, Kind, kind_for
 from scale.rows import DataError
 
-Remat: TypeAlias = Literal["auto", "none", "dots", "full"]
+RematPolicy: TypeAlias = Literal["none", "dots", "full"]
+Remat: TypeAlias = Literal["auto", RematPolicy]
 AXES = ("data", "fsdp", "tensor")
 
 

@@ -60,7 +60,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     record = description(stage)
     old = read_json(path) if path.exists() else record
     refuse_other(stage, old, record)
-    if "findings" in old and old["options"] == record["options"]:
+    if "findings" in old and not differing(old, record):
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     write_json(path, record)
@@ -137,7 +137,12 @@ def is_path(value: Any) -> bool:
 def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["stage"] != new["stage"]:
         raise DataError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
-    differing = [k for k in new["options"] if old["options"].get(k) != new["options"][k] and k not in stage.EXTENDS]
-    differing += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
-    if differing:
-        raise DataError(f"{stage.out}: was begun with other {', '.join(differing)}; name another --out or delete it")
+    other = [k for k in differing(old, new) if k not in stage.EXTENDS]
+    other += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
+    if other:
+        raise DataError(f"{stage.out}: was begun with other {', '.join(other)}; name another --out or delete it")
+
+
+def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The options of `new` that `old` has not, or other values of."""
+    return [k for k in new["options"] if old["options"].get(k) != new["options"][k]]

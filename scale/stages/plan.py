@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from minipref.sequences import Batch
 from minipref.training import TrainState
 from scale.attention import SharedPrefix, block_sizes
 from scale.console import console
-from scale.execution import BATCH, Compute, Execution, Remat, execution
+from scale.execution import BATCH, Compute, Execution, Remat, RematPolicy, execution
 from scale.hlo import Counts, count
 from scale.model import ModelConfig, Transformer, parameter_count
 from scale.packing import Layout
@@ -31,7 +31,6 @@ from scale.stages.align import MethodName, align_step
 from scale.topology import spanned, topology_devices, torus
 from scale.train import Training, hyper
 
-POLICIES: tuple[Remat, ...] = ("none", "dots", "full")
 PRODUCTS = {"_fwd_": 2, "_dkv_": 4, "_dq_": 3}  # of queries with keys, in each of splash attention's kernels
 
 
@@ -100,7 +99,7 @@ def best(plan: Plan) -> dict[str, Any]:
 
 def candidates(plan: Plan) -> Iterator[Plan]:
     for batch in (plan.batch // 2, plan.batch, plan.batch * 2):
-        for mesh, remat in product(meshes(plan, batch), POLICIES):
+        for mesh, remat in product(meshes(plan, batch), get_args(RematPolicy)):
             yield replace(plan, batch=batch, mesh=mesh, remat=remat)
 
 

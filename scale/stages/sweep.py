@@ -2,6 +2,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain, product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,8 +19,8 @@ from scale.workers import execute_all, usable_cores, workers
 
 RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl",
            "validation_kl": "validation/kl"}
-COLUMNS = ("policy", "method", "parameter", "value", "gamma_first", "gamma_last", "learning_rate", "seed", *RESULTS,
-           "seconds", "programs", "error")
+TRAINED = ("policy", "method", "parameter", "value", "gamma_first", "gamma_last", "learning_rate", "seed")
+COLUMNS = (*TRAINED, *RESULTS, "seconds", "programs", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +61,15 @@ class Sweep(Alignment):
         else:
             errors = [attempt(stage) for stage in stages]
         rows = [result(stage, error) for stage, error in zip(stages, errors, strict=True)]
+        diverged = [error for error in errors if error]
         write_csv(self.out / "results.csv", COLUMNS, rows)
         console.print(table(rows))
-        for error in filter(None, errors):
+        for error in diverged:
             console.print(f"  {error}", style="red", markup=False)
-        console.print(f"  {sum(row['programs'] or 0 for row in rows)} compilations of the steps of {len(self.methods)} "
-                      f"methods, in {processes} processes", markup=False)
-        return {"policies": len(stages), "diverged": len([*filter(None, errors)])}
+        compilations = sum(row.get("programs", 0) for row in rows)
+        console.print(f"  {compilations} compilations of the steps of {len(self.methods)} methods, in {processes} "
+                      "processes", markup=False)
+        return {"policies": len(stages), "diverged": len(diverged)}
 
     def check(self) -> None:
         """Errors: DataError for an option that no method has, or one that holds the same value twice."""
@@ -107,7 +110,8 @@ class Sweep(Alignment):
         alone = jax.default_backend() != "cpu" or jax.process_count() > 1
         if self.workers > 1 and alone:
             raise DataError(f"--workers {self.workers}: only processes on one machine's CPU train side by side")
-        return min(self.workers or len(usable_cores()), 1 if alone else len(usable_cores()))
+        most = 1 if alone else len(usable_cores())
+        return min(self.workers or most, most)
 
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
@@ -138,25 +142,26 @@ def text(value: Any) -> str:
 
 
 def result(stage: Align, error: str) -> dict[str, Any]:
-    """What was trained, and the metrics of its last step; none of a policy that diverged."""
-    last: dict[str, Any] = {}
-    timing: dict[str, Any] = {"seconds": "", "programs": ""}
-    if not error:
-        last = json.loads((stage.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        timing = read_json(stage.out / "timing.json")
-        timing["seconds"] = round(timing["seconds"], 3)
+    """What was trained, and how it ended; no metrics of a policy that diverged."""
     values = (stage.out.name, stage.method, METHODS[stage.method].strength, stage.strength, *stage.weights,
-              stage.training.learning_rate, stage.training.seed, *(last.get(name, "") for name in RESULTS.values()),
-              timing["seconds"], timing["programs"], error)
-    return dict(zip(COLUMNS, values, strict=True))
+              stage.training.learning_rate, stage.training.seed)
+    return dict(zip(TRAINED, values, strict=True)) | {"error": error} | ({} if error else last_step(stage.out))
+
+
+def last_step(out: Path) -> dict[str, Any]:
+    """The metrics of a policy's last step, where it has them, and what its run took."""
+    last = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    timing = read_json(out / "timing.json")
+    metrics = {name: last[key] for name, key in RESULTS.items() if key in last}
+    return metrics | {"seconds": round(timing["seconds"], 3), "programs": timing["programs"]}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     shown = Table(title="the last batch of each policy", title_justify="left")
-    numbers = [name for name in (*RESULTS, "seconds", "programs") if any(row[name] != "" for row in rows)]
+    numbers = [name for name in (*RESULTS, "seconds", "programs") if any(name in row for row in rows)]
     shown.add_column("policy")
     for name in numbers:
         shown.add_column(name, justify="right")
     for row in rows:
-        shown.add_row(row["policy"], *(f"{row[n]:.4g}" if row[n] != "" else "" for n in numbers))
+        shown.add_row(row["policy"], *(f"{row[n]:.4g}" if n in row else "" for n in numbers))
     return shown
