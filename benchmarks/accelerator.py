@@ -1,7 +1,7 @@
 """`python -m benchmarks.accelerator`: a step of Llama 3.2 1B's shape on one GPU or TPU, in bfloat16.
 
 Rows of the lengths of Anthropic's HH, prompt 192 and three (dpo: two) responses of 64 tokens, without padding. MFU is
-the model's own FLOPs (`scale.roofline`: nothing that is computed again, the vocabulary at labels alone) over the data
+the model's own FLOPs (`scale.plan.roofline`: nothing that is computed again, the vocabulary at labels alone) over the data
 sheet's peak; beside it the share of the best rate that a product reached here. Each case is a process of its own; its
 memory is the allocator's peak.
 """
@@ -15,9 +15,11 @@ import tyro
 
 from benchmarks.machine import describe, timed
 from benchmarks.work import RECIPE, Work, alone, first_state, repeated, responses_of, rows_of
-from scale.execution import Compute, Remat, execution
-from scale.model import ModelConfig, parameter_count
-from scale.roofline import model_flops, peak_flops
+from scale.model.config import ModelConfig
+from scale.model.flops import model_flops
+from scale.model.transformer import parameter_count
+from scale.parallel.chips import peak_flops
+from scale.parallel.mesh import Compute, Remat, execution
 from scale.stages.align import align_step
 
 LLAMA_1B = ModelConfig(128_256, 16, 2048, 32, 64, 8192, 500_000.0, 8, "sequential", "rms", 1e-5, scaled_logits=False)

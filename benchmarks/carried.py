@@ -24,18 +24,19 @@ from benchmarks.machine import describe
 from minipref.methods import gamma_at
 from minipref.objectives import distillation, log_ratio_margin, pessimistic, sampled_forward_kl
 from minipref.training import init_state, train_step
-from scale import folders
-from scale.batches import batch_indices, take
 from scale.console import console
-from scale.figures import records
-from scale.model import Transformer, logps
-from scale.paper import PRESETS, Paper
-from scale.recipe import ADAM
-from scale.rows import provenance, read, write
+from scale.data.dataset import batch_indices, take
+from scale.data.rows import provenance, read, write
+from scale.io import model_folder as folders
+from scale.model.response_logps import logps
+from scale.model.transformer import Transformer
+from scale.paper.figures import records
+from scale.paper.pipeline import PRESETS, Paper
 from scale.stages.align import Align, MethodName
-from scale.stages.base import execute
 from scale.stages.evaluate import Evaluate
-from scale.train import hyper, train
+from scale.stages.stage import execute
+from scale.train.loop import hyper, train
+from scale.train.optimizer import ADAM
 
 SPEED = 30.0  # how much faster than a weight of the policy a logit moves: 120 Adam steps of 3e-3 must cross the simplex
 

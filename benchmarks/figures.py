@@ -21,7 +21,7 @@ from reference import bag_of_words, bandit, loglinear, tabular
 from reference.loglinear import descend, log_softmax
 from reference.methods import METHODS
 from reference.objectives import forward_kl, pessimistic_rlhf
-from scale.figures import LOOKS, bare, save
+from scale.paper.figures import LOOKS, bare, save
 
 ORANGE, SKY, GREEN, BLUE, RED = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 

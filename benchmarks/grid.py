@@ -24,20 +24,21 @@ import tyro
 from benchmarks.machine import describe, median, timed
 from benchmarks.work import Work, responses_of, rows_of
 from minipref.training import TrainState
-from scale import folders
-from scale.batches import Limits
 from scale.console import quiet
-from scale.figures import records
+from scale.data.dataset import Limits
+from scale.data.rows import read, write
+from scale.data.tokenizer import train_codec
 from scale.files import read_json
-from scale.model import ModelConfig, Transformer
-from scale.recipe import Recipe, start_state
-from scale.rows import read, write
+from scale.io import model_folder as folders
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+from scale.paper.figures import records
 from scale.stages.align import MethodName, align_step
-from scale.stages.base import execute
 from scale.stages.corpus import Corpus
 from scale.stages.score import Score
-from scale.tokenizer import train_codec
-from scale.train import Training, hyper
+from scale.stages.stage import execute
+from scale.train.loop import Training, hyper
+from scale.train.optimizer import Recipe, start_state
 
 LIMITS = Limits(48, 24, "keep-start")
 FLAGS = ["--limits.prompt", "48", "--limits.response", "24", "--limits.overlong", "keep-start"]

@@ -23,10 +23,12 @@ from matplotlib.ticker import LogLocator
 from benchmarks.machine import describe, matmul_flops, median, peak_memory_gib, timed
 from benchmarks.work import RECIPE, Work, alone, first_state, matmul_work, repeated, responses_of, rows_of
 from scale.console import track
-from scale.figures import LOOKS, bare, save
 from scale.files import atomic
 from scale.memory import keep_freed_memory
-from scale.model import LOGITS, ModelConfig, Transformer, parameter_count
+from scale.model.config import ModelConfig
+from scale.model.response_logps import LOGITS
+from scale.model.transformer import Transformer, parameter_count
+from scale.paper.figures import LOOKS, bare, save
 from scale.stages.align import align_step
 
 METHOD = "e-dpo"

@@ -13,13 +13,14 @@ from pathlib import Path
 import jax
 
 from benchmarks.machine import describe, peak_memory_gib
-from scale import folders
-from scale.execution import Compute, execution
-from scale.model import ModelConfig, Transformer
-from scale.presets import MODELS
-from scale.sharding import initialise
-from scale.tokenizer import train_codec
-from scale.weights.huggingface import export
+from scale.data.tokenizer import train_codec
+from scale.io import model_folder as folders
+from scale.io.huggingface import export
+from scale.model.config import ModelConfig
+from scale.model.presets import MODELS
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Compute, execution
+from scale.parallel.sharding import initialise
 
 CONFIG = replace(MODELS["smollm2-135m"], layers=16, d_model=1024, heads=16, kv_heads=4, d_ff=4096, context=128)
 JOBS = ("initialise", "initialise and save", "load", "initialise and export", "load exported")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from scale.paper import PRESETS
-from scale.stages.base import execute
+from scale.paper.pipeline import PRESETS
+from scale.stages.stage import execute
 
 RESULTS = Path(__file__).parent / "results" / "search.csv"
 

@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from minipref.batch import Batch
 from minipref.methods import METHODS
-from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState
-from scale.batches import pack
-from scale.execution import ONE_DEVICE, Execution
-from scale.model import ModelConfig, Transformer
-from scale.recipe import Recipe, start_state
-from scale.sharding import initialise
-from scale.train import Training, hyper
+from scale.data.dataset import pack
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import ONE_DEVICE, Execution
+from scale.parallel.sharding import initialise
+from scale.train.loop import Training, hyper
+from scale.train.optimizer import Recipe, start_state
 
 FIELDS = ["chosen", "rejected", "ref_sample"]
 RECIPE = Recipe()

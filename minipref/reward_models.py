@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from minipref.sequences import Batch, response_rewards
+from minipref.batch import Batch, response_rewards
 
 
 class RewardModel(eqx.Module):

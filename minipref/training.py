@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from minipref.batch import Batch, ResponseLogps
 from minipref.methods import METHODS, method_loss
 from minipref.objectives import bradley_terry, log_ratio_margin, nearest_shares, sampled_forward_kl
-from minipref.sequences import Batch, ResponseLogps
 
 Metrics = dict[str, Float[Array, "..."]]
 Outputs = Float[Array, "B n"]

@@ -17,21 +17,22 @@ from typing import TypeAlias
 import tyro
 
 from scale.console import console
-from scale.distributed import join
-from scale.paper import PRESETS, Paper
-from scale.rows import DataError
+from scale.errors import DataError
+from scale.paper.pipeline import PRESETS, Paper
+from scale.parallel.processes import join
+from scale.plan.command import Plan
 from scale.stages.align import Align
-from scale.stages.base import Stage, execute, require_bounds
 from scale.stages.bias import Bias
+from scale.stages.bounds import require_bounds
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
 from scale.stages.export import Export
 from scale.stages.pairs import Pairs
-from scale.stages.plan import Plan
 from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
+from scale.stages.stage import Stage, execute
 from scale.stages.sweep import Sweep
 
 Job: TypeAlias = Stage | Plan | Export

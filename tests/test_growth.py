@@ -9,8 +9,8 @@ from matplotlib.image import imread
 
 from benchmarks import growth
 from benchmarks.work import RECIPE, Work, first_state, matmul_work, rows_of
-from scale.hlo import count
-from scale.model import ModelConfig
+from scale.model.config import ModelConfig
+from scale.plan.hlo import count
 from scale.stages.align import align_step
 
 LLAMA = ModelConfig(40, 3, 24, 6, 4, 56, kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
@@ -25,9 +25,9 @@ def test_flops_are_those_of_the_compiled_step(model, method, responses):
     state = jax.eval_shape(lambda: first_state(work))
     compiled = align_step.lower(method, RECIPE, state, rows_of(method, work)).compile()
     slots = 16 + 8 * responses
-    ones = 3 * 2 * work.batch * model.layers * model.heads * slots**2  # the column of `scale.attention.plain`
+    ones = 3 * 2 * work.batch * model.layers * model.heads * slots**2  # the column of `scale.model.attention.plain`
     norms = model.layers * (1 if model.block == "parallel" else 2) + 1
-    ones += 2 * work.batch * slots * model.d_model * norms  # the sums of `scale.model.times`
+    ones += 2 * work.batch * slots * model.d_model * norms  # the sums of `scale.model.layers.times`
     assert matmul_work(work, responses) + ones == count(compiled.as_text(), {"data": 1}).flops
 
 

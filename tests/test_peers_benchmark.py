@@ -10,7 +10,7 @@ import pytest
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.shapes import SHAPES, random_tokens, save
 from benchmarks.peers.work import load
-from scale.tokenizer import SMALLEST, train_codec
+from scale.data.tokenizer import SMALLEST, train_codec
 
 TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, layers=1, vocab=SMALLEST + 40), batch=2,
                rows=("short",))

@@ -33,9 +33,9 @@ import tyro
 from benchmarks.machine import describe, median
 from benchmarks.peers.shapes import SHAPES, Shape, rows_of, save
 from benchmarks.work import alone
-from scale.packing import Tokens
-from scale.rows import DataError
-from scale.tokenizer import Codec
+from scale.data.packing import Tokens
+from scale.data.tokenizer import Codec
+from scale.errors import DataError
 
 Library = Literal["trl", "tunix", "minipref"]
 PACKAGES = {"trl": ("trl", "transformers", "torch"), "tunix": ("google-tunix", "flax", "jax"),

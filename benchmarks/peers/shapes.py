@@ -7,15 +7,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from scale.batches import Limits, encode
-from scale.corpus import docstrings
-from scale.folders import codec_of
-from scale.model import ModelConfig, Transformer
-from scale.packing import Tokens
-from scale.presets import MODELS
-from scale.rows import DataError, Row, read
-from scale.tokenizer import SMALLEST, Codec, train_codec
-from scale.weights.huggingface import export
+from scale.data.dataset import Limits, encode
+from scale.data.docstrings import docstrings
+from scale.data.formats import Row
+from scale.data.packing import Tokens
+from scale.data.rows import read
+from scale.data.tokenizer import SMALLEST, Codec, train_codec
+from scale.errors import DataError
+from scale.io.huggingface import export
+from scale.io.model_folder import codec_of
+from scale.model.config import ModelConfig
+from scale.model.presets import MODELS
+from scale.model.transformer import Transformer
 
 
 @dataclass(frozen=True)

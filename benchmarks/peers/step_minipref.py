@@ -1,6 +1,6 @@
 """`python -m benchmarks.peers.step_minipref FOLDER`: DPO steps as `python -m scale.run align` makes them.
 
-The shapes of the batches are those that `scale.schedule` chooses for a run of `RUN` steps of such batches.
+The shapes of the batches are those that `scale.train.batches` chooses for a run of `RUN` steps of such batches.
 """
 
 # ruff: noqa: E402
@@ -15,21 +15,21 @@ import jax
 import numpy as np
 
 from benchmarks.peers.work import BETA, LEARNING_RATE, Turns, Work, load
-from scale.batches import Encoded
-from scale.execution import Compute, execution
-from scale.folders import load_policy
-from scale.model import Transformer
-from scale.packing import Tokens
-from scale.recipe import Recipe, start_state
-from scale.schedule import COMPILATION, Schedule, shapes_for
+from scale.data.dataset import Encoded
+from scale.data.packing import Tokens
+from scale.io.model_folder import load_policy
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Compute, execution
 from scale.stages.align import align_step
-from scale.train import Training, hyper
+from scale.train.batches import COMPILATION, Schedule, shapes_for
+from scale.train.loop import Training, hyper
+from scale.train.optimizer import Recipe, start_state
 
 RUN = 1000
 
 
 def schedule(work: Work, model: Transformer) -> Schedule:
-    """`scale.schedule.schedule` on the rows in their order; that one draws the order."""
+    """`scale.train.batches.schedule` on the rows in their order; that one draws the order."""
     n, tokens = len(work.ends), Tokens(work.ids, work.ends)
     data = Encoded(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
     rows = np.arange(n).reshape(-1, work.batch)

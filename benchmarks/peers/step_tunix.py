@@ -17,8 +17,8 @@ from tunix.models.llama3.params import create_model_from_safe_tensors
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainExample, TrainingInput
 
 from benchmarks.peers.work import BETA, BETAS, CLIP, LEARNING_RATE, Turns, Work, load
-from scale.packing import round_up
-from scale.weights.huggingface import open_weights
+from scale.data.layout import round_up
+from scale.io.huggingface import open_weights
 
 GRAIN = 32
 Given = tuple[TrainingInput, np.ndarray]

@@ -7,20 +7,21 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from minipref.batch import Batch
 from minipref.methods import METHODS
-from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, loss_of
-from scale import folders
-from scale.batches import REF_LOGPS, Encoded, Limits, take
-from scale.execution import Compute, execution
-from scale.inference import sequence_logps
-from scale.logs import Sink
-from scale.model import Transformer
-from scale.recipe import Recipe, language_step, start_state
-from scale.rows import DataError, read, require
-from scale.schedule import schedule
-from scale.stages.base import TOKENS, Stage
-from scale.train import Training, hyper, train
+from scale.data.dataset import REF_LOGPS, Encoded, Limits, take
+from scale.data.rows import read, require
+from scale.errors import DataError
+from scale.io import model_folder as folders
+from scale.model.inference import sequence_logps
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Compute, execution
+from scale.stages.stage import TOKENS, Stage
+from scale.train.batches import schedule
+from scale.train.loop import Training, hyper, train
+from scale.train.metrics import Sink
+from scale.train.optimizer import Recipe, language_step, start_state
 
 MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
 MONITORED = 128

@@ -2,9 +2,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scale.corpus import docstrings
-from scale.rows import DataError, read, split, write
-from scale.stages.base import Stage
+from scale.data.docstrings import docstrings
+from scale.data.rows import read, split, write
+from scale.errors import DataError
+from scale.stages.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from scale import folders
-from scale.batches import Limits
-from scale.execution import Compute, execution
-from scale.inference import generate, rewards, sequence_logps
-from scale.rows import DataError, read, write
-from scale.stages.base import Stage
-from scale.stats import bootstrap_interval
+from scale.data.dataset import Limits
+from scale.data.rows import read, write
+from scale.errors import DataError
+from scale.io import model_folder as folders
+from scale.model.inference import generate, rewards, sequence_logps
+from scale.parallel.mesh import Compute, execution
+from scale.stages.stage import Stage
+from scale.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True, kw_only=True)

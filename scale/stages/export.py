@@ -1,10 +1,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scale import folders
 from scale.console import console
-from scale.execution import Compute, execution
-from scale.weights.huggingface import export
+from scale.io import model_folder as folders
+from scale.io.huggingface import export
+from scale.parallel.mesh import Compute, execution
 
 
 @dataclass(frozen=True, kw_only=True)

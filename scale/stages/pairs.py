@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from scale.rows import read, write
-from scale.stages.base import Stage
+from scale.data.rows import read, write
+from scale.stages.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,22 +8,23 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
-from minipref.sequences import Batch
 from minipref.training import Metrics, TrainState, init_state, reward_loss, train_step
-from scale import folders
-from scale.batches import Encoded, Limits, batch_indices
-from scale.distributed import on_devices
-from scale.execution import Compute, execution
-from scale.inference import rewards
-from scale.logs import Sink
-from scale.recipe import ADAM
-from scale.roofline import speed_of
-from scale.rows import DataError, read, split
-from scale.sharding import constrain, execution_of, initialise
-from scale.stages.base import TOKENS, Stage
-from scale.stages.bias import largest, longer_side, longer_wins, subsample
-from scale.train import Training, hyper, train
+from scale.data.dataset import Encoded, Limits, batch_indices
+from scale.data.length_bias import largest, longer_side, longer_wins, subsample
+from scale.data.rows import read, split
+from scale.errors import DataError
+from scale.io import model_folder as folders
+from scale.model.inference import rewards
+from scale.parallel.mesh import Compute, execution
+from scale.parallel.processes import on_devices
+from scale.parallel.sharding import constrain, execution_of, initialise
+from scale.stages.stage import TOKENS, Stage
+from scale.train.loop import Training, hyper, train
+from scale.train.metrics import Sink
+from scale.train.optimizer import ADAM
+from scale.train.throughput import speed_of
 
 SIDES = ("chosen", "rejected")
 

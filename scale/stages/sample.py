@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from scale import folders
-from scale.batches import Limits
-from scale.execution import Compute, execution
-from scale.inference import generate
-from scale.rows import read, write
-from scale.stages.base import Stage
+from scale.data.dataset import Limits
+from scale.data.rows import read, write
+from scale.io import model_folder as folders
+from scale.model.inference import generate
+from scale.parallel.mesh import Compute, execution
+from scale.stages.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

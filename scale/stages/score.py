@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from scale import folders
-from scale.batches import Limits
-from scale.execution import Compute, execution
+from scale.data.dataset import Limits
+from scale.data.length_bias import longer_side, longer_wins
+from scale.data.rows import provenance, read, write
+from scale.errors import DataError
 from scale.files import fingerprint
-from scale.inference import generate, rewards, sequence_logps
-from scale.rows import DataError, provenance, read, write
-from scale.stages.base import Stage
-from scale.stages.bias import longer_side, longer_wins
+from scale.io import model_folder as folders
+from scale.model.inference import generate, rewards, sequence_logps
+from scale.parallel.mesh import Compute, execution
+from scale.stages.stage import Stage
 
 SIDES = ("chosen", "rejected")
 

@@ -5,22 +5,24 @@ from typing import Any
 
 import jax
 
-from minipref.sequences import Batch
+from minipref.batch import Batch
 from minipref.training import Metrics, TrainState, sft_loss
-from scale import folders
-from scale.batches import Limits
-from scale.execution import Compute, Execution, execution
-from scale.inference import sequence_logps
-from scale.logs import Sink
-from scale.model import ModelConfig, Transformer, parameter_count, sum_of_logps
-from scale.presets import published
-from scale.recipe import Recipe, language_step, start_state
-from scale.rows import read
-from scale.schedule import Schedule, schedule
-from scale.sharding import initialise
-from scale.stages.base import TOKENS, Stage
-from scale.tokenizer import train_codec
-from scale.train import Training, hyper, train
+from scale.data.dataset import Limits
+from scale.data.rows import read
+from scale.data.tokenizer import train_codec
+from scale.io import model_folder as folders
+from scale.model.config import ModelConfig
+from scale.model.inference import sequence_logps
+from scale.model.presets import published
+from scale.model.response_logps import sum_of_logps
+from scale.model.transformer import Transformer, parameter_count
+from scale.parallel.mesh import Compute, Execution, execution
+from scale.parallel.sharding import initialise
+from scale.stages.stage import TOKENS, Stage
+from scale.train.batches import Schedule, schedule
+from scale.train.loop import Training, hyper, train
+from scale.train.metrics import Sink
+from scale.train.optimizer import Recipe, language_step, start_state
 
 
 @dataclass(frozen=True, kw_only=True)

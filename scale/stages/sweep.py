@@ -9,13 +9,14 @@ import jax
 from rich.table import Table
 
 from minipref.methods import METHODS
-from scale.batches import scores
 from scale.console import console
+from scale.data.dataset import scores
+from scale.data.rows import read
+from scale.errors import DataError
 from scale.files import read_json, write_csv
-from scale.rows import DataError, read
+from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
-from scale.stages.base import execute
-from scale.workers import execute_all, usable_cores, workers
+from scale.stages.stage import execute
 
 RESULTS = {"loss": "loss", "margin": "rewards/margins", "accuracy": "rewards/accuracies", "kl": "kl",
            "validation_kl": "validation/kl"}

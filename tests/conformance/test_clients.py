@@ -18,12 +18,12 @@ SUPPORTED = {"minipref": LOSSES | MODELS, "scale": DATA | MODELS}
 CONSTANT = {"grads.ref_chosen_logps", "grads.ref_rejected_logps"}  # neither differentiates in the reference
 
 CLIENTS = {
-    "minipref.adapter:adapter": 1,
-    "minipref.adapter:bfloat16": 1,
-    "scale.adapter:adapter": 1,
-    "scale.adapter:bfloat16": 1,
-    "scale.adapter:adapter on 8": 8,
-    "scale.adapter:sharded": 8,
+    "benchmarks.adapters.minipref:adapter": 1,
+    "benchmarks.adapters.minipref:bfloat16": 1,
+    "benchmarks.adapters.scale:adapter": 1,
+    "benchmarks.adapters.scale:bfloat16": 1,
+    "benchmarks.adapters.scale:adapter on 8": 8,
+    "benchmarks.adapters.scale:sharded": 8,
 }
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
+from minipref.batch import Batch
 from minipref.methods import METHODS
-from minipref.sequences import Batch
 from minipref.training import (
     Hyper,
     TrainState,

@@ -6,12 +6,12 @@
 import sys
 from pathlib import Path
 
-from scale.batches import Limits
-from scale.distributed import join
-from scale.execution import Compute
+from scale.data.dataset import Limits
+from scale.parallel.mesh import Compute
+from scale.parallel.processes import join
 from scale.run import execute
 from scale.stages.align import Align
-from scale.train import Training
+from scale.train.loop import Training
 
 
 def main(folder, out, processes, process, port, mesh, *methods):

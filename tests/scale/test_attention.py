@@ -12,23 +12,17 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
-from minipref.sequences import attention_mask
-from scale.attention import (
-    SharedPrefix,
-    attention,
-    block_sizes,
-    cudnn_fits,
-    dot_product,
-    kind_for,
-    masked,
-    plain,
-    splash,
-)
-from scale.batches import pack
-from scale.execution import Execution
-from scale.model import ModelConfig, Transformer, logps, saves_products
-from scale.packing import Layout, lay, tokens_of
-from scale.rows import DataError
+from minipref.batch import attention_mask
+from scale.data.dataset import pack
+from scale.data.layout import Layout
+from scale.data.packing import lay, tokens_of
+from scale.errors import DataError
+from scale.model.attention import attention, cudnn_fits, dot_product, masked, plain
+from scale.model.config import ModelConfig
+from scale.model.response_logps import logps
+from scale.model.splash import SharedPrefix, block_sizes, splash
+from scale.model.transformer import Transformer, saves_products
+from scale.parallel.mesh import Execution, kind_for
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = Layout(120, 60, 2)  # regions of 136, 60 and 60 slots in blocks of 128: none ends where a block does
@@ -254,7 +248,7 @@ def test_the_layout_is_that_of_packed_rows():
 
 
 def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):
-    monkeypatch.setattr("scale.attention.splash", partial(splash, interpret=True))
+    monkeypatch.setattr("scale.model.splash.splash", partial(splash, interpret=True))
     pieces = [(list(range(5, 5 + p)), [list(range(3, 3 + a)), list(range(9, 9 + b))]) for p, a, b in LENGTHS]
     config = ModelConfig(vocab=130, layers=2, d_model=16, heads=4, kv_heads=2, head_size=8, d_ff=16)
     found = []

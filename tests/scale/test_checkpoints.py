@@ -20,9 +20,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from minipref.training import TrainState
-from scale.checkpoints import Checkpoints
-from scale.rows import DataError
-from scale.train import Training, hyper, train
+from scale.errors import DataError
+from scale.train.checkpoints import Checkpoints
+from scale.train.loop import Training, hyper, train
 
 SPECS = {"matrix": PartitionSpec("fsdp", "tensor"), "vector": PartitionSpec(("data", "fsdp")), "half": PartitionSpec()}
 

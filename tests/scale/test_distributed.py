@@ -15,11 +15,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from minipref.methods import METHODS
-from scale import folders
-from scale.logs import WALL_CLOCK
-from scale.model import ModelConfig, Transformer
-from scale.rows import read, write
-from scale.tokenizer import train_codec
+from scale.data.rows import read, write
+from scale.data.tokenizer import train_codec
+from scale.io import model_folder as folders
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+from scale.train.metrics import WALL_CLOCK
 from tests.scale import align_worker
 
 CONFIG = ModelConfig(vocab=272, layers=2, d_model=16, heads=4, head_size=8, d_ff=16, kv_heads=4, block="sequential",

@@ -17,8 +17,9 @@ import pytest
 import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from scale import files
-from scale.files import all_finite, atomic, fingerprint, load_tree, read_json, read_metadata, save_tree, write_json
+from scale.files import atomic, fingerprint, read_json, write_json
+from scale.io import arrays as files
+from scale.io.arrays import all_finite, load_tree, read_metadata, save_tree
 
 
 def test_atomic_replaces_the_file(tmp_path):

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scale.attention import masked
-from scale.execution import Execution
-from scale.model import ModelConfig
-from scale.rows import DataError
-from scale.sampling import sample
+from scale.errors import DataError
+from scale.model.attention import masked
+from scale.model.config import ModelConfig
+from scale.model.sampling import sample
+from scale.parallel.mesh import Execution
 
 gguf = pytest.importorskip("gguf", reason="extra 'smollm2' is not installed")
 
-from scale.weights import pretrained  # noqa: E402
-from scale.weights.gguf import open_gguf, smollm2_path  # noqa: E402
+from scale.io.gguf import open_gguf, smollm2_path  # noqa: E402
+from scale.io.pretrained import pretrained  # noqa: E402
 
 HERE = Execution()
 CONFIG = ModelConfig(vocab=262, layers=2, d_model=64, heads=4, head_size=16, d_ff=96, rope_base=5000.0, kv_heads=2,

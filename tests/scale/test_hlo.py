@@ -18,8 +18,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scale.hlo import count
-from scale.rows import DataError
+from scale.errors import DataError
+from scale.plan.hlo import count
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 TOPOLOGIES = {  # name, tensor axis, keywords of get_topology_desc

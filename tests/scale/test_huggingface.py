@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minipref.sequences import attention_mask
-from scale.attention import masked
-from scale.execution import Execution
-from scale.model import ModelConfig, Transformer
-from scale.rows import DataError
-from scale.tokenizer import train_codec
-from scale.weights import pretrained
-from scale.weights.config import config_from, settings_for
-from scale.weights.huggingface import export, open_weights, save_weights
-from scale.weights.table import entries
+from minipref.batch import attention_mask
+from scale.data.tokenizer import train_codec
+from scale.errors import DataError
+from scale.io.hf_config import config_from, settings_for
+from scale.io.huggingface import export, open_weights, save_weights
+from scale.io.pretrained import pretrained
+from scale.io.weight_table import entries
+from scale.model.attention import masked
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Execution
 
 HERE = Execution()
 CODEC = train_codec(["the cat sat on the mat"], 300)
@@ -200,7 +201,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_half_written(tmp_path, 
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(DataError, match="out: exists and is not an empty folder"):
         export(tmp_path / "out", random_model(LLAMA), CODEC)
-    monkeypatch.setattr("scale.weights.huggingface.save_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("scale.io.huggingface.save_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(tmp_path / "new", random_model(LLAMA), CODEC)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]

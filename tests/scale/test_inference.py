@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minipref.sequences import Batch
-from scale import inference
+from minipref.batch import Batch
+from scale.model import inference
 
 
 def counted(n):

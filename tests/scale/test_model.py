@@ -8,10 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minipref.sequences import Batch, response_logps
-from scale.execution import Execution
-from scale.model import UNROLLED, ModelConfig, Transformer, angles, frequencies, logps, rotate
-from scale.packing import Shape, lay, tokens_of
+from minipref.batch import Batch, response_logps
+from scale.data.layout import Shape
+from scale.data.packing import lay, tokens_of
+from scale.model.config import ModelConfig
+from scale.model.layers import angles, frequencies, rotate
+from scale.model.response_logps import logps
+from scale.model.transformer import UNROLLED, Transformer
+from scale.parallel.mesh import Execution
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
 FLOAT32 = 2e-5  # nats: sums of up to 4 token log-probabilities near 3, each with some ten float32 roundings behind it

@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minipref.batch import Batch
 from minipref.methods import METHODS
-from minipref.sequences import Batch
 from minipref.training import loss_of, sft_loss
-from scale.batches import Encoded, on_disk
-from scale.model import ModelConfig, Transformer, logps, sum_of_logps
-from scale.packing import Shape, lay, least_shape, tokens_of
-from scale.schedule import few, least_sizes, schedule
-from scale.train import Training, hyper
+from scale.data.dataset import Encoded, on_disk
+from scale.data.layout import Shape, least_shape
+from scale.data.packing import lay, tokens_of
+from scale.model.config import ModelConfig
+from scale.model.response_logps import logps, sum_of_logps
+from scale.model.transformer import Transformer
+from scale.train.batches import few, least_sizes, schedule
+from scale.train.loop import Training, hyper
 
 CONFIG = ModelConfig(60, 2, 16, 2, 8, 32, kv_heads=1, block="sequential", norm="rms", tied=False)
 PIECES = [([5, 6, 7], [[8, 9, 1], [10, 1], [11]]), ([15, 16], [[17], [18, 19, 1], []]),

@@ -15,10 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from scale.batches import Limits
-from scale.model import ModelConfig, Transformer
-from scale.paper import FOUND, PRESETS, Paper, Policy, best, by_cell, found
-from scale.train import Training
+from scale.data.dataset import Limits
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+from scale.paper.pipeline import FOUND, PRESETS, Paper, best, by_cell, found
+from scale.paper.results import Policy
+from scale.train.loop import Training
 
 OPTIONS = [
     *("--rhos", "0.5", "--methods", "dpo", "e-dpo", "--pairs", "24", "--biases", "0.4", "0.6"),

@@ -8,15 +8,14 @@ from dataclasses import replace
 import jax
 import pytest
 
-from scale.execution import Compute, execution
-from scale.hlo import Counts
-from scale.model import ModelConfig, parameter_count
-from scale.packing import Layout
-from scale.presets import MODELS
-from scale.rows import DataError
-from scale.run import parse
-from scale.stages import plan as module
-from scale.stages.plan import (
+from scale.data.layout import Layout
+from scale.errors import DataError
+from scale.model.config import ModelConfig
+from scale.model.presets import MODELS
+from scale.model.transformer import parameter_count
+from scale.parallel.mesh import Compute, execution
+from scale.plan import command as module
+from scale.plan.command import (
     Plan,
     batch_of,
     best,
@@ -28,7 +27,9 @@ from scale.stages.plan import (
     start,
     visited_products,
 )
-from scale.topology import spanned, topology_devices, torus
+from scale.plan.hlo import Counts
+from scale.plan.topology import spanned, topology_devices, torus
+from scale.run import parse
 
 tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the TPU compiler is in the extra `tpu`")
 SMALL = ModelConfig(vocab=1024, layers=6, d_model=256, heads=2, head_size=128, d_ff=512)

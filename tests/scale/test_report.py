@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from scale.figures import dodge, member_names
-from scale.report import (
+from scale.paper.figures import dodge, member_names
+from scale.paper.report import (
     Claim,
     Comparison,
     at_equal_kl,
@@ -22,7 +22,7 @@ from scale.report import (
     verdict,
     write_report,
 )
-from scale.results import Outcome, Policy
+from scale.paper.results import Outcome, Policy
 
 N = 60
 PNG = b"\x89PNG"

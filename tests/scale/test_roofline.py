@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from scale.hlo import Counts
-from scale.model import ModelConfig
-from scale.roofline import CHIPS, Chip, bound, chip_of, model_flops
-from scale.rows import DataError
+from scale.errors import DataError
+from scale.model.config import ModelConfig
+from scale.model.flops import model_flops
+from scale.parallel.chips import CHIPS, Chip, chip_of
+from scale.plan.hlo import Counts
+from scale.plan.roofline import bound
 
 PALM = ModelConfig(vocab=256_000, layers=118, d_model=18_432, heads=48, head_size=256, d_ff=73_728)
 PALM_PARAMS = 540_356_474_880  # by hand: 256000 d + 118 (d 12288 + 2 d 256 + 3 d 73728 + 12288 d + d) + d, d = 18432

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale.rows import DataError, provenance, read, require, split, write
+from scale.data.rows import provenance, read, require, split, write
+from scale.errors import DataError
 
 HH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hh_helpful_dev.jsonl"
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}

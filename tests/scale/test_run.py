@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from scale import run
-from scale.batches import Limits
 from scale.console import console
-from scale.paper import PRESETS, Paper
+from scale.data.dataset import Limits
+from scale.paper.pipeline import PRESETS, Paper
 from scale.run import STAGES, main, parse
 from scale.stages.align import Align
 from scale.stages.evaluate import Evaluate

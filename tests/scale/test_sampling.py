@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minipref.sequences import Batch
-from scale.execution import Execution
-from scale.model import ModelConfig, Transformer, logps
-from scale.packing import Shape, lay, tokens_of
-from scale.sampling import Samples, sample
+from minipref.batch import Batch
+from scale.data.layout import Shape
+from scale.data.packing import lay, tokens_of
+from scale.model.config import ModelConfig
+from scale.model.response_logps import logps
+from scale.model.sampling import Samples, sample
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Execution
 
 V, EOS, PAD, NEW = 8, 1, 0, 6
 PROMPTS = [[5, 6], [7, 2, 3, 4, 6], [3, 3, 7]]

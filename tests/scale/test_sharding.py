@@ -13,13 +13,14 @@ from jax.sharding import PartitionSpec as P
 
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state
-from scale.execution import Compute, mesh_shape
-from scale.model import ModelConfig, Transformer
-from scale.presets import MODELS
-from scale.recipe import ADAFACTOR, ADAM
-from scale.rows import DataError
-from scale.sharding import RULES, partition_spec, shardings
-from scale.train import Training, hyper
+from scale.errors import DataError
+from scale.model.config import ModelConfig
+from scale.model.presets import MODELS
+from scale.model.transformer import Transformer
+from scale.parallel.mesh import Compute, mesh_shape
+from scale.parallel.sharding import RULES, partition_spec, shardings
+from scale.train.loop import Training, hyper
+from scale.train.optimizer import ADAFACTOR, ADAM
 
 CONFIG = ModelConfig(vocab=24, layers=2, d_model=8, heads=4, head_size=2, d_ff=16, kv_heads=2, block="sequential",
                      tied=False, qkv_bias=True, qk_norm=True)

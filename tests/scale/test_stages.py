@@ -9,17 +9,19 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from scale import folders
-from scale.batches import Limits, encode
 from scale.console import console
+from scale.data.dataset import Limits, encode
+from scale.data.length_bias import largest, longer_side, longer_wins, subsample
+from scale.data.rows import provenance, read, write
+from scale.data.tokenizer import Codec
+from scale.errors import DataError
 from scale.files import fingerprint, read_json
-from scale.inference import rewards, sequence_logps
-from scale.model import ModelConfig
-from scale.rows import DataError, provenance, read, write
-from scale.schedule import Schedule
+from scale.io import model_folder as folders
+from scale.model.config import ModelConfig
+from scale.model.inference import rewards, sequence_logps
 from scale.stages.align import Align
-from scale.stages.base import execute, out_of_bounds
-from scale.stages.bias import Bias, largest, longer_side, longer_wins, subsample
+from scale.stages.bias import Bias
+from scale.stages.bounds import out_of_bounds
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate, per_prompt, summary
 from scale.stages.pairs import Pairs, preferred, to_label
@@ -27,8 +29,9 @@ from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
-from scale.tokenizer import Codec
-from scale.train import Training
+from scale.stages.stage import execute
+from scale.train.batches import Schedule
+from scale.train.loop import Training
 
 LIMITS = Limits(24, 12)
 FEW = Training(3, 4, 1e-2, 1)

@@ -12,19 +12,21 @@ import jax
 import numpy as np
 import pytest
 
-from scale import folders
-from scale.batches import Limits
 from scale.console import console
+from scale.data.dataset import Limits
+from scale.data.rows import write
+from scale.data.tokenizer import train_codec
+from scale.errors import DataError
 from scale.files import read_json, write_json
-from scale.model import ModelConfig, Transformer
-from scale.rows import DataError, write
+from scale.io import model_folder as folders
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
 from scale.run import parse
-from scale.schedule import schedule
 from scale.stages.align import Align, align_step
-from scale.stages.base import execute
+from scale.stages.stage import execute
 from scale.stages.sweep import Sweep, shares
-from scale.tokenizer import train_codec
-from scale.train import Training
+from scale.train.batches import schedule
+from scale.train.loop import Training
 
 CONFIG = ModelConfig(vocab=272, layers=1, d_model=16, heads=2, head_size=8, d_ff=16)
 LIMITS = Limits(60, 40)

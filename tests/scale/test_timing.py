@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from scale.console import console
 from scale.files import read_json
-from scale.timing import Timing, ready
+from scale.train.timing import Timing, ready
 
 
 class Clock:

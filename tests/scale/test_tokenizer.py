@@ -7,18 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from scale.rows import DataError
-from scale.tokenizer import (
-    EOS,
-    PAD,
-    ROLES,
-    SPECIAL,
-    TemplateCodec,
-    conversation,
-    load_codec,
-    template_codec,
-    train_codec,
-)
+from scale.data.chat_template import TemplateCodec, conversation, load_codec, template_codec
+from scale.data.tokenizer import EOS, PAD, ROLES, SPECIAL, train_codec
+from scale.errors import DataError
 
 TEXTS = ["the cat sat on the mat", "the bat and the cat", "Größe: ∑ 你好 🙂", "def f(x):\n    return x\n"] * 5
 VOCAB = 300

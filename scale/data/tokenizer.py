@@ -1,0 +1,147 @@
+"""Text to tokens: our own byte-level BPE with a token for each role, or a tokenizer in Hugging Face's files.
+
+Our own: a string prompt is one piece of text; a conversation is its turns, each opened by its role's token. Either way
+the prompt ends with the assistant's token, so that where the response begins is never a guess. Another's tokenizer
+writes conversations through its own chat template.
+
+A folder holds `tokenizer.json`, and `tokenizer_config.json` with the special tokens and the template.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+
+from scale.errors import DataError
+from scale.files import atomic, read_json, write_json
+
+PAD, EOS = 0, 1
+
+
+SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+SMALLEST = 256 + len(SPECIAL)
+
+
+ROLES = {name.strip("<|>"): i for i, name in enumerate(SPECIAL) if i > EOS}
+
+
+TEMPLATE = (
+    "{% for turn in messages %}{{ '<|' + turn['role'] + '|>' + turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+
+
+Turns = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Our own tokenizer; `TemplateCodec` has the same methods for another's."""
+
+    tokenizer: Tokenizer
+
+    @property
+    def pad(self) -> int:
+        """The token that fills up rows; it is masked by its position, never by what it is."""
+        return PAD
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a response."""
+        return EOS
+
+    @property
+    def bos(self) -> int | None:
+        """The token that some tokenizers put before a text."""
+        return None
+
+    @cached_property
+    def vocab(self) -> int:
+        """One more than the largest token."""
+        return 1 + max(self.tokenizer.get_vocab().values())
+
+    @property
+    def closing(self) -> list[int]:
+        """The tokens after the text of a prompt's last turn, up to where the response begins."""
+        return [ROLES["assistant"]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """`tokenizer_config.json`, with which `transformers` encodes conversations as we do."""
+        return {**PLAIN, "pad_token": SPECIAL[PAD], "eos_token": SPECIAL[EOS], "chat_template": TEMPLATE}
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a text, in which a special token's name is text like any other."""
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def prompt_ids(self, prompt: str | Turns) -> list[int]:
+        """Tokens of a prompt, a string or turns, up to and including the assistant's opening token."""
+        if isinstance(prompt, str):
+            return [*self.text_ids(prompt), ROLES["assistant"]]
+        turns = [i for turn in prompt for i in (ROLES[turn["role"]], *self.text_ids(turn["content"]))]
+        return [*turns, ROLES["assistant"]]
+
+    def response_ids(self, text: str, complete: bool = True) -> list[int]:
+        """Tokens of a response; an end-of-sequence token ends it unless it was cut short."""
+        return self.text_ids(text) + [self.eos] * complete
+
+    def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` into a folder that exists."""
+        with atomic(folder / "tokenizer.json") as temporary:
+            self.tokenizer.save(str(temporary))
+        write_json(folder / "tokenizer_config.json", self.settings)
+
+
+def train_codec(texts: Iterable[str], vocab: int) -> Codec:
+    """Learn a BPE of at most `vocab` tokens, the 256 bytes and the special ones included."""
+    if vocab < SMALLEST:
+        raise DataError(f"--model.vocab {vocab}: bytes and special tokens alone are {SMALLEST}")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return Codec(literal(tokenizer))
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; a slow tokenizer's files are not read")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise DataError(f"{path}: not a tokenizer: {error}") from error
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Errors: DataError naming the file, where it is none."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return value
+
+
+def literal(tokenizer: Tokenizer) -> Tokenizer:
+    """Text that spells a special token is text: a user cannot end a turn by writing `<|eos|>`."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -1,0 +1,6 @@
+"""TODO scale.errors."""
+
+
+
+class DataError(ValueError):
+    """`FILE:LINE: field 'F': what is wrong`; of a Parquet file, `FILE: row N: ...`, counted from 1."""

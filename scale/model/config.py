@@ -1,0 +1,44 @@
+"""TODO scale.model.config."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder."""
+
+    vocab: int = 1024
+    """Rows of the embedding: the tokenizer's vocabulary."""
+    layers: int = 2
+    """Transformer blocks."""
+    d_model: int = 64
+    """Width of the residual stream."""
+    heads: int = 2
+    """Query heads."""
+    head_size: int = 32
+    """Width of a head, an even number."""
+    d_ff: int = 256
+    """Width of the SwiGLU's hidden layer."""
+    rope_base: float = 10_000.0
+    """Base of the rotary angles."""
+    kv_heads: int = 1
+    """Key/value heads, a divisor of the query heads."""
+    block: Literal["parallel", "sequential"] = "parallel"
+    """Attention and MLP side by side (PaLM), or one after the other (Llama)."""
+    norm: Literal["layer", "rms"] = "layer"
+    """LayerNorm without bias, or RMSNorm."""
+    norm_eps: float = 1e-6
+    """What is added to the variance."""
+    tied: bool = True
+    """Whether the embedding is the output layer too."""
+    scaled_logits: bool = True
+    """Whether logits are divided by sqrt(d_model) (PaLM)."""
+    qkv_bias: bool = False
+    """Whether queries, keys and values have biases (Qwen2)."""
+    qk_norm: bool = False
+    """Whether queries and keys are normalised, each head by itself (Qwen3)."""
+    rope_scaling: tuple[float, float, float, int] | None = None
+    """Llama 3.1's slower rotation: factor, low and high frequency factor, original length. None: as it is."""
+    context: int = 2048
+    """Longest sequence that other programs shall allow an exported model."""

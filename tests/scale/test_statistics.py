@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scale.statistics import bootstrap_interval, holm, seed_interval, value_at, wald_p
+
+VALUES = np.array([0.3, -0.1, 0.8, 0.4, 0.2, 0.5])
+
+
+def test_holm_by_hand():
+    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one before."""
+    p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
+    assert holm(p) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def test_wald_against_scipy():
+    z = scipy.stats.ttest_1samp(VALUES, 0).statistic
+    assert wald_p(VALUES) == pytest.approx(2 * scipy.stats.norm.sf(abs(z)))
+    assert wald_p(-VALUES) == wald_p(VALUES)
+
+
+def test_one_value_or_no_difference_proves_nothing():
+    assert wald_p(np.array([3.0])) == 1.0
+    assert wald_p(np.zeros(5)) == 1.0
+
+
+def test_seed_interval_by_hand():
+    """Means 1 and 3: mean 2, standard error 1, and Student's t of one degree of freedom, 12.706."""
+    assert seed_interval(np.array([1.0, 3.0])) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    expected = scipy.stats.t.interval(0.95, len(VALUES) - 1, VALUES.mean(), scipy.stats.sem(VALUES))
+    assert seed_interval(VALUES) == pytest.approx(expected)
+
+
+def test_bootstrap_interval_is_near_the_normal_one():
+    values = np.random.default_rng(0).normal(1.0, 2.0, 500)
+    normal = scipy.stats.norm.interval(0.95, values.mean(), scipy.stats.sem(values))
+    assert bootstrap_interval(values) == pytest.approx(normal, abs=0.02)
+    assert bootstrap_interval(np.full(9, 0.5)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kl", "value"), [(-1, 0), (0, 0), (1, 0.5), (2, 1), (2.5, 4.5), (3, 4), (4, 3), (9, 3)]
+)
+def test_value_at_by_hand(kl, value):
+    """The KL falls from 2 to 1: its running maximum is 0, 2, 2, 4, and the policy that first had 2 stands for 2."""
+    kls, values = np.array([0.0, 2.0, 1.0, 4.0]), np.array([[0.0], [1.0], [5.0], [3.0]])
+    assert value_at(float(kl), kls, values) == pytest.approx([value])
+
+
+def test_value_at_is_per_prompt():
+    assert value_at(0.5, np.array([0.0, 2.0]), np.array([[0.0, 0.0], [4.0, -8.0]])).tolist() == [1.0, -2.0]
+
+
+@given(st.lists(st.floats(0.001, 5), min_size=1, max_size=5), st.floats(0, 1))
+def test_value_at_lies_on_the_path(increments, share):
+    kls = np.cumsum([0.0, *increments])
+    kl = share * float(kls[-1])
+    assert value_at(kl, kls, 3 * kls[:, None]) == pytest.approx([3 * kl])
