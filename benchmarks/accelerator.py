@@ -19,7 +19,7 @@ from scale.model.config import ModelConfig
 from scale.model.flops import model_flops
 from scale.model.transformer import parameter_count
 from scale.parallel.chips import peak_flops
-from scale.parallel.mesh import Compute, Remat, execution
+from scale.parallel.mesh import Remat, RuntimeConfig, make_runtime
 from scale.stages.align import align_step
 
 LLAMA_1B = ModelConfig(128_256, 16, 2048, 32, 64, 8192, 500_000.0, 8, "sequential", "rms", 1e-5, scaled_logits=False)
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
 
 def measure(method: str, remat: Remat, work: Work) -> Found:
-    state = first_state(work, execution(Compute(dtype="bfloat16", remat=remat)))
+    state = first_state(work, make_runtime(RuntimeConfig(dtype="bfloat16", remat=remat)))
     batch = jax.device_put(rows_of(method, work))
     labels = responses_of(method) * work.response
     row = work.prompt + labels

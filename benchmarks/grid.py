@@ -27,7 +27,7 @@ from minipref.training import TrainState
 from scale.console import quiet
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
-from scale.data.tokenizer import train_codec
+from scale.data.tokenizer import train_tokenizer
 from scale.files import read_json
 from scale.io import model_folder as folders
 from scale.model.config import ModelConfig
@@ -38,7 +38,7 @@ from scale.stages.corpus import Corpus
 from scale.stages.score import Score
 from scale.stages.stage import execute
 from scale.train.loop import Training, hyper
-from scale.train.optimizer import Recipe, start_state
+from scale.train.optimizer import OptimizerConfig, start_state
 
 LIMITS = Limits(48, 24, "keep-start")
 FLAGS = ["--limits.prompt", "48", "--limits.response", "24", "--limits.overlong", "keep-start"]
@@ -72,7 +72,7 @@ def prepare(at: Path, pairs: int) -> None:
     execute(Corpus(out=at / "corpus"))
     every = read(at / "corpus/train.parquet", need=("prompt", "completion"))
     found = [*{row["completion"]: row for row in every}.values()][:pairs]  # no summary twice
-    codec = train_codec((row[name] for row in found for name in ("prompt", "completion")), ModelConfig().vocab)
+    codec = train_tokenizer((row[name] for row in found for name in ("prompt", "completion")), ModelConfig().vocab_size)
     folders.save(at / "policy", Transformer(ModelConfig(), jax.random.key(0)), ModelConfig(), codec)
     rng = np.random.default_rng(0)
     write(at / "pairs.parquet", [pair(rng, found, i) for i in range(len(found))], {})
@@ -129,7 +129,7 @@ def members(options: Options, n: int) -> list[TrainState]:
     """n of the states that a grid starts from, no two alike."""
     def state(i: int) -> TrainState:
         values = hyper(Training(learning_rate=1e-3 * (1 + i % 4)), 0.1 * 2 ** (i // 4), (1e-4, 1e-2))
-        return start_state(Transformer(options.work.model, jax.random.key(0)), Recipe(), values)
+        return start_state(Transformer(options.work.model, jax.random.key(0)), OptimizerConfig(), values)
 
     return [state(i) for i in range(n)]
 
@@ -138,7 +138,7 @@ def vmapped(options: Options, n: int) -> str:
     """One row of the table: medians of rounds in which both ways take a step of all members."""
     method = options.methods[-1]
     batch = jax.device_put(rows_of(method, options.work))
-    step = partial(align_step, method, Recipe())
+    step = partial(align_step, method, OptimizerConfig())
     every = jax.jit(jax.vmap(step, (0, None)), donate_argnums=0)
     states: dict[str, Any] = {"alone": members(options, n)}
     states["vmap"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members(options, n))

@@ -34,14 +34,14 @@ from scale.stages.align import align_step
 METHOD = "e-dpo"
 STEPS = 9  # measured, after the first
 SLACK = 1  # MiB
-LLAMA = ModelConfig(8192, 6, 384, 6, 64, 1024, kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
-BASE = Work(LLAMA, batch=4, prompt=128, response=64, members=4)
-SHAPE_49M = Work(replace(LLAMA, vocab=49_152, d_model=576, heads=9, kv_heads=3, d_ff=1536), 4, 128, 96)
+LLAMA = ModelConfig(8192, 6, 384, 6, 64, 1024, num_kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
+BASE = Work(LLAMA, batch=4, prompt=128, response=64, num_reward_models=4)
+SHAPE_49M = Work(replace(LLAMA, vocab_size=49_152, d_model=576, num_heads=9, num_kv_heads=3, d_ff=1536), 4, 128, 96)
 SWEEPS = {
     "response length": {n: replace(BASE, response=n) for n in (16, 32, 64, 128, 256)},
     "prompt length": {n: replace(BASE, prompt=n) for n in (32, 128, 256, 512, 1024)},
-    "vocabulary": {2**n: replace(BASE, model=replace(LLAMA, vocab=2**n)) for n in (10, 12, 13, 14, 16, 18)},
-    "rewards K": {n: replace(BASE, members=n) for n in (1, 2, 4, 8, 16)},
+    "vocabulary": {2**n: replace(BASE, model=replace(LLAMA, vocab_size=2**n)) for n in (10, 12, 13, 14, 16, 18)},
+    "rewards K": {n: replace(BASE, num_reward_models=n) for n in (1, 2, 4, 8, 16)},
     "batch": {n: replace(BASE, batch=n) for n in (1, 2, 4, 8, 16)},
 }
 
@@ -73,7 +73,7 @@ def allowance(work: Work) -> float:
     """GiB of parameters, gradient, Adam's two moments, and one chunk of logits with its gradient, in float32."""
     params = parameter_count(jax.eval_shape(partial(Transformer, work.model), jax.random.key(0)))
     labels = work.batch * responses_of(METHOD) * work.response
-    return 4 * (4 * params + 2 * work.model.vocab * min(labels, LOGITS["cpu"] // work.model.vocab)) / 2**30
+    return 4 * (4 * params + 2 * work.model.vocab_size * min(labels, LOGITS["cpu"] // work.model.vocab_size)) / 2**30
 
 
 def floor(method: str, work: Work, cost: Cost) -> float:
@@ -101,11 +101,11 @@ def memory_check(costs: Costs) -> Iterable[str]:
     (_, smallest), *larger = SWEEPS["vocabulary"].items()
     yield "| vocabulary | the step's memory grew by, MiB | allowed | beyond that |\n|---|---|---|---|"
     most = 0.0
-    for vocab, work in larger:
+    for vocab_size, work in larger:
         grown = 1024 * (costs[work].step_gib - costs[smallest].step_gib)
         allowed = 1024 * (allowance(work) - allowance(smallest))
         most = max(most, grown - allowed)
-        yield f"| {vocab:,} | {grown:,.0f} | {allowed:,.0f} | {grown - allowed:+,.0f} |"
+        yield f"| {vocab_size:,} | {grown:,.0f} | {allowed:,.0f} | {grown - allowed:+,.0f} |"
     yield f"\n{'pass' if most <= SLACK else 'FAIL'}: {most:.0f} MiB beyond the allowance at most, of {SLACK}"
 
 

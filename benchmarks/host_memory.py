@@ -13,31 +13,31 @@ from pathlib import Path
 import jax
 
 from benchmarks.machine import describe, peak_memory_gib
-from scale.data.tokenizer import train_codec
+from scale.data.tokenizer import train_tokenizer
 from scale.io import model_folder as folders
 from scale.io.huggingface import export
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.parallel.sharding import initialise
 
-CONFIG = replace(MODELS["smollm2-135m"], layers=16, d_model=1024, heads=16, kv_heads=4, d_ff=4096, context=128)
+CONFIG = replace(MODELS["smollm2-135m"], num_layers=16, d_model=1024, num_heads=16, num_kv_heads=4, d_ff=4096, max_seq_len=128)
 JOBS = ("initialise", "initialise and save", "load", "initialise and export", "load exported")
 
 
 def model_of(config: ModelConfig) -> Transformer:
-    how = execution(Compute(tensor=2) if jax.device_count() > 1 else Compute())
-    return jax.block_until_ready(initialise(lambda: Transformer(config, jax.random.key(0), how)))
+    runtime = make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
+    return jax.block_until_ready(initialise(lambda: Transformer(config, jax.random.key(0), runtime)))
 
 
 def run(job: str, at: Path) -> None:
     """Does the job and prints its process's peak, and its size before."""
-    how = execution(Compute(tensor=2) if jax.device_count() > 1 else Compute())
-    codec = train_codec(["some words"], 300)
+    runtime = make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
+    codec = train_tokenizer(["some words"], 300)
     if job.startswith("load"):
         before = peak_memory_gib()
-        jax.block_until_ready(folders.load_policy(at / ("hf" if "exported" in job else "ours"), how).model)
+        jax.block_until_ready(folders.load_policy(at / ("hf" if "exported" in job else "ours"), runtime).model)
     else:
         before = peak_memory_gib()
         model = model_of(CONFIG)

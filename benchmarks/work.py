@@ -16,13 +16,13 @@ from minipref.training import Metrics, TrainState
 from scale.data.dataset import pack
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import ONE_DEVICE, Execution
+from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import initialise
 from scale.train.loop import Training, hyper
-from scale.train.optimizer import Recipe, start_state
+from scale.train.optimizer import OptimizerConfig, start_state
 
 FIELDS = ["chosen", "rejected", "ref_sample"]
-RECIPE = Recipe()
+RECIPE = OptimizerConfig()
 
 
 @dataclass(frozen=True)
@@ -37,34 +37,34 @@ class Work:
     """Tokens of each prompt."""
     response: int = 48
     """Tokens of each response."""
-    members: int = 5
+    num_reward_models: int = 5
     """Rewards that e-dpo, hull and mean are given as columns."""
 
 
-def first_state(work: Work, execution: Execution = ONE_DEVICE) -> TrainState:
-    model = initialise(partial(Transformer, work.model, execution=execution), jax.random.key(0))
+def first_state(work: Work, runtime: Runtime = ONE_DEVICE) -> TrainState:
+    model = initialise(partial(Transformer, work.model, runtime=runtime), jax.random.key(0))
     return start_state(model, RECIPE, hyper(Training(), 0.1, (1e-4, 1e-2)))
 
 
-def rows(work: Work, responses: int, members: int) -> Batch:
+def rows(work: Work, responses: int, num_reward_models: int) -> Batch:
     """Made-up rows without padding: random tokens, reference log-probs and scores."""
     rng = np.random.default_rng(0)
     pieces = [(tokens(rng, work, work.prompt), [tokens(rng, work, work.response) for _ in range(responses)])
               for _ in range(work.batch)]
     columns = [{"ref_chosen_logps": -300.0, "ref_rejected_logps": -300.0, "ref_sample_logps": -300.0,
-                "score_chosen": rng.normal(size=members).tolist(), "score_rejected": rng.normal(size=members).tolist()}
+                "score_chosen": rng.normal(size=num_reward_models).tolist(), "score_rejected": rng.normal(size=num_reward_models).tolist()}
                for _ in range(work.batch)]
     return pack(pieces, columns, FIELDS[:responses])
 
 
 def tokens(rng: np.random.Generator, work: Work, n: int) -> list[int]:
-    return rng.integers(5, work.model.vocab, n).tolist()
+    return rng.integers(5, work.model.vocab_size, n).tolist()
 
 
 def rows_of(method: str, work: Work) -> Batch:
     """As many responses and rewards as the method reads."""
-    members = {"none": 0, "single": 1, "ensemble": work.members}[METHODS[method].rewards]
-    return rows(work, responses_of(method), members)
+    num_reward_models = {"none": 0, "single": 1, "ensemble": work.num_reward_models}[METHODS[method].rewards]
+    return rows(work, responses_of(method), num_reward_models)
 
 
 def responses_of(method: str) -> int:
@@ -76,9 +76,9 @@ def matmul_work(work: Work, responses: int) -> float:
     pairs of them; the vocabulary at the labels alone. What is computed again does not count."""
     m, labels = work.model, responses * work.response
     slots = work.prompt + labels
-    layer = m.d_model * (2 * m.head_size * (m.heads + m.kv_heads) + 3 * m.d_ff)
-    attention = 2 * m.heads * m.head_size * slots
-    per_row = m.layers * slots * (layer + attention) + labels * m.d_model * m.vocab
+    layer = m.d_model * (2 * m.head_dim * (m.num_heads + m.num_kv_heads) + 3 * m.d_ff)
+    attention = 2 * m.num_heads * m.head_dim * slots
+    per_row = m.num_layers * slots * (layer + attention) + labels * m.d_model * m.vocab_size
     return 6.0 * work.batch * per_row
 
 

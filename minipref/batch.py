@@ -16,8 +16,8 @@ Rows that share a line stand in it end to end; only attention sees each in a row
 
     line  [ p p p a b # c # | p p a # b c d # | p p p p a # b # - - ]    tokens, positions: [R W]
     rows  [ 0 0 0 1 1 1 2 2 ]                                            segments: [B T]
-          [ 0 0 1 1 2 2 2 2 ]         slots, predictors and last count along the line,
-          [ 0 0 0 0 1 1 2 2 ]         owners through the responses of all of its rows
+          [ 0 0 1 1 2 2 2 2 ]         slots, logit_positions and last count along the line,
+          [ 0 0 0 0 1 1 2 2 ]         response_ids through the responses of all of its rows
 
 So short rows cost what they need, however long the longest is. R lines hold B / R rows each, in order; with R = B and
 W = T lines and rows are the same.
@@ -46,16 +46,16 @@ class Batch(NamedTuple):
     positions: Int[Array, "R W"]
     segments: Int[Array, "B T"]
     labels: Int[Array, "R L"]
-    predictors: Int[Array, "R L"]
-    owners: Int[Array, "R L"]
+    logit_positions: Int[Array, "R L"]
+    response_ids: Int[Array, "R L"]
     last: Int[Array, "B n"]
     ref_logps: Float[Array, "B m"]
     scores: Float[Array, "B 2 K"]
 
     @property
-    def owned(self) -> Bool[Array, "R L"]:
+    def response_mask(self) -> Bool[Array, "R L"]:
         """Which labels are a response's token, and no padding."""
-        return self.owners < self.last.size // len(self.owners)
+        return self.response_ids < self.last.size // len(self.response_ids)
 
 
 def attention_mask(segments: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
@@ -121,11 +121,11 @@ def response_logps_and_normalizers(
 
     Chunks are cut along the labels, not the lines, so that a batch split over devices stays split.
     """
-    predicting = pick(hidden, batch.predictors)
+    predicting = pick(hidden, batch.logit_positions)
     found = token_logps_and_normalizers(predicting, unembedding, batch.labels, chunk=_chunk(batch, rows))
-    responses = jnp.arange(batch.last.size // len(batch.owners))
-    owned = batch.owners[:, None, :] == responses[None, :, None]
-    per_response = jax.vmap(jax.vmap(sequence_logp, in_axes=(None, 0)))(found.logps, owned)
+    responses = jnp.arange(batch.last.size // len(batch.response_ids))
+    response_mask = batch.response_ids[:, None, :] == responses[None, :, None]
+    per_response = jax.vmap(jax.vmap(sequence_logp, in_axes=(None, 0)))(found.logps, response_mask)
     return ResponseLogps(per_response.reshape(batch.last.shape), found.log_normalizers)
 
 
@@ -133,8 +133,8 @@ def total_logp(
     hidden: Float[Array, "R W D"], unembedding: Float[Array, "V D"], batch: Batch, rows: int = 1024
 ) -> Float[Array, ""]:
     """The sum of `response_logps` over responses and rows, for less work (`minipref.logps.weighted_logp`)."""
-    weights = batch.owned.astype(jnp.float32)
-    return weighted_logp(pick(hidden, batch.predictors), unembedding, batch.labels, weights, _chunk(batch, rows))
+    weights = batch.response_mask.astype(jnp.float32)
+    return weighted_logp(pick(hidden, batch.logit_positions), unembedding, batch.labels, weights, _chunk(batch, rows))
 
 
 def _chunk(batch: Batch, rows: int) -> int:

@@ -30,7 +30,7 @@ class Hyper(NamedTuple):
     gamma: Float[Array, "2"]  # the KL weight at the first and at the last step
     learning_rate: Float[Array, ""]
     warmup: Float[Array, ""]  # steps of linear warm-up
-    floor: Float[Array, ""]  # learning rate at the last step, as a share of its peak; linear decay
+    end_lr_ratio: Float[Array, ""]  # learning rate at the last step, as a share of its peak; linear decay
     steps: Float[Array, ""]
 
 
@@ -53,7 +53,7 @@ def progress(state: TrainState) -> Float[Array, ""]:
 
 def learning_rate(state: TrainState) -> Float[Array, ""]:
     warm = jnp.minimum(1.0, (state.step + 1) / jnp.maximum(state.hyper.warmup, 1))
-    decay = 1 - (1 - state.hyper.floor) * progress(state)
+    decay = 1 - (1 - state.hyper.end_lr_ratio) * progress(state)
     return state.hyper.learning_rate * warm * decay
 
 
@@ -74,12 +74,12 @@ def train_step(
     return TrainState(model, opt_state, state.hyper, state.step + 1), metrics
 
 
-def z_loss(log_normalizers: Float[Array, "R L"], owned: Bool[Array, "R L"]) -> Float[Array, ""]:
+def z_loss(log_normalizers: Float[Array, "R L"], response_mask: Bool[Array, "R L"]) -> Float[Array, ""]:
     """The mean of log^2 Z over the positions that predict a response's token: 0 where logits are log-probabilities.
 
     Source: PaLM (arXiv 2204.02311), section 5, which adds 1e-4 of it.
     """
-    return jnp.sum(jnp.where(owned, log_normalizers, 0.0) ** 2) / owned.sum()
+    return jnp.sum(jnp.where(response_mask, log_normalizers, 0.0) ** 2) / response_mask.sum()
 
 
 def with_z_loss(loss: Loss, weight: float) -> Loss:
@@ -87,7 +87,7 @@ def with_z_loss(loss: Loss, weight: float) -> Loss:
 
     def total(outputs: ResponseLogps, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
         value, metrics = loss(outputs.logps, batch, hyper, fraction)
-        z = z_loss(outputs.log_normalizers, batch.owned)
+        z = z_loss(outputs.log_normalizers, batch.response_mask)
         return value + weight * z, metrics | {"z_loss": z}
 
     return total
@@ -96,7 +96,7 @@ def with_z_loss(loss: Loss, weight: float) -> Loss:
 def sft_loss(logps: Float[Array, "..."], batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:
     """Negative log-likelihood per response token (nats) of the responses, end of sequence included; it reads no more
     of the log-probabilities than their sum, which will do."""
-    return -jnp.sum(logps) / batch.owned.sum(), {}
+    return -jnp.sum(logps) / batch.response_mask.sum(), {}
 
 
 def reward_loss(rewards: Outputs, batch: Batch, hyper: Hyper, fraction: Any) -> tuple[Any, Metrics]:

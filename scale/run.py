@@ -17,7 +17,7 @@ from typing import TypeAlias
 import tyro
 
 from scale.console import console
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.paper.pipeline import PRESETS, Paper
 from scale.parallel.processes import join
 from scale.plan.command import Plan
@@ -60,8 +60,8 @@ def preset(argv: Sequence[str]) -> Paper:
 
 def start(job: Job) -> None:
     require_bounds(job)
-    if hasattr(job, "compute"):
-        join(job.compute)
+    if hasattr(job, "runtime"):
+        join(job.runtime)
     if isinstance(job, Stage):
         execute(job)
     else:
@@ -72,7 +72,7 @@ def main() -> None:
     stage = parse(sys.argv[1:])
     try:
         start(stage)
-    except (DataError, FloatingPointError, BrokenProcessPool, OSError) as error:
+    except (InputError, FloatingPointError, BrokenProcessPool, OSError) as error:
         console.quiet = False  # whichever of several processes it is
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)

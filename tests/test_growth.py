@@ -13,7 +13,7 @@ from scale.model.config import ModelConfig
 from scale.plan.hlo import count
 from scale.stages.align import align_step
 
-LLAMA = ModelConfig(40, 3, 24, 6, 4, 56, kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
+LLAMA = ModelConfig(40, 3, 24, 6, 4, 56, num_kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
 PALM = ModelConfig(40, 3, 24, 6, 4, 56)
 GIB = 2**30
 
@@ -21,12 +21,12 @@ GIB = 2**30
 @pytest.mark.parametrize("model", [LLAMA, PALM])
 @pytest.mark.parametrize(("method", "responses"), [("dpo", 2), ("e-dpo", 3)])
 def test_flops_are_those_of_the_compiled_step(model, method, responses):
-    work = Work(model, batch=2, prompt=16, response=8, members=3)
+    work = Work(model, batch=2, prompt=16, response=8, num_reward_models=3)
     state = jax.eval_shape(lambda: first_state(work))
     compiled = align_step.lower(method, RECIPE, state, rows_of(method, work)).compile()
     slots = 16 + 8 * responses
-    ones = 3 * 2 * work.batch * model.layers * model.heads * slots**2  # the column of `scale.model.attention.plain`
-    norms = model.layers * (1 if model.block == "parallel" else 2) + 1
+    ones = 3 * 2 * work.batch * model.num_layers * model.num_heads * slots**2  # the column of `scale.model.attention.plain`
+    norms = model.num_layers * (1 if model.block == "parallel" else 2) + 1
     ones += 2 * work.batch * slots * model.d_model * norms  # the sums of `scale.model.layers.times`
     assert matmul_work(work, responses) + ones == count(compiled.as_text(), {"data": 1}).flops
 
@@ -37,20 +37,20 @@ def test_flops_by_hand():
     assert matmul_work(Work(LLAMA, 5, 8, 4), 3) == 3 * 2 * 5 * (3 * layer + 12 * 24 * 40)
 
 
-@pytest.mark.parametrize(("vocab", "positions"), [(40, 60), (2**20, 32)])
-def test_allowance_by_hand(vocab, positions):
+@pytest.mark.parametrize(("vocab_size", "positions"), [(40, 60), (2**20, 32)])
+def test_allowance_by_hand(vocab_size, positions):
     """5 x 3 x 4 labels, or as many as have 2^25 logits."""
     block = 2 * 24 + 24 * 24 + 24 * 16 + 24 * 112 + 24 * 24 + 56 * 24
-    params = vocab * 24 + 3 * block + 24
-    work = Work(replace(LLAMA, vocab=vocab), 5, 8, 4)
-    assert growth.allowance(work) * GIB == 4 * (4 * params + 2 * positions * vocab)
+    params = vocab_size * 24 + 3 * block + 24
+    work = Work(replace(LLAMA, vocab_size=vocab_size), 5, 8, 4)
+    assert growth.allowance(work) * GIB == 4 * (4 * params + 2 * positions * vocab_size)
 
 
 @pytest.mark.parametrize(("extra", "verdict"), [(0, "pass: 0 MiB"), (33, "FAIL: 33 MiB")])
 def test_a_run_with_made_up_costs(tmp_path, monkeypatch, extra, verdict):
     """Each case reaches half of its best rate; memory is the allowance, and `extra` MiB at the largest vocabulary."""
     def made_up(measure, method, work):
-        more = extra / 1024 if work.model.vocab == 2**18 else 0.0
+        more = extra / 1024 if work.model.vocab_size == 2**18 else 0.0
         seconds = matmul_work(work, 2 if method == "dpo" else 3) / 50e9
         return growth.Cost(seconds, 1.0, 1.0 + growth.allowance(work) + more, 100e9)
 

@@ -10,9 +10,9 @@ import pytest
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers.shapes import SHAPES, random_tokens, save
 from benchmarks.peers.work import load
-from scale.data.tokenizer import SMALLEST, train_codec
+from scale.data.tokenizer import SMALLEST, train_tokenizer
 
-TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, layers=1, vocab=SMALLEST + 40), batch=2,
+TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, num_layers=1, vocab_size=SMALLEST + 40), batch=2,
                rows=("short",))
 RATIOS = ("pairs_per_second", "tokens_per_second", "peak_memory")
 
@@ -46,12 +46,12 @@ def test_disagreement_names_both_losses():
 
 def test_work_is_read_as_written(tmp_path):
     tokens = peers.Tokens(np.arange(28, dtype=np.int32), np.cumsum([3, 2, 2] * 4).reshape(4, 3))
-    save(tmp_path, TINY, train_codec([], SMALLEST), tokens, "float32")
+    save(tmp_path, TINY, train_tokenizer([], SMALLEST), tokens, "float32")
     work = load(tmp_path)
     prompts, chosen, rejected = work.pieces
     np.testing.assert_array_equal(np.concatenate([prompts[1], chosen[1], rejected[1]]), tokens.ids[7:14])
     assert [len(side) for side in (prompts[3], chosen[3], rejected[3])] == [3, 2, 2]
-    np.testing.assert_allclose(work.ref_logps, -2 * np.log(TINY.model.vocab), rtol=1e-6)
+    np.testing.assert_allclose(work.ref_logps, -2 * np.log(TINY.model.vocab_size), rtol=1e-6)
     assert (work.steps, work.dtype) == (2, "float32")
 
 
@@ -66,7 +66,7 @@ def test_all_three_do_the_same_work(monkeypatch, capsys):
     if missing:
         pytest.skip(f"needs {', '.join(missing)}; see benchmarks/README.md")
     monkeypatch.setitem(peers.SHAPES, "miniature", TINY)
-    monkeypatch.setattr(peers, "rows_of", lambda *_: (train_codec([], SMALLEST), uneven()))
+    monkeypatch.setattr(peers, "rows_of", lambda *_: (train_tokenizer([], SMALLEST), uneven()))
     peers.main(peers.Options(shapes=("miniature",), pairs=4, rounds=1, json=True))
     found = json.loads(capsys.readouterr().out)
     losses = list(found["losses"]["miniature short"].values())
@@ -81,11 +81,11 @@ def test_all_three_do_the_same_work(monkeypatch, capsys):
 def uneven():
     rng = np.random.default_rng(1)
     ends = np.cumsum(rng.integers(3, 20, (4, 3)))
-    return peers.Tokens(rng.integers(SMALLEST, TINY.model.vocab, ends[-1]).astype(np.int32), ends.reshape(4, 3))
+    return peers.Tokens(rng.integers(SMALLEST, TINY.model.vocab_size, ends[-1]).astype(np.int32), ends.reshape(4, 3))
 
 
 def test_options_that_do_not_go_together():
-    with pytest.raises(peers.DataError, match="not a multiple of 49m's batch of 4"):
+    with pytest.raises(peers.InputError, match="not a multiple of 49m's batch of 4"):
         peers.main(peers.Options(pairs=6))
-    with pytest.raises(peers.DataError, match="Tunix has no float32 weights"):
+    with pytest.raises(peers.InputError, match="Tunix has no float32 weights"):
         peers.main(peers.Options(dtype="bfloat16"))

@@ -129,9 +129,9 @@ def rewards(params: Values, inputs: Values) -> Values:
 
 def sequences(dtype: str, params: Values, inputs: Values) -> Values:
     """One response a row, marked by `completion_mask`."""
-    ids, owned = inputs["input_ids"], inputs["completion_mask"][:, 1:]
-    predictors = jnp.broadcast_to(jnp.arange(ids.shape[1] - 1), owned.shape)
-    scored = _scored(dtype, inputs["logits"], _tokens(ids, ids[:, 1:], predictors, jnp.where(owned, 0, 1), 1))
+    ids, response_mask = inputs["input_ids"], inputs["completion_mask"][:, 1:]
+    logit_positions = jnp.broadcast_to(jnp.arange(ids.shape[1] - 1), response_mask.shape)
+    scored = _scored(dtype, inputs["logits"], _tokens(ids, ids[:, 1:], logit_positions, jnp.where(response_mask, 0, 1), 1))
     return scored | {"logps": scored["logps"][:, 0]}
 
 
@@ -140,9 +140,9 @@ def shared_prefix(dtype: str, params: Values, inputs: Values) -> Values:
     ids, segments = inputs["input_ids"], inputs["segments"]
     last = (segments == 0).sum(1, keepdims=True) - 1
     before = jnp.arange(ids.shape[1] - 1)
-    predictors = jnp.where(segments[:, 1:] != segments[:, :-1], last, before)
-    owners = jnp.where(segments[:, 1:] > 0, segments[:, 1:] - 1, 2)
-    scored = _scored(dtype, inputs["logits"], _tokens(ids, ids[:, 1:], predictors, owners, 2))
+    logit_positions = jnp.where(segments[:, 1:] != segments[:, :-1], last, before)
+    response_ids = jnp.where(segments[:, 1:] > 0, segments[:, 1:] - 1, 2)
+    scored = _scored(dtype, inputs["logits"], _tokens(ids, ids[:, 1:], logit_positions, response_ids, 2))
     return {"chosen_logps": scored["logps"][:, 0], "rejected_logps": scored["logps"][:, 1], "grads": scored["grads"]}
 
 
@@ -174,11 +174,11 @@ def _training_rows(inputs: Values, names: tuple[str, ...]) -> Batch:
     ids = [inputs[f"{name}_ids"] for name in names]
     width = ids[0].shape[1]
     responses = 3 if names == BOTH else 1
-    owners = [jnp.where(inputs[f"{name}_mask"][:, 1:], i, responses) for i, name in enumerate(names)]
-    predictors = jnp.concatenate([i * width + jnp.arange(width - 1) for i in range(len(names))])
-    predictors = jnp.broadcast_to(predictors, (len(ids[0]), len(predictors)))
+    response_ids = [jnp.where(inputs[f"{name}_mask"][:, 1:], i, responses) for i, name in enumerate(names)]
+    logit_positions = jnp.concatenate([i * width + jnp.arange(width - 1) for i in range(len(names))])
+    logit_positions = jnp.broadcast_to(logit_positions, (len(ids[0]), len(logit_positions)))
     labels = jnp.concatenate([each[:, 1:] for each in ids], 1)
-    rows = _tokens(jnp.concatenate(ids, 1), labels, predictors, jnp.concatenate(owners, 1), responses)
+    rows = _tokens(jnp.concatenate(ids, 1), labels, logit_positions, jnp.concatenate(response_ids, 1), responses)
     scores = [jnp.atleast_2d(inputs[name]).T for name in SCORES if name in inputs]
     return rows._replace(scores=jnp.stack(scores, 1)) if scores else rows
 
@@ -194,9 +194,9 @@ def _scored(dtype: str, logits: Float[Array, "B T V"], batch: Batch) -> Values:
     return {"logps": logps, "grads": {"logits": grads}}
 
 
-def _tokens(ids: Any, labels: Any, predictors: Any, owners: Any, responses: int) -> Batch:
+def _tokens(ids: Any, labels: Any, logit_positions: Any, response_ids: Any, responses: int) -> Batch:
     last, none = jnp.zeros((len(ids), responses), int), jnp.zeros((len(ids), 0))
-    return Batch(ids, ids, jnp.zeros_like(ids), labels, predictors, owners, last, none, jnp.zeros((len(ids), 2, 0)))
+    return Batch(ids, ids, jnp.zeros_like(ids), labels, logit_positions, response_ids, last, none, jnp.zeros((len(ids), 2, 0)))
 
 
 def _columns(ref_logps: Float[Array, "B n"]) -> Batch:

@@ -28,12 +28,12 @@ from scale.data.layout import round_up
 from scale.data.packing import Pieces
 from scale.data.rows import read
 from scale.data.tokenizer import Codec
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.inference import sequence_logps
 from scale.model.response_logps import logps
-from scale.parallel.mesh import Compute, Execution, execution
-from scale.parallel.processes import fetch, share
-from scale.parallel.sharding import constrain, execution_of, initialise
+from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
+from scale.parallel.processes import shard_batch, to_host
+from scale.parallel.sharding import constrain, initialise, runtime_of
 from scale.train.loop import Training, hyper
 
 Values = dict[str, Any]
@@ -46,11 +46,11 @@ PAIR = ("chosen", "rejected", "ref_sample")
 class Adapter:
     """NumPy in and out."""
 
-    compute: Compute
+    runtime: RuntimeConfig
 
     @property
     def dtype(self) -> str:
-        return self.compute.dtype
+        return self.runtime.dtype
 
     def supports(self, objective: str, dialect: str) -> bool:
         return (objective, dialect) in self.dialects
@@ -60,35 +60,35 @@ class Adapter:
 
     @cached_property
     def dialects(self) -> dict[tuple[str, str], Callable[[Values, Values], Values]]:
-        how = execution(self.compute)
+        runtime = make_runtime(self.runtime)
         return {
             **{("data", name): split for name in ("explicit", "conversations", "hh-text")},
             ("data", "tokens-keep-end"): partial(tokens, "keep-end"),
             ("data", "tokens-keep-start"): partial(tokens, "keep-start"),
-            ("logps", "sum"): partial(sequences, how),
-            ("logps", "shared-prefix"): partial(shared_prefix, how),
-            ("training", "sft"): partial(training, how, sft_loss, ("chosen",)),
-            **{("training", name): partial(training, how, loss_of(name), PAIR) for name in ("dpo", "d-dpo", "e-dpo")},
+            ("logps", "sum"): partial(sequences, runtime),
+            ("logps", "shared-prefix"): partial(shared_prefix, runtime),
+            ("training", "sft"): partial(training, runtime, sft_loss, ("chosen",)),
+            **{("training", name): partial(training, runtime, loss_of(name), PAIR) for name in ("dpo", "d-dpo", "e-dpo")},
         }
 
 
-adapter = Adapter(Compute())
+adapter = Adapter(RuntimeConfig())
 
 
-bfloat16 = Adapter(Compute(dtype="bfloat16"))
+bfloat16 = Adapter(RuntimeConfig(dtype="bfloat16"))
 
 
-sharded = Adapter(Compute(data=2, fsdp=2, tensor=2))
+sharded = Adapter(RuntimeConfig(data=2, fsdp=2, tensor=2))
 
 
 class Given(eqx.Module):
     """A language model whose logits after token v are row v."""
 
     table: Float[Array, "V E"]
-    execution: Execution = eqx.field(static=True)
+    runtime: Runtime = eqx.field(static=True)
 
     def __call__(self, batch: Batch) -> Float[Array, "B T E"]:
-        return self.table.astype(self.execution.dtype)[batch.tokens]
+        return self.table.astype(self.runtime.dtype)[batch.tokens]
 
     @property
     def unembedding(self) -> Float[Array, "E E"]:
@@ -124,41 +124,41 @@ def tokens(overlong: Any, params: Values, inputs: Values) -> Values:
     return made
 
 
-def sequences(how: Execution, params: Values, inputs: Values) -> Values:
+def sequences(runtime: Runtime, params: Values, inputs: Values) -> Values:
     """Slot 0 is always the prompt's: nothing predicts it."""
     response = inputs["completion_mask"].astype(bool)
     response[:, 0] = False
     prompt = inputs["attention_mask"].astype(bool) & ~response
     prompt[:, 0] |= ~prompt.any(1)
-    scored = _scored(how, inputs, prompt, [response])
+    scored = _scored(runtime, inputs, prompt, [response])
     return {"logps": scored["logps"][:, 0], "grads": scored["grads"]}
 
 
-def shared_prefix(how: Execution, params: Values, inputs: Values) -> Values:
+def shared_prefix(runtime: Runtime, params: Values, inputs: Values) -> Values:
     segments = inputs["segments"]
-    scored = _scored(how, inputs, segments == 0, [segments == 1, segments == 2])
+    scored = _scored(runtime, inputs, segments == 0, [segments == 1, segments == 2])
     chosen, rejected = scored["logps"].T
     return {"chosen_logps": chosen, "rejected_logps": rejected, "grads": scored["grads"]}
 
 
-def training(how: Execution, loss: Any, fields: tuple[str, ...], params: Values, inputs: Values) -> Values:
+def training(runtime: Runtime, loss: Any, fields: tuple[str, ...], params: Values, inputs: Values) -> Values:
     """Ten steps of gradient descent, each on all of its pairs at once."""
-    data = _training_rows(how, fields, inputs)
-    run = Training(len(inputs["batches"]), 8, params["learning_rate"], warmup=0, floor=1.0)
+    data = _training_rows(runtime, fields, inputs)
+    run = Training(len(inputs["batches"]), 8, params["learning_rate"], warmup=0, end_lr_ratio=1.0)
     start = partial(init_state, optimizer=optax.identity(), hyper=hyper(run, params.get("beta", 0.0)))
-    state, losses = initialise(start, _given(inputs["table"], how)), []
+    state, losses = initialise(start, _given(inputs["table"], runtime)), []
     step = jax.jit(partial(_descend, loss))
     for rows in inputs["batches"].reshape(run.steps, -1):
-        state, metrics = step(state, share(data, rows, how))
+        state, metrics = step(state, shard_batch(data, rows, runtime))
         losses.append(metrics["loss"])
-    return {"losses": np.asarray(fetch(losses)), "parameters": fetch(state.model.table)}
+    return {"losses": np.asarray(to_host(losses)), "parameters": to_host(state.model.table)}
 
 
 def _descend(loss: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
-    return constrain(train_step(logps, loss, optax.identity(), state, batch), execution_of(state.model))
+    return constrain(train_step(logps, loss, optax.identity(), state, batch), runtime_of(state.model))
 
 
-def _training_rows(how: Execution, fields: tuple[str, ...], inputs: Values) -> Batch:
+def _training_rows(runtime: Runtime, fields: tuple[str, ...], inputs: Values) -> Batch:
     """Packed rows with the columns that `score` adds; a sample without tokens has no KL."""
     masks = {name: inputs[f"{name}_mask"].astype(bool) for name in ("chosen", "rejected")}
     prompts = (inputs["chosen_ids"] > 1) & ~masks["chosen"]
@@ -168,37 +168,37 @@ def _training_rows(how: Execution, fields: tuple[str, ...], inputs: Values) -> B
     names = [name for name in inputs if name.startswith("score")]
     rows = [{name: inputs[name][..., i] for name in names} for i in range(len(prompts))]
     data = pack(pieces, rows, fields)
-    return data._replace(ref_logps=sequence_logps(_given(inputs["ref_table"], how), data))  # type: ignore[arg-type]
+    return data._replace(ref_logps=sequence_logps(_given(inputs["ref_table"], runtime), data))  # type: ignore[arg-type]
 
 
-def _scored(how: Execution, inputs: Values, prompt: np.ndarray, responses: list[np.ndarray]) -> Values:
+def _scored(runtime: Runtime, inputs: Values, prompt: np.ndarray, responses: list[np.ndarray]) -> Values:
     """Log-probabilities of the marked responses, by a model whose every slot is a token of its own."""
     shape = inputs["logits"].shape
     if any(mask.shape != shape[:2] for mask in (prompt, *responses)):
-        raise DataError("the masks do not have the shape of the rows")
+        raise InputError("the masks do not have the shape of the rows")
     slots = np.arange(shape[0] * shape[1]).reshape(shape[:2])
     fields = [""] * len(responses)
     data = pack(_pieces(inputs["input_ids"], prompt, responses), [{}] * len(slots), fields)
     data = data._replace(tokens=pack(_pieces(slots, prompt, responses), [{}] * len(slots), fields).tokens)
-    batch = share(data, np.arange(round_up(len(slots), how.batch_shards)) % len(slots), how)
+    batch = shard_batch(data, np.arange(round_up(len(slots), runtime.batch_shards)) % len(slots), runtime)
 
     @partial(jax.grad, has_aux=True)
     def total(model: Given) -> tuple[Array, Array]:
         found = logps(model, batch)[: len(slots)]  # type: ignore[arg-type]
         return found.sum(), found
 
-    finite = np.maximum(inputs["logits"].reshape(-1, shape[2]), float(jnp.finfo(how.dtype).min))
-    grads, found = jax.jit(total)(_given(finite, how))
-    return {"logps": fetch(found), "grads": {"logits": fetch(grads.table)[: slots.size].reshape(shape)}}
+    finite = np.maximum(inputs["logits"].reshape(-1, shape[2]), float(jnp.finfo(runtime.dtype).min))
+    grads, found = jax.jit(total)(_given(finite, runtime))
+    return {"logps": to_host(found), "grads": {"logits": to_host(grads.table)[: slots.size].reshape(shape)}}
 
 
 def _pieces(ids: np.ndarray, prompt: np.ndarray, responses: list[np.ndarray]) -> Pieces:
     return [(row[prompt[i]].tolist(), [row[mask[i]].tolist() for mask in responses]) for i, row in enumerate(ids)]
 
 
-def _given(table: np.ndarray, how: Execution) -> Given:
+def _given(table: np.ndarray, runtime: Runtime) -> Given:
     """Sharded by the rules that every model is; rows are filled up to what the mesh divides."""
-    rows = round_up(len(table), how.sizes.get("fsdp", 1))
+    rows = round_up(len(table), runtime.sizes.get("fsdp", 1))
     filled = np.zeros((rows, table.shape[1]), np.float32)
     filled[: len(table)] = table
-    return initialise(lambda table: Given(table, how), jnp.asarray(filled))
+    return initialise(lambda table: Given(table, runtime), jnp.asarray(filled))

@@ -35,7 +35,7 @@ from benchmarks.peers.shapes import SHAPES, Shape, rows_of, save
 from benchmarks.work import alone
 from scale.data.packing import Tokens
 from scale.data.tokenizer import Codec
-from scale.errors import DataError
+from scale.errors import InputError
 
 Library = Literal["trl", "tunix", "minipref"]
 PACKAGES = {"trl": ("trl", "transformers", "torch"), "tunix": ("google-tunix", "flax", "jax"),
@@ -196,12 +196,12 @@ def against(ratio: dict[str, Any] | None) -> str:
 
 
 def main(options: Options) -> None:
-    """Errors: DataError for options that do not go together."""
+    """Errors: InputError for options that do not go together."""
     if options.dtype == "bfloat16" and "tunix" in options.libraries:
-        raise DataError("--dtype bfloat16: Tunix has no float32 weights with it; --libraries trl minipref")
+        raise InputError("--dtype bfloat16: Tunix has no float32 weights with it; --libraries trl minipref")
     for name in options.shapes:
         if options.pairs % SHAPES[name].batch:
-            raise DataError(f"--pairs {options.pairs}: not a multiple of {name}'s batch of {SHAPES[name].batch}")
+            raise InputError(f"--pairs {options.pairs}: not a multiple of {name}'s batch of {SHAPES[name].batch}")
     jax.config.update("jax_platforms", "cpu")  # accelerators are the programs'
     found = result(options)
     print(json.dumps(found) if options.json else table(found))
@@ -210,5 +210,5 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options, description=__doc__))
-    except (DataError, RuntimeError, ValueError) as error:
+    except (InputError, RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -12,10 +12,10 @@ from scale.data.docstrings import docstrings
 from scale.data.formats import Row
 from scale.data.packing import Tokens
 from scale.data.rows import read
-from scale.data.tokenizer import SMALLEST, Codec, train_codec
-from scale.errors import DataError
+from scale.data.tokenizer import SMALLEST, Codec, train_tokenizer
+from scale.errors import InputError
 from scale.io.huggingface import export
-from scale.io.model_folder import codec_of
+from scale.io.model_folder import tokenizer_of
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import Transformer
@@ -35,13 +35,13 @@ class Shape:
 # RoPE's base is the only one that Tunix's Llama has, whatever its configuration says
 SMOLLM2 = replace(MODELS["smollm2-135m"], rope_base=1e6)
 SHAPES = {
-    "49m": Shape(replace(SMOLLM2, layers=6), 4),
+    "49m": Shape(replace(SMOLLM2, num_layers=6), 4),
     "135m": Shape(SMOLLM2, 2),
     "miniature": Shape(
-        replace(SMOLLM2, vocab=1024, layers=2, d_model=64, heads=2, head_size=32, kv_heads=1, d_ff=256), 16, whole=True
+        replace(SMOLLM2, vocab_size=1024, num_layers=2, d_model=64, num_heads=2, head_dim=32, num_kv_heads=1, d_ff=256), 16, whole=True
     ),
     "1b": Shape(  # Llama 3.2 1B's
-        replace(SMOLLM2, vocab=128_256, layers=16, d_model=2048, heads=32, head_size=64, kv_heads=8, d_ff=8192), 8,
+        replace(SMOLLM2, vocab_size=128_256, num_layers=16, d_model=2048, num_heads=32, head_dim=64, num_kv_heads=8, d_ff=8192), 8,
         rows=("random",),
     ),
 }
@@ -50,7 +50,7 @@ SHAPES = {
 def save(folder: Path, shape: Shape, codec: Codec, tokens: Tokens, dtype: str) -> None:
     """The reference is the uniform distribution over the vocabulary: with the policy itself as its own reference, the
     first loss is log 2 whatever the weights and the tokens are, and would prove nothing."""
-    ref_logps = -tokens.lengths[:, 1:] * math.log(shape.model.vocab)
+    ref_logps = -tokens.lengths[:, 1:] * math.log(shape.model.vocab_size)
     arrays = tokens._asdict() | {"ref_logps": ref_logps.astype(np.float32), "batch": shape.batch, "dtype": dtype}
     np.savez(folder / "work.npz", **arrays)
     export(folder / "model", Transformer(shape.model, jax.random.key(0)), codec)
@@ -59,16 +59,16 @@ def save(folder: Path, shape: Shape, codec: Codec, tokens: Tokens, dtype: str) -
 def rows_of(kind: str, shape: Shape, hh: Path | None, lengths: tuple[int, int], n: int) -> tuple[Codec, Tokens]:
     """The first n rows of `kind`, and the tokenizer of the model that reads them."""
     if kind == "random":
-        return train_codec([], SMALLEST), random_tokens(shape.model.vocab, lengths, n)
+        return train_tokenizer([], SMALLEST), random_tokens(shape.model.vocab_size, lengths, n)
     texts = read(hh) if kind == "hh" and hh else short_rows()
     if shape.whole:
-        codec = train_codec((row[field] for row in texts for field in ("prompt", "chosen")), shape.model.vocab)
-        limits = Limits(shape.model.context // 2, shape.model.context // 2)
+        codec = train_tokenizer((row[field] for row in texts for field in ("prompt", "chosen")), shape.model.vocab_size)
+        limits = Limits(shape.model.max_seq_len // 2, shape.model.max_seq_len // 2)
     else:
-        codec, limits = codec_of(Path("smollm2")), Limits(*lengths, "keep-end")
+        codec, limits = tokenizer_of(Path("smollm2")), Limits(*lengths, "keep-end")
     tokens = encode(codec, texts, ["chosen", "rejected"], limits).tokens
     if len(tokens.ends) < n:
-        raise DataError(f"--pairs {n}: there are {len(tokens.ends)} {kind} rows within {limits.response} tokens")
+        raise InputError(f"--pairs {n}: there are {len(tokens.ends)} {kind} rows within {limits.response} tokens")
     return codec, tokens.take(np.arange(n))
 
 
@@ -80,10 +80,10 @@ def short_rows() -> list[Row]:
             for i, j in zip(order, np.roll(order, 1), strict=True)]
 
 
-def random_tokens(vocab: int, lengths: tuple[int, int], n: int) -> Tokens:
+def random_tokens(vocab_size: int, lengths: tuple[int, int], n: int) -> Tokens:
     """Prompts and responses of a quarter of these lengths up to them, all as likely."""
     rng = np.random.default_rng(0)
     prompt, response = lengths
     longest = np.array([prompt, response, response])
     ends = np.cumsum(rng.integers(-(-longest // 4), longest + 1, (n, 3))).reshape(n, 3)
-    return Tokens(rng.integers(SMALLEST, vocab, ends[-1, -1], np.int32), ends)
+    return Tokens(rng.integers(SMALLEST, vocab_size, ends[-1, -1], np.int32), ends)

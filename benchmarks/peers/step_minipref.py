@@ -19,11 +19,11 @@ from scale.data.dataset import Encoded
 from scale.data.packing import Tokens
 from scale.io.model_folder import load_policy
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.align import align_step
 from scale.train.batches import COMPILATION, Schedule, shapes_for
 from scale.train.loop import Training, hyper
-from scale.train.optimizer import Recipe, start_state
+from scale.train.optimizer import OptimizerConfig, start_state
 
 RUN = 1000
 
@@ -34,20 +34,20 @@ def schedule(work: Work, model: Transformer) -> Schedule:
     data = Encoded(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
     rows = np.arange(n).reshape(-1, work.batch)
     shapes = shapes_for(tokens.lengths[rows], model, COMPILATION * work.steps / RUN)
-    return Schedule(data, rows, shapes, model.execution)
+    return Schedule(data, rows, shapes, model.runtime)
 
 
 def main(folder: Path) -> None:
-    turns, work, recipe = Turns(jax.devices()[0].device_kind), load(folder), Recipe()
-    policy = load_policy(folder / "model", execution(Compute(dtype=work.dtype))).model  # type: ignore[arg-type]
+    turns, work, optimizer_config = Turns(jax.devices()[0].device_kind), load(folder), OptimizerConfig()
+    policy = load_policy(folder / "model", make_runtime(RuntimeConfig(dtype=work.dtype))).model  # type: ignore[arg-type]
     batches = schedule(work, policy)
-    constant = Training(RUN, work.batch, LEARNING_RATE, warmup=0, floor=1.0)
-    state = start_state(policy, recipe, hyper(constant, BETA))
+    constant = Training(RUN, work.batch, LEARNING_RATE, warmup=0, end_lr_ratio=1.0)
+    state = start_state(policy, optimizer_config, hyper(constant, BETA))
     del policy
     while turns.asked():
         losses = []
         for i in range(work.steps):
-            state, metrics = align_step("dpo", recipe, state, batches.batch(i))
+            state, metrics = align_step("dpo", optimizer_config, state, batches.batch(i))
             losses.append(metrics["loss"])
         jax.block_until_ready(state)
         stats = jax.devices()[0].memory_stats() or {}

@@ -41,8 +41,8 @@ class Stored(DPOTrainer):
 
 def model(folder: Path) -> nnx.Module:
     ours = open_weights(folder).config
-    config = ModelConfig(ours.layers, ours.vocab, ours.d_model, ours.d_ff, ours.heads, ours.head_size, ours.kv_heads,
-                         int(ours.rope_base), ours.norm_eps, weight_tying=ours.tied)
+    config = ModelConfig(ours.num_layers, ours.vocab_size, ours.d_model, ours.d_ff, ours.num_heads, ours.head_dim, ours.num_kv_heads,
+                         int(ours.rope_base), ours.norm_eps, weight_tying=ours.tie_embeddings)
     return create_model_from_safe_tensors(str(folder), config)
 
 

@@ -13,13 +13,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from scale.data.tokenizer import SPECIAL, Codec, Turns, json_object, literal, read_tokenizer
-from scale.errors import DataError
+from scale.errors import InputError
 
 MARKS = range(0xE000, 0xF900)  # Unicode's private use area
 
 
 @dataclass(frozen=True)
-class TemplateCodec(Codec):
+class ChatTokenizer(Codec):
     """Another's tokenizer, as `transformers` would use it, but for the three things below.
 
     - A special token that a turn's text spells out, such as `<|im_end|>`, is encoded as text: a user cannot end a turn.
@@ -77,20 +77,20 @@ class TemplateCodec(Codec):
     def token(self, name: str) -> int:
         found = self.special.token_to_id(self.named(name) or "")
         if found is None:
-            raise DataError(f"{self.source}: tokenizer: {name} {self.named(name)!r} is not in the vocabulary")
+            raise InputError(f"{self.source}: tokenizer: {name} {self.named(name)!r} is not in the vocabulary")
         return found
 
     def prompt_ids(self, prompt: str | Turns) -> list[int]:
         """Tokens of a prompt up to where the response begins.
 
         With a template, a string is Anthropic HH's turns where it is such a conversation, else one user turn. Without
-        one, a string is encoded as it is, and turns are a DataError.
+        one, a string is encoded as it is, and turns are a InputError.
         """
         if self.template is not None:
             return self.conversation_ids(conversation(prompt))
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt).ids
-        raise DataError(f"{self.source}: the tokenizer has no chat template, so a prompt must be text and not turns")
+        raise InputError(f"{self.source}: the tokenizer has no chat template, so a prompt must be text and not turns")
 
     def conversation_ids(self, turns: Turns) -> list[int]:
         """Special tokens' names in the turns stand between two marks while the template is filled in."""
@@ -107,7 +107,7 @@ class TemplateCodec(Codec):
         try:
             return compiled(str(self.template)).render(messages=turns, add_generation_prompt=True, **tokens)
         except (TemplateError, TypeError, ValueError, LookupError) as error:
-            raise DataError(f"{self.source}: the chat template refuses the conversation: {error}") from error
+            raise InputError(f"{self.source}: the chat template refuses the conversation: {error}") from error
 
     def response_ids(self, text: str, complete: bool = True) -> list[int]:
         return super().response_ids(text if self.template is None else text.strip(), complete)
@@ -145,22 +145,22 @@ def conversation(prompt: str | Turns) -> Turns:
             for speaker, turns in groupby(spoken[:-1], key=lambda turn: turn[0])]
 
 
-def load_codec(folder: Path) -> Codec:
+def load_tokenizer(folder: Path) -> Codec:
     """The tokenizer of a folder: our own where its first tokens are our special ones, else another's.
 
-    Errors: DataError for files that are missing or cannot be read.
+    Errors: InputError for files that are missing or cannot be read.
     """
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
         return Codec(literal(tokenizer))
-    return template_codec(tokenizer, read_settings(folder), str(folder))
+    return chat_tokenizer(tokenizer, read_settings(folder), str(folder))
 
 
-def template_codec(tokenizer: Tokenizer, settings: dict[str, Any], source: str) -> TemplateCodec:
-    """Errors: DataError where the settings name no end-of-sequence token of the vocabulary."""
+def chat_tokenizer(tokenizer: Tokenizer, settings: dict[str, Any], source: str) -> ChatTokenizer:
+    """Errors: InputError where the settings name no end-of-sequence token of the vocabulary."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    codec = TemplateCodec(literal(Tokenizer.from_str(tokenizer.to_str())), tokenizer, settings, source)
+    codec = ChatTokenizer(literal(Tokenizer.from_str(tokenizer.to_str())), tokenizer, settings, source)
     codec.token("eos_token")
     return codec
 
@@ -169,7 +169,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, its chat template one text: that of `chat_template.jinja`, or of several the default."""
     path = folder / "tokenizer_config.json"
     if not path.exists():
-        raise DataError(f"{path}: no such file; it names the token that ends a response")
+        raise InputError(f"{path}: no such file; it names the token that ends a response")
     settings = json_object(path)
     template = settings.get("chat_template")
     if isinstance(template, list):

@@ -16,7 +16,7 @@ from scale.data.formats import RESPONSES
 from scale.data.layout import Layout, Shape, least_shape
 from scale.data.packing import Pieces, Tokens, lay, tokens_of
 from scale.data.tokenizer import PAD, Codec
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import atomic
 
 REF_LOGPS = {"chosen": "ref_chosen_logps", "rejected": "ref_rejected_logps", "ref_sample": "ref_sample_logps"}
@@ -71,13 +71,13 @@ class Encoded:
 def fit_prompt(ids: list[int], limits: Limits, closing: int = 1) -> list[int] | None:
     """The prompt within its limit (the `closing` tokens that open the response stay), or None where the row must go.
 
-    Errors: DataError for a limit that the closing alone exceeds.
+    Errors: InputError for a limit that the closing alone exceeds.
     """
     if len(ids) <= limits.prompt:
         return ids
     if limits.overlong == "keep-start":
         if limits.prompt < closing:
-            raise DataError(f"--limits.prompt {limits.prompt}: the {closing} tokens that open a response do not fit")
+            raise InputError(f"--limits.prompt {limits.prompt}: the {closing} tokens that open a response do not fit")
         return [*ids[: limits.prompt - closing], *ids[len(ids) - closing :]]
     return ids[-limits.prompt :] if limits.overlong == "keep-end" else None
 
@@ -117,7 +117,7 @@ def tokenised(
         bounded = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
         if prompt is None or max(bounded, default=0) > limits.response:
             if limits.overlong == "error":
-                raise DataError(f"{source}: row {i + 1}: longer than {limits.prompt} + {limits.response} tokens")
+                raise InputError(f"{source}: row {i + 1}: longer than {limits.prompt} + {limits.response} tokens")
             continue
         cut += len(prompt) < len(ids)
         pieces.append((prompt, responses))
@@ -147,7 +147,7 @@ def common_layout(tokens: Tokens, limits: Limits) -> Layout:
 
 def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None:
     if not kept:
-        raise DataError(f"{source}: all {total} rows are longer than {limits.prompt} + {limits.response} tokens")
+        raise InputError(f"{source}: all {total} rows are longer than {limits.prompt} + {limits.response} tokens")
     if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
         lost = f"{total - kept} of {total} rows over {bounds} dropped, {cut} prompts cut ({limits.overlong})"

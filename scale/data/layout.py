@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipref.batch import Batch
-from scale.errors import DataError
+from scale.errors import InputError
 
 LANES = 128
 
@@ -56,7 +56,7 @@ class Layout:
 
 def layout_of(batch: Batch) -> Layout:
     """The layout of a batch that was packed with one: its labels fill the responses' regions."""
-    labels, n = batch.owners.shape[1], batch.last.shape[1]
+    labels, n = batch.response_ids.shape[1], batch.last.shape[1]
     return Layout(batch.tokens.shape[1] - labels, labels // max(n, 1), n)
 
 
@@ -73,11 +73,11 @@ def least_shape(lengths: np.ndarray, lines: int) -> Shape:
 
 
 def check_regions(lengths: np.ndarray, layout: Layout) -> None:
-    """Errors: DataError where a row has another number of responses than the layout, or a piece over its region."""
+    """Errors: InputError where a row has another number of responses than the layout, or a piece over its region."""
     n = lengths.shape[1] - 1
     if n != layout.responses:
-        raise DataError(f"{layout}: has {layout.responses} responses, the rows have {n}")
+        raise InputError(f"{layout}: has {layout.responses} responses, the rows have {n}")
     prompt, response = int(lengths[:, 0].max()), int(lengths[:, 1:].max(initial=0))
     for name, longest, region in (("prompt", prompt, layout.start), ("response", response, layout.response)):
         if longest > region:
-            raise DataError(f"{layout}: a {name} of {longest} tokens does not fit its region of {region}")
+            raise InputError(f"{layout}: a {name} of {longest} tokens does not fit its region of {region}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from scale.data.tokenizer import Codec
-from scale.errors import DataError
+from scale.errors import InputError
 
 
 def longer_side(codec: Codec, rows: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -28,7 +28,7 @@ def largest(sides: np.ndarray, rho: float) -> int:
     share = Fraction(str(rho))
     size = int(min(count / part for count, part in ((wins, share), (losses, 1 - share)) if part))
     if size < 1:
-        raise DataError(f"no pairs can be drawn at length bias {rho}: the longer side wins {wins}, loses {losses}")
+        raise InputError(f"no pairs can be drawn at length bias {rho}: the longer side wins {wins}, loses {losses}")
     return size
 
 

@@ -41,9 +41,9 @@ def tokens_of(pieces: Pieces) -> Tokens:
 
 
 def lay(tokens: Tokens, shape: Shape, layout: Layout | None = None, pad: int = PAD) -> tuple[np.ndarray, ...]:
-    """`Batch`'s tokens, positions, segments, labels, predictors, owners and last.
+    """`Batch`'s tokens, positions, segments, labels, logit_positions, response_ids and last.
 
-    Errors: DataError where a piece does not fit its region of `layout`.
+    Errors: InputError where a piece does not fit its region of `layout`.
     """
     lengths = tokens.lengths
     rows, n = len(lengths), lengths.shape[1] - 1

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale.data.formats import SCORES, Row, _Fault, _format, _kind, _row, _width
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import atomic
 
 
@@ -19,12 +19,12 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
     """The rows of a JSONL (`.jsonl`, `.json`) or Parquet file, normalised and checked, in the file's order.
 
     Every row has the fields of `need`; a needed `completion` is `chosen` where the file has preferences.
-    Raises DataError for whatever is malformed, missing, blank or inconsistent. A `rejected` of white space is
+    Raises InputError for whatever is malformed, missing, blank or inconsistent. A `rejected` of white space is
     accepted (HH holds some: to say nothing is a reply, and a bad one); a `chosen` or a prompt of it is not.
     """
     records = list(_records(path))
     if not records:
-        raise DataError(f"{path}: the file has no rows")
+        raise InputError(f"{path}: the file has no rows")
     rows = [_located(where, _row, raw, need) for where, raw in records]
     wheres = [where for where, _ in records]
     _check_alike(wheres, "mixed formats", [_format(raw) for _, raw in records])
@@ -35,7 +35,7 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
 def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
     """Write rows as Parquet, atomically; equal rows and provenance give equal bytes (under one pyarrow).
 
-    Raises DataError naming a column whose values have no common type.
+    Raises InputError naming a column whose values have no common type.
     """
     names = sorted({name for row in rows for name in row})
     columns = {name: _column(path, name, rows) for name in names}
@@ -55,7 +55,7 @@ def provenance(path: Path) -> dict[str, str]:
 def require(path: Path, **hashes: str) -> None:
     """Refuse a file whose provenance names another model, tokenizer or data.
 
-    Raises DataError saying which of `hashes` differ; those that the file says nothing of are not checked.
+    Raises InputError saying which of `hashes` differ; those that the file says nothing of are not checked.
     """
     origin = provenance(path)
     faults = [
@@ -64,7 +64,7 @@ def require(path: Path, **hashes: str) -> None:
         if origin.get(key, value) != value
     ]
     if faults:
-        raise DataError(f"{path}: " + "; ".join(faults))
+        raise InputError(f"{path}: " + "; ".join(faults))
 
 
 def split(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
@@ -94,7 +94,7 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
     try:
         return pa.array([row.get(name) for row in rows])
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: field {name!r}: no Parquet type holds all its values: {error}") from error
+        raise InputError(f"{path}: field {name!r}: no Parquet type holds all its values: {error}") from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, Row]]:
@@ -104,14 +104,14 @@ def _records(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix == ".parquet":
         rows = _parquet(path, lambda file: pq.ParquetFile(file).read().to_pylist())
         return ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
-    raise DataError(f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines) and .parquet")
+    raise InputError(f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines) and .parquet")
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         data = path.read_bytes().rstrip()
     except OSError as error:
-        raise DataError(f"{path}: cannot read the file: {error.strerror}") from error
+        raise InputError(f"{path}: cannot read the file: {error.strerror}") from error
     for i, line in enumerate(data.split(b"\n") if data else [], 1):
         yield f"{path}:{i}", _json_object(f"{path}:{i}", line)
 
@@ -120,11 +120,11 @@ def _json_object(where: str, line: bytes) -> Row:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: invalid UTF-8 at byte {error.start + 1}") from error
+        raise InputError(f"{where}: invalid UTF-8 at byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: malformed JSON: {error}") from error
+        raise InputError(f"{where}: malformed JSON: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{where}: not a JSON object but {_kind(value)}")
+        raise InputError(f"{where}: not a JSON object but {_kind(value)}")
     return value
 
 
@@ -132,21 +132,21 @@ def _parquet(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: cannot read the file: No such file or directory") from error
+        raise InputError(f"{path}: cannot read the file: No such file or directory") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: invalid UTF-8: {error}") from error
+        raise InputError(f"{path}: invalid UTF-8: {error}") from error
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: malformed Parquet: {error}") from error
+        raise InputError(f"{path}: malformed Parquet: {error}") from error
 
 
 def _located(where: str, function: Callable[..., Row], *args: Any) -> Row:
     try:
         return function(*args)
     except _Fault as fault:
-        raise DataError(f"{where}: {fault}") from fault
+        raise InputError(f"{where}: {fault}") from fault
 
 
 def _check_alike(wheres: list[str], what: str, values: list[str]) -> None:
     for where, value in zip(wheres, values, strict=True):
         if value != values[0]:
-            raise DataError(f"{where}: {what}: {value}, but {wheres[0]} has {values[0]}")
+            raise InputError(f"{where}: {what}: {value}, but {wheres[0]} has {values[0]}")

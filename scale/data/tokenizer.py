@@ -20,7 +20,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import atomic, read_json, write_json
 
 PAD, EOS = 0, 1
@@ -49,7 +49,7 @@ Turns = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Codec:
-    """Our own tokenizer; `TemplateCodec` has the same methods for another's."""
+    """Our own tokenizer; `ChatTokenizer` has the same methods for another's."""
 
     tokenizer: Tokenizer
 
@@ -69,7 +69,7 @@ class Codec:
         return None
 
     @cached_property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """One more than the largest token."""
         return 1 + max(self.tokenizer.get_vocab().values())
 
@@ -108,36 +108,36 @@ class Codec:
         write_json(folder / "tokenizer_config.json", self.settings)
 
 
-def train_codec(texts: Iterable[str], vocab: int) -> Codec:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Codec:
     """Learn a BPE of at most `vocab` tokens, the 256 bytes and the special ones included."""
-    if vocab < SMALLEST:
-        raise DataError(f"--model.vocab {vocab}: bytes and special tokens alone are {SMALLEST}")
+    if vocab_size < SMALLEST:
+        raise InputError(f"--model.vocab-size {vocab_size}: bytes and special tokens alone are {SMALLEST}")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     alphabet = ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=vocab, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return Codec(literal(tokenizer))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     if not path.exists():
-        raise DataError(f"{path}: no such file; a slow tokenizer's files are not read")
+        raise InputError(f"{path}: no such file; a slow tokenizer's files are not read")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower
-        raise DataError(f"{path}: not a tokenizer: {error}") from error
+        raise InputError(f"{path}: not a tokenizer: {error}") from error
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Errors: DataError naming the file, where it is none."""
+    """Errors: InputError naming the file, where it is none."""
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object")
+        raise InputError(f"{path}: not a JSON object")
     return value
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scale.data.tokenizer import Codec
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 
 Settings = dict[str, Any]
@@ -35,15 +35,15 @@ LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_positio
 
 
 SAME = {
-    "vocab_size": "vocab",
+    "vocab_size": "vocab_size",
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
-    "head_dim": "head_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
     "rms_norm_eps": "norm_eps",
-    "tie_word_embeddings": "tied",
+    "tie_word_embeddings": "tie_embeddings",
     "rope_theta": "rope_base",
 }
 
@@ -54,28 +54,28 @@ SHAPES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 def config_from(settings: Settings, path: Path) -> ModelConfig:
     """The shape that a `config.json` describes; what it leaves out has `transformers`' defaults.
 
-    Errors: DataError, naming `path` and the setting, for another architecture and for whatever our model cannot do.
+    Errors: InputError, naming `path` and the setting, for another architecture and for whatever our model cannot do.
     """
     family = settings.get("model_type")
     if family not in FAMILIES:
-        raise DataError(f"{path}: model_type {family!r} is not supported; those are {', '.join(FAMILIES)}")
+        raise InputError(f"{path}: model_type {family!r} is not supported; those are {', '.join(FAMILIES)}")
     check(settings, path)
     base, scaling = rope(settings, path)
-    vocab, d_model, d_ff, layers, heads = (whole(settings, name, None, path) for name in SHAPES)
+    vocab_size, d_model, d_ff, layers, heads = (whole(settings, name, None, path) for name in SHAPES)
     return ModelConfig(
-        vocab=vocab,
-        context=whole(settings, "max_position_embeddings", 2048, path),
-        layers=layers,
+        vocab_size=vocab_size,
+        max_seq_len=whole(settings, "max_position_embeddings", 2048, path),
+        num_layers=layers,
         d_model=d_model,
-        heads=heads,
-        head_size=whole(settings, "head_dim", None if family == "qwen3" else d_model // heads, path),
+        num_heads=heads,
+        head_dim=whole(settings, "head_dim", None if family == "qwen3" else d_model // heads, path),
         d_ff=d_ff,
         rope_base=base,
-        kv_heads=whole(settings, "num_key_value_heads", heads, path),
+        num_kv_heads=whole(settings, "num_key_value_heads", heads, path),
         block="sequential",
         norm="rms",
         norm_eps=settings.get("rms_norm_eps", 1e-6),
-        tied=settings.get("tie_word_embeddings", False),
+        tie_embeddings=settings.get("tie_word_embeddings", False),
         scaled_logits=False,
         rope_scaling=scaling,
         **FAMILIES[family],
@@ -85,7 +85,7 @@ def config_from(settings: Settings, path: Path) -> ModelConfig:
 def whole(settings: Settings, name: str, default: int | None, path: Path) -> int:
     value = default if settings.get(name) is None else settings[name]
     if type(value) is not int or value < 1:
-        raise DataError(f"{path}: {name} must be a positive number, not {value!r}")
+        raise InputError(f"{path}: {name} must be a positive number, not {value!r}")
     return value
 
 
@@ -93,10 +93,10 @@ def check(settings: Settings, path: Path) -> None:
     for name, allowed in SUPPORTED.items():
         value = settings.get(name, allowed[0])
         if value not in allowed:
-            raise DataError(f"{path}: {name} = {value!r} is not supported, only {allowed[0]!r}")
+            raise InputError(f"{path}: {name} = {value!r} is not supported, only {allowed[0]!r}")
     window = sliding_window(settings)
     if window is not None and window < settings.get("max_position_embeddings", window + 1):
-        raise DataError(f"{path}: sliding_window = {window} is not supported, only full attention")
+        raise InputError(f"{path}: sliding_window = {window} is not supported, only full attention")
 
 
 def sliding_window(settings: Settings) -> int | None:
@@ -114,13 +114,13 @@ def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, flo
     base = given.get("rope_theta") or settings.get("rope_theta") or 10_000.0
     by_layer = any(isinstance(value, dict) for value in given.values())
     if by_layer or kind not in ("default", "llama3") or given.get("partial_rotary_factor", 1) != 1:
-        raise DataError(f"{path}: RoPE {given} is not supported, only rope_type 'default' and 'llama3'")
+        raise InputError(f"{path}: RoPE {given} is not supported, only rope_type 'default' and 'llama3'")
     if kind == "default":
         return float(base), None
     filled = {LLAMA3[3]: settings.get("max_position_embeddings"), **given}
     missing = [name for name in LLAMA3 if filled.get(name) is None]
     if missing:
-        raise DataError(f"{path}: RoPE 'llama3' without {', '.join(missing)}")
+        raise InputError(f"{path}: RoPE 'llama3' without {', '.join(missing)}")
     factor, low, high, length = (filled[name] for name in LLAMA3)
     return float(base), (float(factor), float(low), float(high), int(length))
 
@@ -128,7 +128,7 @@ def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, flo
 def settings_for(config: ModelConfig, codec: Codec) -> Settings:
     """The `config.json` of a model.
 
-    RoPE has its older spelling, which every version of `transformers` reads. Errors: DataError naming what no
+    RoPE has its older spelling, which every version of `transformers` reads. Errors: InputError naming what no
     Llama architecture has.
     """
     refuse_palm(config)
@@ -139,7 +139,7 @@ def settings_for(config: ModelConfig, codec: Codec) -> Settings:
         "model_type": family,
         **{name: getattr(config, ours) for name, ours in SAME.items()},
         "hidden_act": "silu",
-        "max_position_embeddings": config.context,
+        "max_position_embeddings": config.max_seq_len,
         "rope_scaling": scaling,
         "sliding_window": None,
         "torch_dtype": "float32",
@@ -152,16 +152,16 @@ def settings_for(config: ModelConfig, codec: Codec) -> Settings:
 def refuse_palm(config: ModelConfig) -> None:
     for name, value in {"block": "sequential", "norm": "rms", "scaled_logits": False}.items():
         if getattr(config, name) != value:
-            raise DataError(f"a model with {name} = {getattr(config, name)!r} (PaLM) cannot be exported: Hugging Face "
+            raise InputError(f"a model with {name} = {getattr(config, name)!r} (PaLM) cannot be exported: Hugging Face "
                             f"has an architecture for {value!r} only")
 
 
 def family_of(config: ModelConfig) -> str:
     """`transformers` refuses a Llama whose heads do not divide its width; Mistral is otherwise the same."""
     if config.qkv_bias and config.qk_norm:
-        raise DataError("a model with qkv_bias and qk_norm cannot be exported: Hugging Face has either (Qwen2, Qwen3)")
+        raise InputError("a model with qkv_bias and qk_norm cannot be exported: Hugging Face has either (Qwen2, Qwen3)")
     if config.qkv_bias:
         return "qwen2"
     if config.qk_norm:
         return "qwen3"
-    return "mistral" if config.d_model % config.heads else "llama"
+    return "mistral" if config.d_model % config.num_heads else "llama"

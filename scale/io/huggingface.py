@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from scale.data.tokenizer import Codec, json_object
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import write_json
 from scale.io.hf_config import config_from, settings_for
 from scale.io.weight_table import Entry, Weights, Window, entries
@@ -34,7 +34,7 @@ DTYPES = ("F32", "F16", "BF16")
 def open_weights(path: Path) -> Weights:
     """A folder's config and its tensors' names and shapes; the tensors are read when they are asked for.
 
-    Errors: DataError, naming the file, for what is missing, malformed or not supported.
+    Errors: InputError, naming the file, for what is missing, malformed or not supported.
     """
     settings = json_object(path / "config.json")
     config = config_from(settings, path / "config.json")
@@ -51,7 +51,7 @@ def weight_files(path: Path) -> list[Path]:
         files = [path / SINGLE]
     for file in files:
         if not file.exists():
-            raise DataError(f"{file}: no such file; weights are read from safetensors, never from a pickle")
+            raise InputError(f"{file}: no such file; weights are read from safetensors, never from a pickle")
     return files
 
 
@@ -62,7 +62,7 @@ def opened(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="np") as tensors:
             yield tensors
     except SafetensorError as error:
-        raise DataError(f"{file}: not a safetensors file: {error}") from error
+        raise InputError(f"{file}: not a safetensors file: {error}") from error
 
 
 def shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -70,7 +70,7 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
             if tensor.get_dtype() not in DTYPES:
-                raise DataError(f"{file}: tensor {name} is {tensor.get_dtype()}; supported are {', '.join(DTYPES)}")
+                raise InputError(f"{file}: tensor {name} is {tensor.get_dtype()}; supported are {', '.join(DTYPES)}")
         return {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
 
 
@@ -82,12 +82,12 @@ def read(file: Path, name: str, window: Window) -> np.ndarray:
 def export(path: Path, model: Transformer, codec: Codec) -> None:
     """Write a folder that `transformers` loads, in float32: whole, or not at all.
 
-    Of several processes all call this, process 0 writes, and all return when it has. Errors: DataError for a model
+    Of several processes all call this, process 0 writes, and all return when it has. Errors: InputError for a model
     that no Llama architecture can hold, and where `path` has files already.
     """
     settings = settings_for(model.config, codec)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(f"{path}: exists and is not an empty folder")
+        raise InputError(f"{path}: exists and is not an empty folder")
     sync_global_devices("export begins")
     if jax.process_index() == 0:
         with new_folder(path) as folder:

@@ -10,17 +10,17 @@ import equinox as eqx
 import jax
 
 from minipref.reward_models import RewardModel, stack
-from scale.data.chat_template import load_codec
+from scale.data.chat_template import load_tokenizer
 from scale.data.dataset import Encoded, Limits, encode
 from scale.data.tokenizer import Codec, json_object
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import fingerprint, read_json, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.pretrained import pretrained, smollm2_path
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import ONE_DEVICE, Execution
-from scale.parallel.sharding import execution_of, placed
+from scale.parallel.mesh import ONE_DEVICE, Runtime
+from scale.parallel.sharding import abstract_sharded, runtime_of
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Folder:
     def encode(
         self, rows: Sequence[dict], fields: Sequence[str], limits: Limits, source: str = "", folder: Path | None = None
     ) -> Encoded:
-        """The rows for this model. Errors: DataError for limits that are longer than it is made for."""
-        if limits.prompt + limits.response > self.config.context:
+        """The rows for this model. Errors: InputError for limits that are longer than it is made for."""
+        if limits.prompt + limits.response > self.config.max_seq_len:
             wanted = f"{limits.prompt} + {limits.response} tokens"
-            raise DataError(f"--limits: {wanted}, but {self.path} is made for {self.config.context}")
-        regions = bool(fields) and execution_of(self.model).regions
+            raise InputError(f"--limits: {wanted}, but {self.path} is made for {self.config.max_seq_len}")
+        regions = bool(fields) and runtime_of(self.model).regions
         return encode(self.codec, rows, fields, limits, source, regions, folder)
 
 
 def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
     codec.save(path)
-    write_json(path / "config.json", {"members": members, "model": asdict(config)})
+    write_json(path / "config.json", {"num_reward_models": members, "model": asdict(config)})
     save_tree(path / "weights.safetensors", model)
 
 
@@ -66,7 +66,7 @@ def is_ours(path: Path) -> bool:
 def is_pretrained(path: Path) -> bool:
     """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
     config = path / "config.json"
-    return located(path).is_file() or (config.exists() and not is_ours(path) and "members" not in json_object(config))
+    return located(path).is_file() or (config.exists() and not is_ours(path) and "num_reward_models" not in json_object(config))
 
 
 def located(path: Path) -> Path:
@@ -74,40 +74,40 @@ def located(path: Path) -> Path:
     return smollm2_path() if str(path) == "smollm2" else path
 
 
-def codec_of(path: Path) -> Codec:
+def tokenizer_of(path: Path) -> Codec:
     """The tokenizer of a model of ours or another program's."""
-    return pretrained(str(path))[1] if is_pretrained(path) else load_codec(path)
+    return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
 
 
-def load_pretrained(path: Path, execution: Execution) -> Folder:
+def load_pretrained(path: Path, runtime: Runtime) -> Folder:
     weights, codec = pretrained(str(path))
-    return Folder(path, weights.load(execution), weights.config, codec)
+    return Folder(path, weights.load(runtime), weights.config, codec)
 
 
-def load(path: Path, reward: bool, execution: Execution) -> Folder:
+def load(path: Path, reward: bool, runtime: Runtime) -> Folder:
     if is_pretrained(path) and not reward:
-        return load_pretrained(path, execution)
+        return load_pretrained(path, runtime)
     if not is_ours(path):
-        raise DataError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")
+        raise InputError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")
     try:
-        return read_folder(path, reward, execution)
-    except DataError:
+        return read_folder(path, reward, runtime)
+    except InputError:
         raise
     except Exception as error:  # `tokenizers` raises nothing narrower
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def read_folder(path: Path, reward: bool, execution: Execution) -> Folder:
+def read_folder(path: Path, reward: bool, runtime: Runtime) -> Folder:
     record = read_json(path / "config.json")
-    if bool(record["members"]) != reward:
-        raise DataError(f"{path}: holds a {'policy' if reward else 'reward model'}, "
+    if bool(record["num_reward_models"]) != reward:
+        raise InputError(f"{path}: holds a {'policy' if reward else 'reward model'}, "
                         f"not a {'reward model' if reward else 'policy'}")
     config = read_config(record["model"])
-    like = eqx.filter_eval_shape(skeleton, config, record["members"], execution)
-    model = load_tree(path / "weights.safetensors", placed(like, execution))
+    like = eqx.filter_eval_shape(skeleton, config, record["num_reward_models"], runtime)
+    model = load_tree(path / "weights.safetensors", abstract_sharded(like, runtime))
     if not all_finite(model):
-        raise DataError(f"{path / 'weights.safetensors'}: a weight is not finite")
-    return Folder(path, model, config, load_codec(path))
+        raise InputError(f"{path / 'weights.safetensors'}: a weight is not finite")
+    return Folder(path, model, config, load_tokenizer(path))
 
 
 def read_config(record: dict[str, Any]) -> ModelConfig:
@@ -115,15 +115,15 @@ def read_config(record: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**record, rope_scaling=scaling and tuple(scaling))
 
 
-def skeleton(config: ModelConfig, members: int, execution: Execution) -> Any:
+def skeleton(config: ModelConfig, members: int, runtime: Runtime) -> Any:
     key = jax.random.key(0)
-    policy = Transformer(config, key, execution)
+    policy = Transformer(config, key, runtime)
     return stack([RewardModel(policy, config.d_model, key)] * members) if members else policy
 
 
-def load_policy(path: Path, execution: Execution = ONE_DEVICE) -> Folder:
-    return load(path, False, execution)
+def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> Folder:
+    return load(path, False, runtime)
 
 
-def load_rewards(path: Path, execution: Execution = ONE_DEVICE) -> Folder:
-    return load(path, True, execution)
+def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> Folder:
+    return load(path, True, runtime)

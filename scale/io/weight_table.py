@@ -18,12 +18,12 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.io import arrays as files
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Execution
-from scale.parallel.sharding import placed
+from scale.parallel.mesh import Runtime
+from scale.parallel.sharding import abstract_sharded
 
 Window = tuple[slice, ...]
 
@@ -118,25 +118,25 @@ class Weights:
     read: Read
     """A window of a tensor, in a floating-point type."""
 
-    def load(self, execution: Execution) -> Transformer:
+    def load(self, runtime: Runtime) -> Transformer:
         """The model, in float32, each array where `execution` has it.
 
-        Errors: DataError naming the tensors that are missing, unexpected or of another shape than the config says.
+        Errors: InputError naming the tensors that are missing, unexpected or of another shape than the config says.
         """
-        skeleton = eqx.filter_eval_shape(Transformer, self.config, jax.random.key(0), execution)
+        skeleton = eqx.filter_eval_shape(Transformer, self.config, jax.random.key(0), runtime)
         self.check(skeleton)
-        return tree_map_with_path(partial(load_parameter, self.read), placed(skeleton, execution))
+        return tree_map_with_path(partial(load_parameter, self.read), abstract_sharded(skeleton, runtime))
 
     def check(self, skeleton: Transformer) -> None:
         wanted = {name: entry.shape for name, entry in entries(skeleton).items()}
         for name in wanted.keys() - self.shapes.keys():
-            raise DataError(f"{self.path}: tensor {name} is missing")
+            raise InputError(f"{self.path}: tensor {name} is missing")
         for name in self.shapes.keys() - wanted.keys():
             if not name.endswith(IGNORED):
-                raise DataError(f"{self.path}: tensor {name} is unexpected")
+                raise InputError(f"{self.path}: tensor {name} is unexpected")
         for name, shape in wanted.items():
             if self.shapes[name] != shape:
-                raise DataError(f"{self.path}: tensor {name} is {list(self.shapes[name])}, not {list(shape)}")
+                raise InputError(f"{self.path}: tensor {name} is {list(self.shapes[name])}, not {list(shape)}")
 
 
 @dataclass(frozen=True)

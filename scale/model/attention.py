@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from minipref.batch import attention_mask
 from scale.data.layout import LANES, Layout
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.splash import splash
 from scale.parallel.mesh import Kind
 
@@ -28,11 +28,11 @@ def attention(
 ) -> Attend:
     """Attention within shared-prefix rows (`minipref.batch.attention_mask`), for training and scoring.
 
-    Errors: DataError where `splash` gets rows without a layout.
+    Errors: InputError where `splash` gets rows without a layout.
     """
     if kind == "splash":
         if layout is None:
-            raise DataError("attention 'splash': the rows are packed compactly; it needs rows packed with a Layout")
+            raise InputError("attention 'splash': the rows are packed compactly; it needs rows packed with a Layout")
         return partial(splash, segments=segments, layout=layout, mesh=mesh)
     return partial({"plain": plain_causal, "dot_product": dot_product}[kind], mask=attention_mask(segments))
 

@@ -8,21 +8,21 @@ from typing import Literal
 class ModelConfig:
     """The shape of a decoder."""
 
-    vocab: int = 1024
+    vocab_size: int = 1024
     """Rows of the embedding: the tokenizer's vocabulary."""
-    layers: int = 2
+    num_layers: int = 2
     """Transformer blocks."""
     d_model: int = 64
     """Width of the residual stream."""
-    heads: int = 2
+    num_heads: int = 2
     """Query heads."""
-    head_size: int = 32
+    head_dim: int = 32
     """Width of a head, an even number."""
     d_ff: int = 256
     """Width of the SwiGLU's hidden layer."""
     rope_base: float = 10_000.0
     """Base of the rotary angles."""
-    kv_heads: int = 1
+    num_kv_heads: int = 1
     """Key/value heads, a divisor of the query heads."""
     block: Literal["parallel", "sequential"] = "parallel"
     """Attention and MLP side by side (PaLM), or one after the other (Llama)."""
@@ -30,7 +30,7 @@ class ModelConfig:
     """LayerNorm without bias, or RMSNorm."""
     norm_eps: float = 1e-6
     """What is added to the variance."""
-    tied: bool = True
+    tie_embeddings: bool = True
     """Whether the embedding is the output layer too."""
     scaled_logits: bool = True
     """Whether logits are divided by sqrt(d_model) (PaLM)."""
@@ -40,5 +40,5 @@ class ModelConfig:
     """Whether queries and keys are normalised, each head by itself (Qwen3)."""
     rope_scaling: tuple[float, float, float, int] | None = None
     """Llama 3.1's slower rotation: factor, low and high frequency factor, original length. None: as it is."""
-    context: int = 2048
+    max_seq_len: int = 2048
     """Longest sequence that other programs shall allow an exported model."""

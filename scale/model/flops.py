@@ -13,16 +13,16 @@ def model_flops(config: ModelConfig, params: int, row_length: int | float, label
     head size, T row length. Attention counts in full, as there, though a causal model needs half of it. Where only
     `labels` positions of a row meet the vocabulary, its 6 V D counts for those.
     """
-    attention = 12 * config.layers * config.heads * config.head_size * row_length
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_length
     share = 0.0 if labels is None else 1 - labels / row_length
-    return 6 * params + attention - 6 * config.vocab * config.d_model * share
+    return 6 * params + attention - 6 * config.vocab_size * config.d_model * share
 
 
 def batch_flops(model: Transformer, lines: int, rows: int, width: Any, labels: Any, slots: Any) -> Any:
     """`model_flops` of all slots of a batch, padded ones too: `lines` of `width` slots and `labels` labels, and `rows`
     of `slots` in attention."""
-    config, head = model.config, model.config.vocab * model.config.d_model
-    attention = 12 * config.layers * config.heads * config.head_size * slots
+    config, head = model.config, model.config.vocab_size * model.config.d_model
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * slots
     return 6 * lines * ((parameter_count(model) - head) * width + head * labels) + attention * rows * slots
 
 

@@ -16,8 +16,8 @@ from scale.io.model_folder import Folder
 from scale.model.response_logps import logps
 from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
-from scale.parallel.processes import fetch, share
-from scale.parallel.sharding import execution_of
+from scale.parallel.processes import shard_batch, to_host
+from scale.parallel.sharding import runtime_of
 
 BATCH = 16  # small enough for a CPU cache: at 128 the miniature runs at half the speed
 
@@ -32,12 +32,12 @@ def generate(
     policy: Folder, encoded: Encoded, *, n: int, max_new: int, seed: int, temperature: float, label: str
 ) -> list[list[tuple[str, bool]]]:
     """For each encoded prompt, n texts, each with whether it ended by itself within `max_new` tokens."""
-    data, how = encoded.data, policy.model.execution
+    data, runtime = encoded.data, policy.model.runtime
     size = max(1, BATCH * 4 // n)  # a stride that no number of devices changes: samples depend on it
-    padded = round_up(size, how.batch_shards)
+    padded = round_up(size, runtime.batch_shards)
     key, found = jax.random.key(seed), []
     for i in track(range(0, len(data.tokens), size), label):
-        part = share(data, np.arange(i, i + padded) % len(data.tokens), how)
+        part = shard_batch(data, np.arange(i, i + padded) % len(data.tokens), runtime)
         lengths = (part.segments == 0).sum(1)
         samples = sample(policy.model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new,
                          eos=policy.codec.eos, pad=policy.codec.pad, temperature=temperature)
@@ -46,7 +46,7 @@ def generate(
 
 
 def texts(policy: Folder, samples: Samples) -> list[list[tuple[str, bool]]]:
-    tokens, complete = fetch((samples.tokens, samples.complete))
+    tokens, complete = to_host((samples.tokens, samples.complete))
     return [[(policy.codec.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
             for row in zip(tokens, complete, strict=True)]
 
@@ -63,7 +63,7 @@ def rewards(models: RewardModel, data: Batch) -> np.ndarray:
 
 def over_batches(function: Callable[[Any, Batch], Any], model: Any, data: Batch) -> np.ndarray:
     """`function` over all rows in batches of one shape (the last is filled up with the first rows)."""
-    n, how = len(data.tokens), execution_of(model)
-    size = round_up(BATCH, how.batch_shards)
-    parts = [fetch(function(model, share(data, np.arange(i, i + size) % n, how))) for i in range(0, n, size)]
+    n, runtime = len(data.tokens), runtime_of(model)
+    size = round_up(BATCH, runtime.batch_shards)
+    parts = [to_host(function(model, shard_batch(data, np.arange(i, i + size) % n, runtime))) for i in range(0, n, size)]
     return np.concatenate(parts)[:n]

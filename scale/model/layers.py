@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scale.model.config import ModelConfig
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 
@@ -31,23 +31,23 @@ def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Arra
 
 
 def table(
-    key: PRNGKeyArray, vocab: int, width: int, fan_in: int, execution: Execution
+    key: PRNGKeyArray, vocab_size: int, width: int, fan_in: int, runtime: Runtime
 ) -> Float[Array, "V E"]:
     """A normal [V, E] array, drawn in parts of its columns: memory for the random bits of `DRAWN` numbers."""
-    parts = next(n for n in range(1, width + 1) if width % n == 0 and (vocab * width <= n * DRAWN or n == width))
+    parts = next(n for n in range(1, width + 1) if width % n == 0 and (vocab_size * width <= n * DRAWN or n == width))
     if parts == 1:
-        return normal(key, (vocab, width), fan_in)
+        return normal(key, (vocab_size, width), fan_in)
 
     def part(key: PRNGKeyArray) -> Float[Array, "V e"]:
-        return execution.constrain(normal(key, (vocab, width // parts), fan_in), "fsdp", None)
+        return runtime.constrain(normal(key, (vocab_size, width // parts), fan_in), "fsdp", None)
 
     columns = jax.lax.map(part, jax.random.split(key, parts))
-    return jnp.moveaxis(columns, 0, 1).reshape(vocab, width)
+    return jnp.moveaxis(columns, 0, 1).reshape(vocab_size, width)
 
 
 def frequencies(config: ModelConfig) -> Float[np.ndarray, " half"]:
     """Radians a position of each of RoPE's planes: base^(-2i/size), the slow ones slowed further by `rope_scaling`."""
-    half = config.head_size // 2
+    half = config.head_dim // 2
     turn = config.rope_base ** (-np.arange(half) / half)
     if config.rope_scaling is None:
         return turn
@@ -145,7 +145,7 @@ class Block(eqx.Module):
     config: ModelConfig = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
-        d, h, g, k, f = config.d_model, config.heads, config.kv_heads, config.head_size, config.d_ff
+        d, h, g, k, f = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim, config.d_ff
         keys = jax.random.split(key, 5)
         self.norm = jnp.ones(d)
         self.mlp_norm = jnp.ones(d) if config.block == "sequential" else None

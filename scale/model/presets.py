@@ -2,31 +2,31 @@
 
 from dataclasses import replace
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 
-PALM_8B = ModelConfig(vocab=256_000, layers=32, d_model=4096, heads=16, head_size=256, d_ff=16_384)
+PALM_8B = ModelConfig(vocab_size=256_000, num_layers=32, d_model=4096, num_heads=16, head_dim=256, d_ff=16_384)
 
 
 LLAMA_3_8B = ModelConfig(
-    vocab=128_256, layers=32, d_model=4096, heads=32, head_size=128, d_ff=14_336, rope_base=500_000.0, kv_heads=8,
-    block="sequential", norm="rms", norm_eps=1e-5, tied=False, scaled_logits=False,
+    vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, head_dim=128, d_ff=14_336, rope_base=500_000.0, num_kv_heads=8,
+    block="sequential", norm="rms", norm_eps=1e-5, tie_embeddings=False, scaled_logits=False,
 )
 
 
 def published(name: str, option: str) -> ModelConfig:
-    """Errors: DataError, naming the option, for a name that is not in the table."""
+    """Errors: InputError, naming the option, for a name that is not in the table."""
     if name not in MODELS:
-        raise DataError(f"{option} {name}: not one of {', '.join(MODELS)}")
+        raise InputError(f"{option} {name}: not one of {', '.join(MODELS)}")
     return MODELS[name]
 
 
 MODELS: dict[str, ModelConfig] = {
     "palm-8b": PALM_8B,  # arXiv 2204.02311, Table 1
-    "palm-62b": replace(PALM_8B, layers=64, d_model=8192, heads=32, d_ff=32_768),
-    "palm-540b": replace(PALM_8B, layers=118, d_model=18_432, heads=48, d_ff=73_728),
+    "palm-62b": replace(PALM_8B, num_layers=64, d_model=8192, num_heads=32, d_ff=32_768),
+    "palm-540b": replace(PALM_8B, num_layers=118, d_model=18_432, num_heads=48, d_ff=73_728),
     "llama-3-8b": LLAMA_3_8B,  # arXiv 2407.21783, Table 3
-    "llama-3-70b": replace(LLAMA_3_8B, layers=80, d_model=8192, heads=64, d_ff=28_672),
-    "smollm2-135m": replace(LLAMA_3_8B, vocab=49_152, layers=30, d_model=576, heads=9, head_size=64, d_ff=1536,
-                            rope_base=100_000.0, kv_heads=3, tied=True),  # arXiv 2502.02737
+    "llama-3-70b": replace(LLAMA_3_8B, num_layers=80, d_model=8192, num_heads=64, d_ff=28_672),
+    "smollm2-135m": replace(LLAMA_3_8B, vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, head_dim=64, d_ff=1536,
+                            rope_base=100_000.0, num_kv_heads=3, tie_embeddings=True),  # arXiv 2502.02737
 }

@@ -24,5 +24,5 @@ def sum_of_logps(model: Transformer, batch: Batch) -> Float[Array, ""]:
 
 def rows_at_a_time(model: Transformer) -> int:
     """Label positions, of all devices, that meet the vocabulary at a time."""
-    most = LOGITS[model.execution.platform]
-    return max(1, most // len(model.unembedding)) * model.execution.batch_shards
+    most = LOGITS[model.runtime.platform]
+    return max(1, most // len(model.unembedding)) * model.runtime.batch_shards

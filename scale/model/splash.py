@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from scale.data.layout import LANES, Layout
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.parallel.mesh import BATCH
 
 LARGEST_BLOCK = 512
@@ -59,10 +59,10 @@ def splash(
     Under a mesh rows are split over (data, fsdp) and heads over tensor; key/value heads are repeated where tensor
     does not divide them. `interpret` runs the kernel without a TPU.
 
-    Errors: DataError where rows or heads do not split, or the rows have not the layout's width.
+    Errors: InputError where rows or heads do not split, or the rows have not the layout's width.
     """
     if q.shape[1] != layout.width:
-        raise DataError(f"attention 'splash': rows of {q.shape[1]} slots are not packed with {layout}")
+        raise InputError(f"attention 'splash': rows of {q.shape[1]} slots are not packed with {layout}")
     run = partial(splash_rows, layout=layout, dtype=kernel_dtype(mesh, q.dtype), interpret=interpret)
     if mesh is None:
         return run(q, k, v, segments)
@@ -85,7 +85,7 @@ def require_divisible(mesh: Mesh, rows: int, heads: int) -> None:
     for name, (total, over) in axes.items():
         parts = prod(mesh.shape[axis] for axis in over)
         if total % parts:
-            raise DataError(f"attention 'splash': {total} {name} do not divide among {parts} devices of {over}")
+            raise InputError(f"attention 'splash': {total} {name} do not divide among {parts} devices of {over}")
 
 
 def splash_rows(

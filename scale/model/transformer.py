@@ -19,7 +19,7 @@ from scale.data.layout import layout_of
 from scale.model.attention import Attend, attention
 from scale.model.config import ModelConfig
 from scale.model.layers import NORMS, Block, Cache, angles, frequencies, table
-from scale.parallel.mesh import BATCH, ONE_DEVICE, Execution
+from scale.parallel.mesh import BATCH, ONE_DEVICE, Runtime
 from scale.parallel.sharding import constrain
 
 UNROLLED = {"cpu": 8, "gpu": 16, "tpu": 8}  # layers at most that are laid out one after another, which compiles slowly
@@ -42,18 +42,18 @@ class Transformer(eqx.Module):
     head: Float[Array, "V E"] | None
     blocks: Block
     norm: Float[Array, " D"]
-    execution: Execution = eqx.field(static=True)
+    runtime: Runtime = eqx.field(static=True)
 
-    def __init__(self, config: ModelConfig, key: PRNGKeyArray, execution: Execution = ONE_DEVICE):
+    def __init__(self, config: ModelConfig, key: PRNGKeyArray, runtime: Runtime = ONE_DEVICE):
         embedding_key, blocks_key = jax.random.split(key)
         d = config.d_model
-        draw = partial(table, vocab=config.vocab, width=d, execution=execution)
+        draw = partial(table, vocab_size=config.vocab_size, width=d, runtime=runtime)
         self.embedding = draw(embedding_key, fan_in=1 if config.scaled_logits else d)
-        self.head = None if config.tied else draw(jax.random.fold_in(key, 2), fan_in=d)
-        keys = jax.random.split(blocks_key, config.layers)
-        self.blocks = jax.lax.map(lambda k: constrain(Block(config, k), execution), keys)  # bits of one layer at a time
+        self.head = None if config.tie_embeddings else draw(jax.random.fold_in(key, 2), fan_in=d)
+        keys = jax.random.split(blocks_key, config.num_layers)
+        self.blocks = jax.lax.map(lambda k: constrain(Block(config, k), runtime), keys)  # bits of one layer at a time
         self.norm = jnp.ones(d)
-        self.execution = execution
+        self.runtime = runtime
 
     @property
     def config(self) -> ModelConfig:
@@ -78,12 +78,12 @@ class Transformer(eqx.Module):
 
         def layer(x, block_and_cache):
             block, layer_cache = block_and_cache
-            block = constrain(block, self.execution)  # and so its gradient, which is then scattered and not copied
+            block = constrain(block, self.runtime)  # and so its gradient, which is then scattered and not copied
             x, new = block(x, rotation, attend, layer_cache, slot)
             return self.residual(x), new if keeps else None
 
         keeps = keep or cache is not None
-        x = self.residual(self.embedding[tokens].astype(self.execution.dtype))
+        x = self.residual(self.embedding[tokens].astype(self.runtime.dtype))
         step = layer if keeps else self.checkpointed(layer)
         x, new = jax.lax.scan(step, x, (self.blocks, cache), unroll=self.laid_out)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
@@ -91,21 +91,21 @@ class Transformer(eqx.Module):
     @property
     def laid_out(self) -> bool:
         """Whether layers are compiled one after another, not as one loop."""
-        return self.config.layers <= UNROLLED[self.execution.platform]
+        return self.config.num_layers <= UNROLLED[self.runtime.platform]
 
     def checkpointed(self, layer: Callable) -> Callable:
         """`layer`, of which the backward pass computes again what `remat` says."""
-        fastest = "none" if self.laid_out and self.execution.platform == "cpu" else "dots"
-        remat = fastest if self.execution.remat == "auto" else self.execution.remat
+        fastest = "none" if self.laid_out and self.runtime.platform == "cpu" else "dots"
+        remat = fastest if self.runtime.remat == "auto" else self.runtime.remat
         return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=self.laid_out)
 
     def residual(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""
-        return self.execution.constrain(x, BATCH, None, "tensor")
+        return self.runtime.constrain(x, BATCH, None, "tensor")
 
     def __call__(self, batch: Batch) -> Float[Array, "R W D"]:
         """Hidden states of shared-prefix rows, along their lines."""
-        attend = attention(self.execution.attention, batch.segments, layout_of(batch), self.execution.mesh)
+        attend = attention(self.runtime.attention, batch.segments, layout_of(batch), self.runtime.mesh)
         return self.hidden(batch.tokens, batch.positions, row_by_row(attend, batch))[0]
 
 

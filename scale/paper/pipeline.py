@@ -57,7 +57,7 @@ class Paper(Stage):
     """Candidates further than this from pi_ref (nats, validation prompts) are not kept: they may fool the oracle."""
     pairs: int = 3000
     """Pairs of each D_rho, at most."""
-    biases: tuple[float, ...] = (0.2, 0.4, 0.5, 0.6, 0.8)
+    length_biases: tuple[float, ...] = (0.2, 0.4, 0.5, 0.6, 0.8)
     """Length biases b of the ensemble's training sets."""
     samples: int = 3
     """Samples of pi_ref for each training prompt."""
@@ -98,7 +98,7 @@ class Paper(Stage):
         write_json(self.out / "config.json", description(self)["options"])
         test = read(self.out / "corpus/test.parquet", COMPLETIONS)
         human = {prompt_text(row["prompt"]): row["completion"] for row in test}
-        write_report(self.out, outcomes, facts | {"biases": self.biases}, human)
+        write_report(self.out, outcomes, facts | {"biases": self.length_biases}, human)
         console.print(terminal_table(outcomes))
         console.print(f"{self.seeds} seed{'s' * (self.seeds > 1)}; {self.out / 'report.md'}")
         return {"policies": len(trained)}
@@ -154,11 +154,11 @@ class Paper(Stage):
     def rewards_of(self, rho: float, name: str, seed: int) -> list[Stage]:
         """Stages 4 and 5: D_rho, and r_rho or the ensemble r_{rho,b}; their rewards of D_rho as columns."""
         at, labelled = self.at(seed, rho) / name, self.out / "labelled"
-        biases = self.biases if name == "ensemble" else ()
+        biases = self.length_biases if name == "ensemble" else ()
         return [
             Bias(out=at / "data", data=labelled / "train/rows.parquet", tokenizer=self.out / "sft", rho=rho,
                  size=self.pairs, seed=seed),
-            Reward(out=at / "rewards", data=at / "data/rows.parquet", init=self.out / "sft", biases=biases,
+            Reward(out=at / "rewards", data=at / "data/rows.parquet", init=self.out / "sft", length_biases=biases,
                    validation=labelled / "validation/rows.parquet", training=replace(self.reward, seed=seed),
                    limits=self.limits),
             Score(out=at / "scored", data=at / "data/rows.parquet", rewards=at / "rewards", limits=self.limits),
@@ -269,7 +269,7 @@ PRESETS = {
         learning_rates=(1e-6,),
         most_kl=None,
         pairs=30_000,
-        model=ModelConfig(vocab=32_768, layers=24, d_model=1024, heads=8, head_size=128, d_ff=4096),
+        model=ModelConfig(vocab_size=32_768, num_layers=24, d_model=1024, num_heads=8, head_dim=128, d_ff=4096),
         limits=Limits(512, 128, "drop"),
         sft=Training(5_000, 64, 1e-4, 500),
         oracle=REWARD,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scale.errors import DataError
+from scale.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ Gbit/s for a host of 4 chips."""
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as `v4:12x16x16`. DataError for a generation that is not in the table."""
+    """The chip of a topology such as `v4:12x16x16`. InputError for a generation that is not in the table."""
     generation = topology.partition(":")[0]
     if generation not in CHIPS:
-        raise DataError(f"topology {topology!r}: unknown TPU generation; known are {', '.join(CHIPS)}")
+        raise InputError(f"topology {topology!r}: unknown TPU generation; known are {', '.join(CHIPS)}")
     return CHIPS[generation]
 
 

@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from scale.errors import DataError
+from scale.errors import InputError
 
 Kind: TypeAlias = Literal["plain", "dot_product", "splash"]
 
@@ -33,7 +33,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 @dataclass(frozen=True)
-class Execution:
+class Runtime:
     """A static part of a model: two models that differ in it compile to different programs."""
 
     mesh: Mesh | None = None
@@ -75,11 +75,11 @@ class Execution:
         return prod(self.sizes.values())
 
 
-ONE_DEVICE = Execution()
+ONE_DEVICE = Runtime()
 
 
 @dataclass(frozen=True)
-class Compute:
+class RuntimeConfig:
     """On what and how to compute: results agree within rounding."""
 
     data: int = 1
@@ -103,32 +103,32 @@ class Compute:
     """Address and port of process 0, where they are not found out."""
 
 
-def execution(compute: Compute, devices: Sequence[Any] | None = None) -> Execution:
+def make_runtime(compute: RuntimeConfig, devices: Sequence[Any] | None = None) -> Runtime:
     """What a model carries. One device of this machine needs no mesh."""
     here = jax.devices() if devices is None else devices
     shape = mesh_shape(compute, len(here))
     if prod(shape) < len(here) and (devices or jax.process_count() > 1):
-        raise DataError(f"mesh {shape}: {prod(shape)} devices; a plan and several processes must use all {len(here)}")
+        raise InputError(f"mesh {shape}: {prod(shape)} devices; a plan and several processes must use all {len(here)}")
     kind = kind_for(here[0].platform) if compute.attention == "auto" else compute.attention
     mesh = make_mesh(shape, here[: prod(shape)]) if devices or prod(shape) > 1 else None
-    return Execution(mesh, kind, compute.remat, compute.dtype)
+    return Runtime(mesh, kind, compute.remat, compute.dtype)
 
 
 def make_mesh(shape: tuple[int, int, int], devices: Sequence[Any]) -> Mesh:
     """A mesh (data, fsdp, tensor); `data` runs over the slices of a TPU pod, between which the network is slow."""
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
     if shape[0] % slices:
-        raise DataError(f"data {shape[0]}: does not run over {slices} slices")
+        raise InputError(f"data {shape[0]}: does not run over {slices} slices")
     inner = (shape[0] // slices, *shape[1:])
     grid = (mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True) if slices == 1
             else mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def mesh_shape(compute: Compute, devices: int) -> tuple[int, int, int]:
-    """Errors: DataError where the axes need more devices than there are, or do not divide them."""
+def mesh_shape(compute: RuntimeConfig, devices: int) -> tuple[int, int, int]:
+    """Errors: InputError where the axes need more devices than there are, or do not divide them."""
     shape = (compute.data, compute.fsdp or devices // (compute.data * compute.tensor), compute.tensor)
     if not 0 < prod(shape) <= devices or (not compute.fsdp and prod(shape) < devices):
         sizes = f"data {compute.data} x fsdp {compute.fsdp or '?'} x tensor {compute.tensor}"
-        raise DataError(f"--compute: {sizes} devices, of {devices}")
+        raise InputError(f"--runtime: {sizes} devices, of {devices}")
     return shape

@@ -11,14 +11,14 @@ from jax.experimental import multihost_utils
 from minipref.batch import Batch
 from scale.console import quiet
 from scale.data.dataset import take
-from scale.errors import DataError
-from scale.parallel.mesh import BATCH, Compute, Execution
+from scale.errors import InputError
+from scale.parallel.mesh import BATCH, Runtime, RuntimeConfig
 
 
-def join(compute: Compute) -> None:
+def join(compute: RuntimeConfig) -> None:
     """Meet the other processes of the run. To be called before anything touches a device.
 
-    Errors: DataError where they do not come within five minutes, or cannot be found out.
+    Errors: InputError where they do not come within five minutes, or cannot be found out.
     """
     limits: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
     meet: Callable[..., None] = partial(jax.distributed.initialize, **limits)
@@ -28,7 +28,7 @@ def join(compute: Compute) -> None:
         elif compute.processes == 0:
             meet()
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"--compute.processes {compute.processes}: {error}") from error
+        raise InputError(f"--runtime.processes {compute.processes}: {error}") from error
     if compute.processes != 1 and not is_main():
         quiet()
 
@@ -41,26 +41,26 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def share(data: Batch, indices: np.ndarray, execution: Execution) -> Batch:
+def shard_batch(data: Batch, indices: np.ndarray, runtime: Runtime) -> Batch:
     """The rows `indices` [..., B] of `data`, a line each, as one batch of the whole run."""
-    return on_devices(take(data, indices), execution, indices.ndim - 1)
+    return on_devices(take(data, indices), runtime, indices.ndim - 1)
 
 
-def on_devices(batch: Batch, execution: Execution, axis: int = 0) -> Batch:
+def on_devices(batch: Batch, runtime: Runtime, axis: int = 0) -> Batch:
     """A batch that every process has, its rows and lines (`axis`) split; each process loads those of its devices. It
     talks to no other process, so it may be called in any thread.
 
-    Errors: DataError where the rows do not divide among the devices that share them out.
+    Errors: InputError where the rows do not divide among the devices that share them out.
     """
-    if execution.mesh is None:
+    if runtime.mesh is None:
         return jax.device_put(batch)
     rows = batch.segments.shape[axis]
-    if rows % execution.batch_shards:
-        raise DataError(f"--training.batch {rows}: does not divide among {execution.batch_shards} devices")
-    sharding = execution.sharding(*[None] * axis, BATCH)
+    if rows % runtime.batch_shards:
+        raise InputError(f"--training.batch {rows}: does not divide among {runtime.batch_shards} devices")
+    sharding = runtime.sharding(*[None] * axis, BATCH)
     return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch)
 
 
-def fetch(tree: Any) -> Any:
+def to_host(tree: Any) -> Any:
     """Arrays of the whole run as NumPy arrays, in every process."""
     return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)

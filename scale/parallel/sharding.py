@@ -15,8 +15,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import GetAttrKey, SequenceKey, keystr, tree_map_with_path
 
-from scale.errors import DataError
-from scale.parallel.mesh import ONE_DEVICE, Execution
+from scale.errors import InputError
+from scale.parallel.mesh import ONE_DEVICE, Runtime
 
 RULES: dict[str, str | None] = {
     "D": "fsdp",  # residual width, of all kernels
@@ -32,7 +32,7 @@ RULES: dict[str, str | None] = {
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES) -> Any:
     """The sharding of each array of a tree of modules; arrays that are no module's parameter are on every device.
 
-    Errors: DataError, naming the parameter, for a logical axis without a rule, a rule for an axis that the mesh has
+    Errors: InputError, naming the parameter, for a logical axis without a rule, a rule for an axis that the mesh has
     not, a mesh axis used twice, or a dimension that its mesh axis does not divide.
     """
 
@@ -72,7 +72,7 @@ def partition_spec(
     used = [axis for axis in split if axis]
     for axis in used:
         if used.count(axis) > 1:
-            raise DataError(f"parameter {name} ({' '.join(axes)}): mesh axis {axis!r} is used twice")
+            raise InputError(f"parameter {name} ({' '.join(axes)}): mesh axis {axis!r} is used twice")
     return PartitionSpec(*[None] * lead, *split)
 
 
@@ -80,37 +80,37 @@ def mesh_axis(name: str, axis: str, size: int, mesh: Mapping[str, int], rules: M
     if re.fullmatch(r"\d+", axis):
         return None
     if axis not in rules:
-        raise DataError(f"parameter {name}: no rule for its logical axis {axis!r}; rules are for {', '.join(rules)}")
+        raise InputError(f"parameter {name}: no rule for its logical axis {axis!r}; rules are for {', '.join(rules)}")
     target = rules[axis]
     if target is None:
         return None
     if target not in mesh:
         known = ", ".join(mesh)
-        raise DataError(f"parameter {name}: the rule {axis} -> {target!r} names no mesh axis, which are {known}")
+        raise InputError(f"parameter {name}: the rule {axis} -> {target!r} names no mesh axis, which are {known}")
     if size % mesh[target]:
-        raise DataError(f"parameter {name}: axis {axis} of {size} is not divisible by {target} = {mesh[target]}")
+        raise InputError(f"parameter {name}: axis {axis} of {size} is not divisible by {target} = {mesh[target]}")
     return target
 
 
-def execution_of(model: Any) -> Execution:
+def runtime_of(model: Any) -> Runtime:
     """That of the (one) model in a tree of modules, such as a reward model's trunk."""
     nodes = jax.tree.leaves(model, is_leaf=lambda node: hasattr(node, "execution"))
-    return next((node.execution for node in nodes if hasattr(node, "execution")), ONE_DEVICE)
+    return next((node.runtime for node in nodes if hasattr(node, "execution")), ONE_DEVICE)
 
 
-def placed(like: Any, execution: Execution) -> Any:
+def abstract_sharded(like: Any, runtime: Runtime) -> Any:
     """`like`, a tree of shapes, with the sharding of each."""
-    if execution.mesh is None:
+    if runtime.mesh is None:
         return like
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        like, shardings(like, execution.mesh))
+                        like, shardings(like, runtime.mesh))
 
 
-def constrain(tree: Any, execution: Execution) -> Any:
+def constrain(tree: Any, runtime: Runtime) -> Any:
     """Inside a jitted function: every array where the rules say."""
-    if execution.mesh is None:
+    if runtime.mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, shardings(tree, execution.mesh))
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, runtime.mesh))
 
 
 def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
@@ -121,6 +121,6 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
 
     def constrained(*args: Any) -> Any:
         made = make(*args)
-        return constrain(made, execution_of(made))
+        return constrain(made, runtime_of(made))
 
     return jax.jit(constrained, donate_argnums=donate)(*args)

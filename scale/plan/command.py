@@ -18,21 +18,21 @@ from minipref.methods import METHODS
 from minipref.training import TrainState
 from scale.console import console
 from scale.data.layout import Layout
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.flops import model_flops
 from scale.model.presets import published
 from scale.model.splash import SharedPrefix, block_sizes
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.chips import chip_of
-from scale.parallel.mesh import BATCH, Compute, Execution, Remat, RematPolicy, execution
-from scale.parallel.sharding import placed
+from scale.parallel.mesh import BATCH, Remat, RematPolicy, Runtime, RuntimeConfig, make_runtime
+from scale.parallel.sharding import abstract_sharded
 from scale.plan.hlo import Counts, count
 from scale.plan.roofline import bound
 from scale.plan.topology import spanned, topology_devices, torus
 from scale.stages.align import MethodName, align_step
 from scale.train.loop import Training, hyper
-from scale.train.optimizer import Recipe, start_state
+from scale.train.optimizer import OptimizerConfig, start_state
 
 PRODUCTS = {"_fwd_": 2, "_dkv_": 4, "_dq_": 3}  # of queries with keys, in each of splash attention's kernels
 
@@ -57,13 +57,13 @@ class Plan:
     """Pairs of a step, over all devices."""
     tokens: int = 2048
     """Slots of a row."""
-    members: int = 5
+    num_reward_models: int = 5
     """Reward models of an ensemble method."""
     mesh: tuple[int, int, int] | None = None
     """Devices along data, fsdp and tensor. Default: one copy a slice, the smallest tensor that divides the work."""
     remat: Remat = "full"
     """What the backward pass computes again: nothing, all but matrix products, or each layer but its input."""
-    recipe: Recipe = field(default_factory=lambda: Recipe("adafactor", 1e-4))
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adafactor", 1e-4))
     """Optimiser and z-loss."""
     search: bool = False
     """Try half and twice the batch, all remat policies and meshes; print each, and the best that fits."""
@@ -73,7 +73,7 @@ class Plan:
     def run(self) -> None:
         try:
             found = best(self) if self.search else report(self)
-        except DataError as error:
+        except InputError as error:
             if self.json:
                 print(json.dumps({"fits": False, "error": str(error)}))
                 sys.exit(2)
@@ -84,19 +84,19 @@ class Plan:
 def best(plan: Plan) -> dict[str, Any]:
     """The candidate whose MFU bound is highest among those that fit.
 
-    Errors: DataError where none fits.
+    Errors: InputError where none fits.
     """
     found = []
     for candidate in candidates(plan):
         try:
             found.append(report(candidate))
             outcome = f"MFU at most {found[-1]['mfu_bound']:.1%}"
-        except DataError as error:
+        except InputError as error:
             outcome = str(error)
         if not plan.json:
             console.print(f"batch {candidate.batch}, mesh {candidate.mesh}, remat {candidate.remat}: {outcome}")
     if not found:
-        raise DataError(f"--search: no batch, mesh and remat policy fits {plan.topology} x {plan.slices}")
+        raise InputError(f"--search: no batch, mesh and remat policy fits {plan.topology} x {plan.slices}")
     return max(found, key=lambda each: each["mfu_bound"])
 
 
@@ -115,21 +115,21 @@ def meshes(plan: Plan, batch: int) -> list[tuple[int, int, int]]:
 
 
 def report(plan: Plan) -> dict[str, Any]:
-    """Errors: DataError where the step does not compile for the topology, such as for want of memory."""
+    """Errors: InputError where the step does not compile for the topology, such as for want of memory."""
     config, layout = published(plan.model, "--model"), row_layout(plan)
-    how, state = begun(plan, config)
+    runtime, state = begun(plan, config)
     began = time.monotonic()
-    compiled = compile_step(plan, state, batch_of(plan, layout, how))
+    compiled = compile_step(plan, state, batch_of(plan, layout, runtime))
     seconds = time.monotonic() - began
-    counts = count(compiled.as_text(), how.sizes)
-    counts.flops += kernel_flops(counts, config, layout, plan.batch * config.heads / how.devices)
+    counts = count(compiled.as_text(), runtime.sizes)
+    counts.flops += kernel_flops(counts, config, layout, plan.batch * config.num_heads / runtime.devices)
     params = parameter_count(state.model)
     return (
         {"model": plan.model, "method": plan.method, "topology": plan.topology, "slices": plan.slices,
-         "batch": plan.batch, "tokens": plan.tokens, "remat": plan.remat, "mesh": how.sizes,
-         "devices": how.devices, "params": params}
-        | memory(plan, state, config, how, compiled.memory_analysis())
-        | speed(plan, counts, config, params, layout, how)
+         "batch": plan.batch, "tokens": plan.tokens, "remat": plan.remat, "mesh": runtime.sizes,
+         "devices": runtime.devices, "params": params}
+        | memory(plan, state, config, runtime, compiled.memory_analysis())
+        | speed(plan, counts, config, params, layout, runtime)
         | {"compile_seconds": seconds}
     )
 
@@ -140,43 +140,43 @@ def row_layout(plan: Plan) -> Layout:
     return Layout(plan.tokens - n * response, response, n)
 
 
-def begun(plan: Plan, config: ModelConfig) -> tuple[Execution, TrainState]:
+def begun(plan: Plan, config: ModelConfig) -> tuple[Runtime, TrainState]:
     """Step 0 on the mesh of the plan, or on the first that divides model and batch."""
     devices = topology_devices(plan.topology, plan.slices)
     faults = [f"--batch {plan.batch}: no mesh of {len(devices)} devices divides it"]
     for data, fsdp, tensor in [plan.mesh] if plan.mesh else meshes(plan, plan.batch):
-        how = execution(Compute(data, fsdp, tensor, remat=plan.remat, dtype="bfloat16"), devices)
+        runtime = make_runtime(RuntimeConfig(data, fsdp, tensor, remat=plan.remat, dtype="bfloat16"), devices)
         try:
-            return how, start(config, plan.recipe, how)
-        except DataError as error:
+            return runtime, start(config, plan.optimizer, runtime)
+        except InputError as error:
             faults.append(str(error))
-    raise DataError(faults[-1])
+    raise InputError(faults[-1])
 
 
-def start(config: ModelConfig, recipe: Recipe, how: Execution) -> TrainState:
+def start(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime) -> TrainState:
     """Shapes and shardings of the state of step 0."""
 
     def make() -> TrainState:
-        return start_state(Transformer(config, jax.random.key(0), how), recipe, hyper(Training()))
+        return start_state(Transformer(config, jax.random.key(0), runtime), optimizer, hyper(Training()))
 
-    return placed(jax.eval_shape(make), how)
+    return abstract_sharded(jax.eval_shape(make), runtime)
 
 
-def batch_of(plan: Plan, layout: Layout, how: Execution) -> Batch:
-    rewards = {"none": 0, "single": 1, "ensemble": plan.members}[METHODS[plan.method].rewards]
+def batch_of(plan: Plan, layout: Layout, runtime: Runtime) -> Batch:
+    rewards = {"none": 0, "single": 1, "ensemble": plan.num_reward_models}[METHODS[plan.method].rewards]
     t, n, labels = layout.width, layout.responses, layout.labels
     shapes = [(t,)] * 3 + [(labels,)] * 3 + [(n,), (n,), (2, rewards)]
     kinds = [jnp.int32] * 7 + [jnp.float32] * 2
-    columns: list[Any] = [jax.ShapeDtypeStruct((plan.batch, *shape), kind, sharding=how.sharding(BATCH))
+    columns: list[Any] = [jax.ShapeDtypeStruct((plan.batch, *shape), kind, sharding=runtime.sharding(BATCH))
                           for shape, kind in zip(shapes, kinds, strict=True)]
     return Batch._make(columns)
 
 
 def compile_step(plan: Plan, state: TrainState, batch: Batch) -> Any:
     try:
-        return align_step.lower(plan.method, plan.recipe, state, batch).compile()
+        return align_step.lower(plan.method, plan.optimizer, state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise DataError(out_of_memory(plan, str(error))) from error
+        raise InputError(out_of_memory(plan, str(error))) from error
 
 
 def out_of_memory(plan: Plan, text: str) -> str:
@@ -189,10 +189,10 @@ def out_of_memory(plan: Plan, text: str) -> str:
     return f"{plan.model} on {plan.topology}: does not fit: {need}; try {more}{advice}"
 
 
-def memory(plan: Plan, state: TrainState, config: ModelConfig, how: Execution, stats: Any) -> dict[str, Any]:
+def memory(plan: Plan, state: TrainState, config: ModelConfig, runtime: Runtime, stats: Any) -> dict[str, Any]:
     """Bytes of HBM a chip. Saved activations are one residual stream a layer under full remat, else not told apart."""
     chip = chip_of(plan.topology)
-    kept = 2 * plan.batch * plan.tokens * config.d_model * config.layers / how.devices * (plan.remat == "full")
+    kept = 2 * plan.batch * plan.tokens * config.d_model * config.num_layers / runtime.devices * (plan.remat == "full")
     parts = {"parameters": shard_bytes(state.model), "optimizer": shard_bytes(state.opt_state), "activations": kept,
              "temporaries": stats.temp_size_in_bytes - kept, "program": stats.generated_code_size_in_bytes}
     total = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -209,7 +209,7 @@ def shard_bytes(tree: Any) -> int:
 
 def kernel_flops(counts: Counts, config: ModelConfig, layout: Layout, heads: float) -> float:
     """FLOPs of attention's kernels on a device with `heads` heads of rows; the compiled program does not state them."""
-    one = heads * visited_products(layout) * 2 * config.head_size
+    one = heads * visited_products(layout) * 2 * config.head_dim
     return sum(one * products * times for call, times in counts.uncounted.items()
                for name, products in PRODUCTS.items() if name in call)
 
@@ -222,15 +222,15 @@ def visited_products(layout: Layout) -> int:
 
 
 def speed(
-    plan: Plan, counts: Counts, config: ModelConfig, params: int, layout: Layout, how: Execution
+    plan: Plan, counts: Counts, config: ModelConfig, params: int, layout: Layout, runtime: Runtime
 ) -> dict[str, Any]:
     model = plan.batch * plan.tokens * model_flops(config, params, plan.tokens, layout.labels)
-    dense = 12 * config.layers * config.heads * config.head_size
+    dense = 12 * config.num_layers * config.num_heads * config.head_dim
     needed = model - plan.batch * dense * (plan.tokens**2 - visited_products(layout))
-    spans = {axis: spanned(size, torus(plan.topology)) for axis, size in how.sizes.items()}
+    spans = {axis: spanned(size, torus(plan.topology)) for axis, size in runtime.sizes.items()}
     slow = "data" if plan.slices > 1 else ""
-    limit = bound(counts, chip_of(plan.topology), how.sizes, model, spans, slow)
-    done = counts.flops * how.devices
+    limit = bound(counts, chip_of(plan.topology), runtime.sizes, model, spans, slow)
+    done = counts.flops * runtime.devices
     return {"model_flops": model, "compiled_flops": done, "recompute_factor": done / needed,
             "bytes_moved_per_device": counts.collective_bytes, "seconds": limit.seconds, "binding": limit.binding,
             "step_seconds_bound": limit.step_seconds, "mfu_bound": limit.mfu}

@@ -29,7 +29,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from scale.errors import DataError
+from scale.errors import InputError
 
 
 @dataclass
@@ -58,11 +58,11 @@ class Counts:
 def count(text: str, mesh_shape: dict[str, int]) -> Counts:
     """Count one execution of a compiled module on one device of a mesh (axis sizes in the mesh's order).
 
-    DataError where the text is no HLO module or a collective's groups are not of this mesh.
+    InputError where the text is no HLO module or a collective's groups are not of this mesh.
     """
     module = _Module(_computations(text), tuple(mesh_shape.items()))
     if _ENTRY not in module.computations:
-        raise DataError("HLO text: no ENTRY computation; expected the text of a compiled module")
+        raise InputError("HLO text: no ENTRY computation; expected the text of a compiled module")
     return module.cost(_ENTRY, {})
 
 
@@ -178,7 +178,7 @@ def _parsed(line: str) -> tuple[bool, _Instruction]:
     opcode = _OPCODE.search(match[3]) if match else None
     end = _ARGUMENTS_END.search(match[3], opcode.end()) if match and opcode else None
     if not match or not opcode or not end:
-        raise DataError(f"HLO text: cannot read the instruction {line.strip()[:80]!r}")
+        raise InputError(f"HLO text: cannot read the instruction {line.strip()[:80]!r}")
     arguments = match[3][opcode.end() : end.start()]
     operands = tuple(_NAME.findall(arguments))
     shape, attributes = match[3][: opcode.start()], match[3][end.end() :]
@@ -219,7 +219,7 @@ def _convolution_flops(computation: _Computation, convolution: _Instruction) -> 
     """Twice the multiply-adds; kernel positions that fall on padding or between dilated inputs are none."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     if labels is None:
-        raise DataError(f"HLO text: convolution {convolution.name} without dim_labels")
+        raise InputError(f"HLO text: convolution {convolution.name} without dim_labels")
     shapes = _dims(computation.operand(convolution, 0)), _dims(computation.operand(convolution, 1)), _dims(convolution)
     left, kernel, out = (dict(zip(*pair, strict=True)) for pair in zip(labels.groups(), shapes, strict=True))
     window = _window(convolution.attributes)
@@ -280,7 +280,7 @@ def _collective(computation: _Computation, it: _Instruction, kind: str, axes: _A
 def _groups_text(it: _Instruction) -> str:
     match = _GROUPS.search(it.attributes)
     if match is None:
-        raise DataError(f"HLO text: {it.opcode} {it.name}: no replica groups that can be read")
+        raise InputError(f"HLO text: {it.opcode} {it.name}: no replica groups that can be read")
     return match[1]
 
 
@@ -290,7 +290,7 @@ def _extent(groups: str, axes: _Axes) -> tuple[str, int]:
     names, sizes = zip(*axes, strict=True)
     devices = _groups(groups, math.prod(sizes))
     if devices.max() >= math.prod(sizes):
-        raise DataError(f"HLO text: device {devices.max()} in groups {groups[:60]}, but the mesh is {dict(axes)}")
+        raise InputError(f"HLO text: device {devices.max()} in groups {groups[:60]}, but the mesh is {dict(axes)}")
     places = np.stack(np.unravel_index(devices, sizes))
     varies = (places != places[:, :, :1]).any((1, 2))
     return "+".join(name for name, along in zip(names, varies, strict=True) if along), devices.shape[1]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from scale.errors import DataError
+from scale.errors import InputError
 
 HERE = {  # libtpu would look for a TPU and its metadata server, and lock the machine's
     "TPU_SKIP_MDS_QUERY": "1",
@@ -30,24 +30,24 @@ HOSTS: dict[str, dict[str, Any]] = {
 def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
     """Devices of `slices` slices of a topology such as `v4:12x16x16`, to compile for.
 
-    Errors: DataError where libtpu is missing or knows no such topology.
+    Errors: InputError where libtpu is missing or knows no such topology.
     """
     if find_spec("libtpu") is None:
-        raise DataError("plan needs the TPU compiler: pip install 'minipref[tpu]'")
+        raise InputError("plan needs the TPU compiler: pip install 'minipref[tpu]'")
     for name, value in HERE.items():
         os.environ.setdefault(name, value)
     options = HOSTS.get(topology.partition(":")[0], {}) | ({"num_slices": slices} if slices > 1 else {})
     try:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        raise DataError(f"--topology {topology} --slices {slices}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--topology {topology} --slices {slices}: {str(error).splitlines()[0]}") from error
 
 
 def torus(topology: str) -> tuple[int, ...]:
     """Chips along each dimension of a topology."""
     _, _, sizes = topology.partition(":")
     if not all(size.isdigit() for size in sizes.split("x")):
-        raise DataError(f"--topology {topology}: not a chip and its numbers along each dimension, such as v4:12x16x16")
+        raise InputError(f"--topology {topology}: not a chip and its numbers along each dimension, such as v4:12x16x16")
     return tuple(int(size) for size in sizes.split("x"))
 
 

@@ -12,16 +12,16 @@ from minipref.methods import METHODS
 from minipref.training import Metrics, TrainState, loss_of
 from scale.data.dataset import REF_LOGPS, Encoded, Limits, take
 from scale.data.rows import read, require
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.io import model_folder as folders
 from scale.model.inference import sequence_logps
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import TOKENS, Stage
 from scale.train.batches import schedule
 from scale.train.loop import Training, hyper, train
-from scale.train.metrics import Sink
-from scale.train.optimizer import Recipe, language_step, start_state
+from scale.train.metrics import LoggerName
+from scale.train.optimizer import OptimizerConfig, language_step, start_state
 
 MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
 MONITORED = 128
@@ -42,13 +42,13 @@ class Alignment(Stage):
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
     training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
     """The training run."""
-    recipe: Recipe = field(default_factory=Recipe)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and z-loss."""
     limits: Limits = field(default_factory=Limits)
     """Length limits: those of the score stage."""
-    compute: Compute = field(default_factory=Compute)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
-    log: tuple[Sink, ...] = ()
+    log: tuple[LoggerName, ...] = ()
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def inputs(self) -> list[Path]:
@@ -72,18 +72,18 @@ class Align(Alignment):
 
     def run(self) -> dict[str, Any]:
         if (self.snapshots + 1) ** 2 > self.training.steps:
-            raise DataError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
-        how = execution(self.compute)
-        policy = folders.load_policy(self.policy, how)
+            raise InputError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
+        runtime = make_runtime(self.runtime)
+        policy = folders.load_policy(self.policy, runtime)
         data = self.load(policy, self.data, self.fields, self.out / TOKENS)
         self.check(data.scores.shape[2])
         name, strength = METHODS[self.method].strength, self.strength
         batches = schedule(data, self.training, policy.model, self.shape_seeds)
         speed = batches.speed(policy.model)
-        state = start_state(policy.model, self.recipe, hyper(self.training, strength, self.weights))
-        model = train(partial(align_step, self.method, self.recipe), state, batches.batch,
+        state = start_state(policy.model, self.optimizer, hyper(self.training, strength, self.weights))
+        model = train(partial(align_step, self.method, self.optimizer), state, batches.batch,
                       self.training.steps, self.out, f"{self.method}, {name} {strength:g}",
-                      self.probe(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
+                      self.eval_fn(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
                       speed)
         folders.save(self.out, model, policy.config, policy.codec)
         return {"pairs": len(data)} | batches.findings
@@ -99,7 +99,7 @@ class Align(Alignment):
         given, name = {"beta": self.beta, "tau": self.tau}, METHODS[self.method].strength
         value, other = given.pop(name), next(iter(given.items()))
         if other[1] is not None:
-            raise DataError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
+            raise InputError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
         return 0.1 if value is None else value
 
     @property
@@ -114,35 +114,35 @@ class Align(Alignment):
         return policy.encode(rows, fields, self.limits, str(path), folder)
 
     def check(self, members: int) -> None:
-        """Errors: DataError where the method cannot use the rewards of so many members, or the KL's weights."""
+        """Errors: InputError where the method cannot use the rewards of so many members, or the KL's weights."""
         rewards = METHODS[self.method].rewards
         if rewards != "none" and not members:
-            raise DataError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
+            raise InputError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
         if rewards == "single" and members > 1:
-            raise DataError(f"{self.data}: field 'score_chosen': {self.method} distils one reward, not {members}")
+            raise InputError(f"{self.data}: field 'score_chosen': {self.method} distils one reward, not {members}")
         if max(self.weights) and not max(METHODS[self.method].gamma):
-            raise DataError(f"--gamma: {self.method} has no KL term")
+            raise InputError(f"--gamma: {self.method} has no KL term")
 
-    def probe(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
+    def eval_fn(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
         """Keeps the snapshots, and watches the validation rows (Figure B.1)."""
         watched = self.validation and self.load(policy, self.validation, ["chosen", "rejected", "ref_sample"])
         kept = snapshot_steps(self.training.steps, self.snapshots)
         sample = watched and take(watched.data, np.arange(min(MONITORED, len(watched))))
 
-        def probe(model: Transformer, step: int) -> dict[str, Any]:
+        def eval_fn(model: Transformer, step: int) -> dict[str, Any]:
             if step in kept:
                 folders.save(self.out / f"step-{step}", model, policy.config, policy.codec)
             return monitor(model, sample) if sample else {}
 
-        return probe
+        return eval_fn
 
 
 def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
-    """Errors: DataError for the first row without one of these responses, or its log-probability under pi_ref."""
+    """Errors: InputError for the first row without one of these responses, or its log-probability under pi_ref."""
     for name in (*fields, *(REF_LOGPS[f] for f in fields)):
         missing = next((i for i, row in enumerate(rows) if name not in row), None)
         if missing is not None:
-            raise DataError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
+            raise InputError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
@@ -157,8 +157,8 @@ def watch_every(steps: int, snapshots: int) -> int:
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def align_step(method: str, recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    return language_step(loss_of(method), recipe, state, batch)
+def align_step(method: str, optimizer: OptimizerConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    return language_step(loss_of(method), optimizer, state, batch)
 
 
 def monitor(model: Transformer, data) -> dict[str, float]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from scale.errors import DataError
+from scale.errors import InputError
 
 LEAST, MOST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
-COUNTS = ("steps", "batch", "members", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "layers",
-          "heads", "kv_heads", "head_size", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
+COUNTS = ("steps", "batch", "num_reward_models", "n", "seeds", "samples", "size", "pairs", "prompt", "response", "num_layers",
+          "num_heads", "num_kv_heads", "head_dim", "d_model", "d_ff", "data", "tensor", "tokens", "slices")
 
 
 BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an option
@@ -21,14 +21,14 @@ BOUNDS: dict[str, tuple[float, float]] = {  # by name, of each number of an opti
     **dict.fromkeys(("temperature", "most_kl", "z_loss", "fsdp", "processes", "process", "workers"), (0.0, MOST)),
     "mesh": (1.0, MOST),
     **dict.fromkeys(("learning_rate", "learning_rates", "beta", "betas", "tau", "taus"), (LEAST, MOST)),
-    **dict.fromkeys(("floor", "rho", "rhos", "biases", "validation", "test"), (0.0, 1.0)),
+    **dict.fromkeys(("end_lr_ratio", "rho", "rhos", "length_biases", "validation", "test"), (0.0, 1.0)),
 }
 
 
 def require_bounds(options: Any) -> None:
-    """Errors: DataError for the first number of the options that is out of its bounds."""
+    """Errors: InputError for the first number of the options that is out of its bounds."""
     for fault in out_of_bounds(options):
-        raise DataError(fault)
+        raise InputError(fault)
 
 
 def out_of_bounds(options: Any, prefix: str = "--") -> Iterator[str]:

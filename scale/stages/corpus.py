@@ -4,7 +4,7 @@ from typing import Any
 
 from scale.data.docstrings import docstrings
 from scale.data.rows import read, split, write
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.stages.stage import Stage
 
 
@@ -26,13 +26,13 @@ class Corpus(Stage):
 
     def run(self) -> dict[str, Any]:
         if self.validation + self.test >= 1:
-            raise DataError("--validation and --test: together they must leave some prompts to train on")
+            raise InputError("--validation and --test: together they must leave some prompts to train on")
         rows = read(self.data, need=("prompt", "completion")) if self.data else docstrings()
         shares = {"train": 1 - self.validation - self.test, "validation": self.validation, "test": self.test}
         parts = split(rows, shares, self.seed)
         for name, part in parts.items():
             if shares[name] and not part:
-                raise DataError(f"{self.data}: {len(rows)} rows are too few for a {name} part of {shares[name]:g}")
+                raise InputError(f"{self.data}: {len(rows)} rows are too few for a {name} part of {shares[name]:g}")
         for name, part in parts.items():
             write(self.out / f"{name}.parquet", part, {})
         return {name: len(part) for name, part in parts.items()}

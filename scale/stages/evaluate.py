@@ -7,10 +7,10 @@ import numpy as np
 
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.io import model_folder as folders
 from scale.model.inference import generate, rewards, sequence_logps
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
 from scale.statistics import bootstrap_interval
 
@@ -37,7 +37,7 @@ class Evaluate(Stage):
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; `response` is the most tokens that are sampled (the text may encode to more)."""
-    compute: Compute = field(default_factory=Compute)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
@@ -45,14 +45,14 @@ class Evaluate(Stage):
 
     def run(self) -> dict[str, Any]:
         if not self.policies:
-            raise DataError("--policies: name at least one folder")
-        how = execution(self.compute)
-        reference, oracle = folders.load_policy(self.reference, how), folders.load_rewards(self.rewards, how)
+            raise InputError("--policies: name at least one folder")
+        runtime = make_runtime(self.runtime)
+        reference, oracle = folders.load_policy(self.reference, runtime), folders.load_rewards(self.rewards, runtime)
         prompts = read(self.data, need=("prompt",))
         baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)
         tables = []
         for i, path in enumerate(self.policies):
-            found = self.outcomes(folders.load_policy(path, how), reference, oracle, prompts, self.seed + 1)
+            found = self.outcomes(folders.load_policy(path, runtime), reference, oracle, prompts, self.seed + 1)
             tables.append(per_prompt(i, found, baseline))
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
         return {"policies": [summary(table) for table in tables]}
@@ -70,7 +70,7 @@ class Evaluate(Stage):
         own, ref, judged = (f.encode(sampled, fields, self.limits).data for f in (policy, reference, oracle))
         return {
             "prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled],
-            "tokens": np.stack([(own.owners == i).sum(1) for i in range(self.n)], 1),
+            "tokens": np.stack([(own.response_ids == i).sum(1) for i in range(self.n)], 1),
             "rewards": rewards(oracle.model, judged).mean(-1),
             "kl": sequence_logps(policy.model, own) - sequence_logps(reference.model, ref),
         }

@@ -4,7 +4,7 @@ from pathlib import Path
 from scale.console import console
 from scale.io import model_folder as folders
 from scale.io.huggingface import export
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,10 +15,10 @@ class Export:
     """Folder of a policy that began as a Llama, Mistral or Qwen (sequential block, RMSNorm)."""
     out: Path
     """Folder to write; it must be empty or not exist."""
-    compute: Compute = field(default_factory=Compute)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
     def run(self) -> None:
-        policy = folders.load_policy(self.policy, execution(self.compute))
+        policy = folders.load_policy(self.policy, make_runtime(self.runtime))
         export(self.out, policy.model, policy.codec)
         console.print(f"{self.out}: written", markup=False)

@@ -8,7 +8,7 @@ from scale.data.dataset import Limits
 from scale.data.rows import read, write
 from scale.io import model_folder as folders
 from scale.model.inference import generate
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
 
 
@@ -28,14 +28,14 @@ class Sample(Stage):
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; `response` is the most tokens a sample may have."""
-    compute: Compute = field(default_factory=Compute)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
         return [self.policy, self.data]
 
     def run(self) -> dict[str, Any]:
-        policy = folders.load_policy(self.policy, execution(self.compute))
+        policy = folders.load_policy(self.policy, make_runtime(self.runtime))
         rows = read(self.data, need=("prompt",))
         encoded = policy.encode(rows, [], self.limits, str(self.data))
         found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=self.seed,

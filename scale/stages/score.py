@@ -8,11 +8,11 @@ import numpy as np
 from scale.data.dataset import Limits
 from scale.data.length_bias import longer_side, longer_wins
 from scale.data.rows import provenance, read, write
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import fingerprint
 from scale.io import model_folder as folders
 from scale.model.inference import generate, rewards, sequence_logps
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
 
 SIDES = ("chosen", "rejected")
@@ -20,7 +20,7 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Stage):
-    """Compute, once, the columns that alignment needs: rewards, reference log-probs, a reference sample."""
+    """RuntimeConfig, once, the columns that alignment needs: rewards, reference log-probs, a reference sample."""
 
     data: Path
     """Preference rows."""
@@ -35,7 +35,7 @@ class Score(Stage):
     """Seed of the reference samples."""
     limits: Limits = field(default_factory=Limits)
     """Length limits; alignment must use the same."""
-    compute: Compute = field(default_factory=Compute)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
     def inputs(self) -> list[Path]:
@@ -45,14 +45,14 @@ class Score(Stage):
         rows, hashes = read(self.data), provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
-            raise DataError("score needs --rewards, --reference or both; --relabel needs --rewards")
-        how = execution(self.compute)
+            raise InputError("score needs --rewards, --reference or both; --relabel needs --rewards")
+        runtime = make_runtime(self.runtime)
         if self.rewards:
-            models = folders.load_rewards(self.rewards, how)
+            models = folders.load_rewards(self.rewards, runtime)
             rows, findings = self.with_rewards(models, rows)
             hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
         if self.reference:
-            reference = folders.load_policy(self.reference, how)
+            reference = folders.load_policy(self.reference, runtime)
             rows = self.with_reference(reference, rows)
             hashes |= reference.hashes | {"limits": str(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)

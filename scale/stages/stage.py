@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from jax.experimental import multihost_utils
 
 from scale.console import console
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import fingerprint, read_json, write_json
 from scale.io.model_folder import located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
 
-HOW = ("compute", "log", "shape_seeds", "workers")  # options that do not change the result
+HOW = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
 
 
 TOKENS = "tokens"  # of the rows that a stage trains on, in its folder until it is complete
@@ -45,7 +45,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     """Run the stage unless its folder says that exactly this was done; returns its findings."""
     require_bounds(stage)
     if stage.out.is_file():
-        raise DataError(f"--out {stage.out}: is a file")
+        raise InputError(f"--out {stage.out}: is a file")
     path = stage.out / "stage.json"
     record = description(stage)
     old = read_json(path) if path.exists() else record
@@ -58,7 +58,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     console.print(str(stage.out), style="bold", markup=False)
     try:
         findings = stage.run()
-    except DataError:
+    except InputError:
         shutil.rmtree(stage.out / TOKENS, ignore_errors=True)
         if [*stage.out.glob("*")] == [path]:  # nothing was done: the same folder will do when the fault is mended
             shutil.rmtree(stage.out, ignore_errors=True)
@@ -77,7 +77,7 @@ def description(stage: Stage) -> dict[str, Any]:
     paths = [located(path) for path in stage.inputs()]
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        raise DataError(f"{', '.join(missing)}: no such file or folder")
+        raise InputError(f"{', '.join(missing)}: no such file or folder")
     options = {k: plain(v) for k, v in asdict(stage).items() if k not in HOW and not is_path(v)}
     inputs = [fingerprint(path) for path in paths]
     return {"stage": type(stage).__name__, "options": options, "inputs": inputs}
@@ -99,11 +99,11 @@ def is_path(value: Any) -> bool:
 
 def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
     if old["stage"] != new["stage"]:
-        raise DataError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
+        raise InputError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
     other = [k for k in differing(old, new) if k not in stage.EXTENDS]
     other += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
     if other:
-        raise DataError(f"{stage.out}: was begun with other {', '.join(other)}; name another --out or delete it")
+        raise InputError(f"{stage.out}: was begun with other {', '.join(other)}; name another --out or delete it")
 
 
 def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import scores
 from scale.data.rows import read
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
@@ -73,9 +73,9 @@ class Sweep(Alignment):
         return {"policies": len(stages), "diverged": len(diverged)}
 
     def check(self) -> None:
-        """Errors: DataError for an option that no method has, or one that holds the same value twice."""
+        """Errors: InputError for an option that no method has, or one that holds the same value twice."""
         if not self.methods:
-            raise DataError("--methods: none")
+            raise InputError("--methods: none")
         rows = [METHODS[method] for method in self.methods]
         used = {"methods": True, "betas": any(row.strength == "beta" for row in rows),
                 "taus": any(row.strength == "tau" for row in rows), "gammas": any(max(row.gamma) for row in rows),
@@ -83,9 +83,9 @@ class Sweep(Alignment):
         for name, has in used.items():
             values, flag = [text(value) for value in getattr(self, name)], f"--{name.replace('_', '-')}"
             if values and not has:
-                raise DataError(f"{flag}: none of {', '.join(self.methods)} has it")
+                raise InputError(f"{flag}: none of {', '.join(self.methods)} has it")
             if len(set(values)) < len(values):
-                raise DataError(f"{flag} {' '.join(values)}: the same twice, to six digits")
+                raise InputError(f"{flag} {' '.join(values)}: the same twice, to six digits")
 
     def grid(self, method: MethodName) -> product:
         """Strengths x KL weights x learning rates x seeds of one method; None is its own."""
@@ -110,13 +110,13 @@ class Sweep(Alignment):
     def processes(self) -> int:
         alone = jax.default_backend() != "cpu" or jax.process_count() > 1
         if self.workers > 1 and alone:
-            raise DataError(f"--workers {self.workers}: only processes on one machine's CPU train side by side")
+            raise InputError(f"--workers {self.workers}: only processes on one machine's CPU train side by side")
         most = 1 if alone else len(usable_cores())
         return min(self.workers or most, most)
 
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
-    """Errors: DataError before anything is trained, where a method needs other columns."""
+    """Errors: InputError before anything is trained, where a method needs other columns."""
     for stage in {stage.method: stage for stage in stages}.values():
         require_columns(stage.data, rows, stage.fields)
         stage.check(scores(rows[:1], 2).shape[2])

@@ -13,10 +13,10 @@ import numpy as np
 from minipref.batch import Batch
 from scale.data.dataset import Encoded, batch_indices
 from scale.data.layout import Shape
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.flops import batch_flops
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 from scale.parallel.processes import on_devices
 from scale.train.loop import Training
 from scale.train.throughput import Speed, speed_of
@@ -39,10 +39,10 @@ class Schedule:
     """[steps, B]"""
     shapes: list[Shape]
     """Of each step."""
-    execution: Execution
+    runtime: Runtime
 
     def batch(self, step: int) -> Batch:
-        return on_devices(self.data.batch(self.rows[step], self.shapes[step]), self.execution)
+        return on_devices(self.data.batch(self.rows[step], self.shapes[step]), self.runtime)
 
     def speed(self, model: Transformer) -> Speed:
         """What turns the run's tokens and seconds into its throughput and MFU."""
@@ -60,16 +60,16 @@ class Schedule:
 def schedule(data: Encoded, training: Training, model: Transformer, seeds: Sequence[int] = ()) -> Schedule:
     """The batches of a run, in shapes chosen for its own and for those of the runs with these seeds.
 
-    Errors: DataError where a batch does not divide among the devices that share it out.
+    Errors: InputError where a batch does not divide among the devices that share it out.
     """
-    how, runs = model.execution, [order(len(data), training, seed) for seed in dict.fromkeys((training.seed, *seeds))]
+    runtime, runs = model.runtime, [order(len(data), training, seed) for seed in dict.fromkeys((training.seed, *seeds))]
     rows = runs[0]
     if data.layout:
-        return Schedule(data, rows, [data.layout.shape(training.batch)] * training.steps, how)
-    if training.batch % how.batch_shards:
-        raise DataError(f"--training.batch {training.batch}: does not divide among {how.batch_shards} devices")
+        return Schedule(data, rows, [data.layout.shape(training.batch)] * training.steps, runtime)
+    if training.batch % runtime.batch_shards:
+        raise InputError(f"--training.batch {training.batch}: does not divide among {runtime.batch_shards} devices")
     shapes = shapes_for(data.tokens.lengths[np.concatenate(runs)], model)[: training.steps]
-    return Schedule(data, rows, shapes, how)
+    return Schedule(data, rows, shapes, runtime)
 
 
 def order(n: int, training: Training, seed: int) -> np.ndarray:
@@ -79,7 +79,7 @@ def order(n: int, training: Training, seed: int) -> np.ndarray:
 
 def shapes_for(lengths: np.ndarray, model: Transformer, seconds: int | float = COMPILATION) -> list[Shape]:
     """One for each batch of rows with pieces of `lengths` [steps, B, 1 + n]; `seconds` is what a compilation takes."""
-    lines, batch = model.execution.batch_shards, lengths.shape[1]
+    lines, batch = model.runtime.batch_shards, lengths.shape[1]
 
     def cost(sizes: np.ndarray) -> np.ndarray:
         return batch_flops(model, lines, batch, *sizes.T)

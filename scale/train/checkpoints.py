@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.io.arrays import leaf_types, named, require_alike
 
 
@@ -36,7 +36,7 @@ class Checkpoints:
     def restore(self, state: Any) -> Any:
         """The latest checkpoint's arrays in the shardings of `state`, or `state` where there is no checkpoint.
 
-        The mesh and the number of processes may be others than those that saved. Raises DataError where the
+        The mesh and the number of processes may be others than those that saved. Raises InputError where the
         checkpoint is of another run, does not fit `state` or cannot be read.
         """
         step = self.manager.latest_step() if self.folder.exists() else None
@@ -52,7 +52,7 @@ class Checkpoints:
         differing = [key for key in self.record.keys() | record["run"].keys()
                      if self.record.get(key) != record["run"].get(key)]
         if differing:
-            raise DataError(f"{self.folder}: begun with other {', '.join(sorted(differing))}; delete it to start anew")
+            raise InputError(f"{self.folder}: begun with other {', '.join(sorted(differing))}; delete it to start anew")
         require_alike(self.folder, state, record["arrays"])
         like = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for k, a in named(state).items()}
         for leaf in named(state).values():
@@ -77,7 +77,7 @@ class Checkpoints:
 def refusing(path: Path) -> Iterator[None]:
     try:
         yield
-    except DataError:
+    except InputError:
         raise
     except Exception as error:  # Orbax and TensorStore raise nothing narrower
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise InputError(f"{path}: cannot be read: {error}") from error

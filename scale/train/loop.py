@@ -19,7 +19,7 @@ from minipref.training import Hyper, Metrics, TrainState
 from scale.console import track
 from scale.io.arrays import all_finite
 from scale.train.checkpoints import Checkpoints
-from scale.train.metrics import Sink, open_log
+from scale.train.metrics import LoggerName, open_log
 from scale.train.throughput import Speed
 from scale.train.timing import Timing
 
@@ -29,7 +29,7 @@ AHEAD = 2  # batches that are made before the loop asks for them
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-Probe = Callable[[Any, int], dict[str, Any]]
+EvalFn = Callable[[Any, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Training:
     """Peak learning rate of Adam."""
     warmup: int = 10
     """Steps of linear warm-up."""
-    floor: float = 0.1
+    end_lr_ratio: float = 0.1
     """Learning rate at the last step, as a share of its peak; the decay is linear."""
     seed: int = 0
     """Seed of the order of rows, and of what the stage draws."""
 
 
 def hyper(training: Training, strength: float = 0.0, gamma: tuple[float, float] = (0.0, 0.0)) -> Hyper:
-    values = (strength, gamma, training.learning_rate, training.warmup, training.floor, training.steps)
+    values = (strength, gamma, training.learning_rate, training.warmup, training.end_lr_ratio, training.steps)
     return Hyper(*(jnp.asarray(v, jnp.float32) for v in values))
 
 
@@ -62,10 +62,10 @@ def train(
     steps: int,
     folder: Path,
     label: str,
-    probe: Probe | None = None,
+    eval_fn: EvalFn | None = None,
     every: int = 50,
     record: dict[str, Any] | None = None,
-    sinks: Sequence[Sink] = (),
+    loggers: Sequence[LoggerName] = (),
     speed: Speed | None = None,
 ) -> Any:
     """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log.
@@ -77,7 +77,7 @@ def train(
     the log. At the end it is printed where the time went (`scale.train.timing`).
 
     Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it (of several processes, after
-    the step that all agree on); DataError on another run's checkpoint.
+    the step that all agree on); InputError on another run's checkpoint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     speed, timing, pending = speed or Speed(0.0), Timing(), []
@@ -88,9 +88,9 @@ def train(
         state = checkpoints.restore(state)
         state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))  # committed, as if restored
         start = int(np.asarray(state.step).flat[0])
-        log = stack.enter_context(open_log(folder, start, sinks))
-        if probe and not start:
-            log.write([{"step": 0} | probe(state.model, 0)])
+        log = stack.enter_context(open_log(folder, start, loggers))
+        if eval_fn and not start:
+            log.write([{"step": 0} | eval_fn(state.model, 0)])
         batches = made_ahead(thread(stack), batch_at, range(start, steps))
         for i in track(range(start, steps), label, start):
             state, metrics = timing.step(step, state, timing.next(batches, metrics))
@@ -101,7 +101,7 @@ def train(
             due, stop = (i + 1) % every == 0 or i + 1 == steps, noticed(i + 1)
             if due or stop:
                 timing.wait(metrics)
-                log.write(checked(pending, state.model, folder, probe if due else None, speed))
+                log.write(checked(pending, state.model, folder, eval_fn if due else None, speed))
                 pending = []
             if stop or (due and i + 1 < steps):
                 checkpoints.save(i + 1, state)
@@ -132,14 +132,14 @@ def made_ahead(pool: Executor, make: Callable[[int], Any], steps: Iterable[int])
 
 
 def checked(
-    pending: list[dict[str, Any]], model: Any, folder: Path, probe: Probe | None, speed: Speed
+    pending: list[dict[str, Any]], model: Any, folder: Path, eval_fn: EvalFn | None, speed: Speed
 ) -> list[dict[str, Any]]:
     """The steps' records on the host, all finite as the model is; the last with the speed and the probe's findings."""
     records = jax.device_get(pending)
     records[-1] |= speed.measured(records)
     require_finite(records, model, folder)
-    if probe:
-        records[-1] |= probe(model, records[-1]["step"])
+    if eval_fn:
+        records[-1] |= eval_fn(model, records[-1]["step"])
     return records
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import atomic, read_json, write_json
 
-Sink = Literal["tensorboard", "wandb"]
+LoggerName = Literal["tensorboard", "wandb"]
 
 
 Record = dict[str, Any]
@@ -45,16 +45,16 @@ class Log:
 
 
 @contextmanager
-def open_log(folder: Path, step: int, sinks: Sequence[Sink] = ()) -> Iterator[Log]:
+def open_log(folder: Path, step: int, loggers: Sequence[LoggerName] = ()) -> Iterator[Log]:
     """The log in `folder` of a run that begins after `step`: what was logged after it is dropped (of step 0, all).
 
     TensorBoard's files are in `tensorboard/`, those of W&B in `wandb/`, its run's id in `wandb.json`. Only process 0
-    writes. Raises DataError where a sink's package is missing (in every process), or where W&B refuses to begin.
+    writes. Raises InputError where a sink's package is missing (in every process), or where W&B refuses to begin.
     """
-    for sink in sinks:
-        if find_spec(sink) is None:
-            raise DataError(f"--log {sink}: needs pip install 'minipref[logging]'")
-    openers = [OPENERS[name] for name in OPENERS if name in ("jsonl", *sinks) and jax.process_index() == 0]
+    for logger in loggers:
+        if find_spec(logger) is None:
+            raise InputError(f"--log {logger}: needs pip install 'minipref[logging]'")
+    openers = [OPENERS[name] for name in OPENERS if name in ("jsonl", *loggers) and jax.process_index() == 0]
     with ExitStack() as stack:
         yield Log([stack.enter_context(opener(folder, step)) for opener in openers])
 
@@ -122,7 +122,7 @@ def open_wandb(folder: Path, step: int) -> Iterator[Write]:
     try:
         run = wandb.init(project=project, name=folder.name, dir=folder, id=known, resume="allow")
     except wandb.Error as error:
-        raise DataError(f"--log wandb: {error}; WANDB_MODE=offline needs no account") from error
+        raise InputError(f"--log wandb: {error}; WANDB_MODE=offline needs no account") from error
     write_json(path, {"id": run.id})
     failed = 1
     try:

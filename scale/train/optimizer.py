@@ -12,11 +12,11 @@ from jax.tree_util import GetAttrKey
 from minipref.batch import Batch
 from minipref.training import Hyper, Loss, Metrics, TrainState, init_state, train_step, with_z_loss
 from scale.model.response_logps import logps, logps_and_normalizers
-from scale.parallel.sharding import constrain, execution_of, initialise
+from scale.parallel.sharding import constrain, initialise, runtime_of
 
 
 @dataclass(frozen=True)
-class Recipe:
+class OptimizerConfig:
     """How the weights follow from the gradients."""
 
     optimizer: Literal["adam", "adafactor"] = "adam"
@@ -55,16 +55,16 @@ fine-tuning is anchored by its KL and by how short it is."""
 OPTIMIZERS = {"adam": ADAM, "adafactor": ADAFACTOR}
 
 
-def start_state(model: Any, recipe: Recipe, values: Hyper) -> TrainState:
+def start_state(model: Any, optimizer_config: OptimizerConfig, values: Hyper) -> TrainState:
     """Step 0, the optimiser's state where the rules put it. Takes over the model's buffers."""
-    return initialise(partial(init_state, optimizer=OPTIMIZERS[recipe.optimizer], hyper=values), model, donate=(0,))
+    return initialise(partial(init_state, optimizer=OPTIMIZERS[optimizer_config.optimizer], hyper=values), model, donate=(0,))
 
 
 def language_step(
-    loss: Loss, recipe: Recipe, state: TrainState, batch: Batch, forward: Callable[..., Any] = logps
+    loss: Loss, optimizer_config: OptimizerConfig, state: TrainState, batch: Batch, forward: Callable[..., Any] = logps
 ) -> tuple[TrainState, Metrics]:
     """One update of a language model by a loss of its responses' log-probabilities, or of what `forward` says."""
-    if recipe.z_loss:
-        forward, loss = logps_and_normalizers, with_z_loss(loss, recipe.z_loss)
-    made = train_step(forward, loss, OPTIMIZERS[recipe.optimizer], state, batch)
-    return constrain(made, execution_of(state.model))
+    if optimizer_config.z_loss:
+        forward, loss = logps_and_normalizers, with_z_loss(loss, optimizer_config.z_loss)
+    made = train_step(forward, loss, OPTIMIZERS[optimizer_config.optimizer], state, batch)
+    return constrain(made, runtime_of(state.model))

@@ -53,4 +53,4 @@ def speed_of(model: Transformer, row_length: int | float, labels: int | float) -
     """
     params = parameter_count(model) // model_copies(model)
     peak = peak_flops(jax.devices()[0].device_kind)
-    return Speed(model_flops(model.config, params, row_length, labels), peak and peak * model.execution.devices)
+    return Speed(model_flops(model.config, params, row_length, labels), peak and peak * model.runtime.devices)

@@ -62,16 +62,16 @@ def shared_prefix(inputs):
     return scored(inputs, weights, predictor)
 
 
-def rows(seed, *spans, width=8, vocab=6, low=-7.0, high=7.0, left=0):
+def rows(seed, *spans, width=8, vocab_size=6, low=-7.0, high=7.0, left=0):
     """One row a span (first response token, end); tokens from 2 up, so that 0 pads and 1 ends."""
     rng = random.Random(seed)
-    ids = 2 + np.array([[int((vocab - 2) * rng.random()) for _ in range(width)] for _ in spans])
+    ids = 2 + np.array([[int((vocab_size - 2) * rng.random()) for _ in range(width)] for _ in spans])
     slots = np.arange(width)
     inside = np.array([(slots >= first) & (slots < end) for first, end in spans])
     present = np.array([(slots >= left) & (slots < end) for _, end in spans])
     ends = np.array([[t == end - 1 and end < width for t in slots] for _, end in spans])
     ids = np.where(ends, 1, np.where(present, ids, 0))
-    return {"logits": dyadic(rng, low, high, (len(spans), width, vocab), unit=8), "input_ids": ids,
+    return {"logits": dyadic(rng, low, high, (len(spans), width, vocab_size), unit=8), "input_ids": ids,
             "attention_mask": present.astype(int), "completion_mask": inside.astype(int)}
 
 
@@ -118,7 +118,7 @@ def sequence_cases(oracle, mean):
          emptied(rows(8, (2, 6), (3, 7)), 1)),
         ("nothing", "nan-all-masked", "no row has anything to score", PAD, emptied(rows(9, (2, 6)), 0)),
         ("long", "half-precision-sums", "160 tokens and some -400 nats", PAD,
-         rows(10, (8, 168), width=168, vocab=4, low=-4.0, high=4.0)),
+         rows(10, (8, 168), width=168, vocab_size=4, low=-4.0, high=4.0)),
         ("banned-token", "zero-probability", "a logit of -inf is a probability of 0", PAD,
          banned(rows(11, (2, 8), (2, 8)))),
         ("large-logits", "overflow", "logits of up to 120, whose exponentials float32 does not hold", PAD,
@@ -133,12 +133,12 @@ def sequence_cases(oracle, mean):
     return [*made, case("mismatch", "broadcast", "a mask that is shorter than its row", PAD, broken, result="reject")]
 
 
-def packed(seed, *spans, width=10, vocab=6, low=-7.0, high=7.0):
+def packed(seed, *spans, width=10, vocab_size=6, low=-7.0, high=7.0):
     """Rows of (prompt, chosen, rejected) lengths, then padding."""
     rng = random.Random(seed)
     segments = np.array([[*[0] * p, *[1] * c, *[2] * r, *[-1] * (width - p - c - r)] for p, c, r in spans])
-    ids = 2 + np.array([[int((vocab - 2) * rng.random()) for _ in range(width)] for _ in spans])
-    return {"logits": dyadic(rng, low, high, (len(spans), width, vocab), unit=8),
+    ids = 2 + np.array([[int((vocab_size - 2) * rng.random()) for _ in range(width)] for _ in spans])
+    return {"logits": dyadic(rng, low, high, (len(spans), width, vocab_size), unit=8),
             "input_ids": np.where(segments < 0, 0, ids), "segments": segments}
 
 
@@ -152,7 +152,7 @@ def shared_cases():
          packed(3, (3, 1, 1))),
         ("empty-rejected", "nan-all-masked", "a rejected response without tokens", packed(4, (3, 2, 0))),
         ("long", "half-precision-sums", "70 and 80 tokens",
-         packed(5, (8, 70, 80), width=160, vocab=4, low=-4.0, high=4.0)),
+         packed(5, (8, 70, 80), width=160, vocab_size=4, low=-4.0, high=4.0)),
     ]
     return [case(name, flags, comment, PAD, inputs, shared_prefix(inputs)) for name, flags, comment, inputs in asked]
 

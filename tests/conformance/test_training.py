@@ -29,15 +29,15 @@ def tokens(rng, name):
             f"{name}_mask": np.array([row + [0] * (6 - len(row)) for row in mask])}
 
 
-def inputs_of(seed, moved, members=None, accumulate=1):
+def inputs_of(seed, moved, num_reward_models=None, accumulate=1):
     """`moved`: the policy begins elsewhere than the reference. `members`: how many rewards; 0: one, with no axis."""
     rng = random.Random(seed)
     made = {"table": dyadic(rng, -1.5, 1.5, (VOCAB, VOCAB), unit=32)}
     made["ref_table"] = dyadic(rng, -1.5, 1.5, (VOCAB, VOCAB), unit=32) if moved else made["table"]
     made |= tokens(rng, "chosen") | tokens(rng, "rejected")
     made["rejected_ids"][:, :2] = made["chosen_ids"][:, :2]
-    if members is not None:
-        shape = (members, PAIRS) if members else (PAIRS,)
+    if num_reward_models is not None:
+        shape = (num_reward_models, PAIRS) if num_reward_models else (PAIRS,)
         made |= {name: dyadic(rng, -2.0, 2.0, shape) for name in ("score_chosen", "score_rejected")}
     order = np.array([[(BATCH * step + i) % PAIRS for i in range(BATCH)] for step in range(STEPS)])
     return made | {"batches": order.reshape(STEPS, accumulate, BATCH // accumulate)}
@@ -87,16 +87,16 @@ def descend(loss, params, inputs):
     return {"losses": nearest(losses), "parameters": nearest(table)}
 
 
-def cases(loss, params, members=None, flags="", splits=(1, 8), pairs=True):
+def cases(loss, params, num_reward_models=None, flags="", splits=(1, 8), pairs=True):
     """`pairs`: the loss has a margin, over a reference."""
     first, then = ("reference-moves sign", "reference-moves swapped-reference") if pairs else ("shift", "eos-lost")
     asked = [("from-reference", f"{first} {flags}", "training starts at the reference", 1, False),
              ("away-from-reference", f"{then} mask-dropped {flags}", "the policy starts elsewhere", 2, True)]
     made = []
     for name, own, comment, seed, moved in asked:
-        expected = descend(loss, params, inputs_of(seed, moved, members))
+        expected = descend(loss, params, inputs_of(seed, moved, num_reward_models))
         for accumulate in splits:
-            inputs = inputs_of(seed, moved, members, accumulate)
+            inputs = inputs_of(seed, moved, num_reward_models, accumulate)
             also = " accumulation-scale batch-sum" if accumulate > 1 else ""
             made.append(case(f"{name}-{accumulate}x{BATCH // accumulate}", own + also,
                              f"{comment}; {accumulate} x {BATCH // accumulate} pairs a step", params, inputs, expected))

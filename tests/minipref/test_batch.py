@@ -14,8 +14,8 @@ def batch_of(**fields) -> Batch:
         "positions": [[0]],
         "segments": [[0]],
         "labels": [[0]],
-        "predictors": [[0]],
-        "owners": [[0]],
+        "logit_positions": [[0]],
+        "response_ids": [[0]],
         "last": [[0]],
     } | fields
     n = len(one["tokens"])
@@ -55,14 +55,14 @@ UNIT = {(1, 0): (1 / 8, 2 / 8, 5 / 8), (0, 1): (1 / 4, 1 / 4, 2 / 4), (0, 0): (1
 def test_response_logps_by_hand():
     """Slots: hidden (1,0), (0,1), (0,0). Response 0 has tokens 2, 1 from slots 0, 1; response 1 has 2 from slot 0."""
     hidden = jnp.asarray([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
-    batch = batch_of(labels=[[2, 1, 2, 0]], predictors=[[0, 1, 0, 2]], owners=[[0, 0, 1, 2]], last=[[1, 2]])
+    batch = batch_of(labels=[[2, 1, 2, 0]], logit_positions=[[0, 1, 0, 2]], response_ids=[[0, 0, 1, 2]], last=[[1, 2]])
     found = response_logps(hidden, UNEMBEDDING, batch)
     np.testing.assert_allclose(found, np.log([[5 / 8 * 1 / 4, 5 / 8]]), rtol=1e-6)
 
 
 def test_responses_without_tokens_have_log_probability_0_and_no_gradient():
     hidden = jnp.full((1, 2, 2), 3.0)
-    batch = batch_of(labels=[[2, 1]], predictors=[[0, 1]], owners=[[2, 2]], last=[[0, 0]])
+    batch = batch_of(labels=[[2, 1]], logit_positions=[[0, 1]], response_ids=[[2, 2]], last=[[0, 0]])
     value, gradient = jax.value_and_grad(lambda h: response_logps(h, UNEMBEDDING, batch).sum())(hidden)
     assert value == 0 and response_logps(hidden, UNEMBEDDING, batch).shape == (1, 2)
     np.testing.assert_array_equal(gradient, jnp.zeros_like(hidden))
@@ -70,13 +70,13 @@ def test_responses_without_tokens_have_log_probability_0_and_no_gradient():
 
 def test_padding_that_overflows_reaches_neither_the_value_nor_the_gradient():
     hidden = jnp.asarray([[[1.0, 0.0], [jnp.nan, jnp.inf]]])
-    batch = batch_of(labels=[[2, 1]], predictors=[[0, 1]], owners=[[0, 1]], last=[[0]])
+    batch = batch_of(labels=[[2, 1]], logit_positions=[[0, 1]], response_ids=[[0, 1]], last=[[0]])
     np.testing.assert_allclose(response_logps(hidden, UNEMBEDDING, batch), [[np.log(5 / 8)]], rtol=1e-6)
 
 
 def test_response_logps_of_no_responses():
     batch = batch_of(
-        labels=np.zeros((1, 0)), predictors=np.zeros((1, 0)), owners=np.zeros((1, 0)), last=np.zeros((1, 0))
+        labels=np.zeros((1, 0)), logit_positions=np.zeros((1, 0)), response_ids=np.zeros((1, 0)), last=np.zeros((1, 0))
     )
     assert response_logps(jnp.ones((1, 2, 2)), UNEMBEDDING, batch).shape == (1, 0)
 

@@ -33,12 +33,12 @@ def loss_at(method, logps, batch, hyper, fraction):
     return compiled_loss(method, logps, batch, hyper, jnp.float32(fraction))
 
 
-def hyper(strength=0.5, gamma=(0.0, 0.0), rate=0.1, warmup=0.0, floor=1.0, steps=10.0) -> Hyper:
-    return Hyper(*(jnp.asarray(v, jnp.float32) for v in (strength, gamma, rate, warmup, floor, steps)))
+def hyper(strength=0.5, gamma=(0.0, 0.0), rate=0.1, warmup=0.0, end_lr_ratio=1.0, steps=10.0) -> Hyper:
+    return Hyper(*(jnp.asarray(v, jnp.float32) for v in (strength, gamma, rate, warmup, end_lr_ratio, steps)))
 
 
-def batch_of(ref=((),), scores=None, owners=((0, 1),)) -> Batch:
-    """A batch of which losses read only the columns and the owners."""
+def batch_of(ref=((),), scores=None, response_ids=((0, 1),)) -> Batch:
+    """A batch of which losses read only the columns and the response_ids."""
     ref = np.asarray(ref, np.float32)
     n = len(ref)
     scores = np.zeros((n, 2, 0)) if scores is None else np.asarray(scores)
@@ -49,7 +49,7 @@ def batch_of(ref=((),), scores=None, owners=((0, 1),)) -> Batch:
         ints,
         ints,
         ints,
-        jnp.asarray(owners, jnp.int32),
+        jnp.asarray(response_ids, jnp.int32),
         ints,
         jnp.asarray(ref),
         jnp.asarray(scores, jnp.float32),
@@ -61,7 +61,7 @@ def batch_of(ref=((),), scores=None, owners=((0, 1),)) -> Batch:
 
 def test_sft_loss_is_nats_a_response_token():
     """Two rows, one response each: 3 and 2 tokens (the rest padding, owner 1), log-probs -4 and -1."""
-    batch = batch_of(np.zeros((2, 0)), owners=[[0, 0, 0, 1], [0, 0, 1, 1]])
+    batch = batch_of(np.zeros((2, 0)), response_ids=[[0, 0, 0, 1], [0, 0, 1, 1]])
     loss, metrics = sft_loss(jnp.asarray([[-4.0], [-1.0]]), batch, hyper(), 0.0)
     assert loss == 1.0 and metrics == {}
 
@@ -180,8 +180,8 @@ def test_the_kls_gradient_does_not_read_the_references_own_log_prob(method):
 
 def test_no_loss_reads_the_columns_of_another():
     """SFT and reward losses have the same gradients whatever the reference's and the rewards' columns hold."""
-    with_columns = batch_of(REF, SCORES, owners=[[0, 1]] * 2)
-    without = batch_of(np.full((2, 3), 9.0), np.full((2, 2, 2), 9.0), owners=[[0, 1]] * 2)
+    with_columns = batch_of(REF, SCORES, response_ids=[[0, 1]] * 2)
+    without = batch_of(np.full((2, 3), 9.0), np.full((2, 2, 2), 9.0), response_ids=[[0, 1]] * 2)
     for loss in (sft_loss, reward_loss):
         grads = [jax.grad(lambda x, b=b, f=loss: f(x, b, hyper(), 0.0)[0])(LOGPS) for b in (with_columns, without)]
         np.testing.assert_array_equal(*grads)
@@ -218,11 +218,11 @@ def test_warm_up_without_decay(step, expected):
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.1), (5, 0.06), (10, 0.02)])
 def test_decay_is_linear_from_the_peak_to_the_floor_at_the_last_step(step, expected):
-    assert learning_rate(state_at(step, floor=0.2, steps=11)) == pytest.approx(expected)
+    assert learning_rate(state_at(step, end_lr_ratio=0.2, steps=11)) == pytest.approx(expected)
 
 
 def test_warm_up_and_decay_multiply():
-    assert learning_rate(state_at(1, warmup=4, floor=0.0, steps=5)) == pytest.approx(0.1 * 0.5 * 0.75)
+    assert learning_rate(state_at(1, warmup=4, end_lr_ratio=0.0, steps=5)) == pytest.approx(0.1 * 0.5 * 0.75)
 
 
 def test_progress_and_gamma_reach_both_ends():

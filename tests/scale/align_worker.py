@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from scale.data.dataset import Limits
-from scale.parallel.mesh import Compute
+from scale.parallel.mesh import RuntimeConfig
 from scale.parallel.processes import join
 from scale.run import execute
 from scale.stages.align import Align
@@ -16,13 +16,13 @@ from scale.train.loop import Training
 
 def main(folder, out, processes, process, port, mesh, *methods):
     data, fsdp, tensor = map(int, mesh.split(","))
-    compute = Compute(data, fsdp, tensor, processes=int(processes), process=int(process),
+    compute = RuntimeConfig(data, fsdp, tensor, processes=int(processes), process=int(process),
                       coordinator=f"localhost:{port}")
     join(compute)
     for method in methods:
         rows = "single" if method in ("d-dpo", "dp-dpo") else "ensemble"
         execute(Align(out=Path(out) / method, data=Path(folder) / f"{rows}.parquet", policy=Path(folder) / "policy",
-                      method=method, training=Training(STEPS, 8, 1e-2, 1), limits=LIMITS, compute=compute))
+                      method=method, training=Training(STEPS, 8, 1e-2, 1), limits=LIMITS, runtime=compute))
 
 
 STEPS = 3

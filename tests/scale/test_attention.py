@@ -16,13 +16,13 @@ from minipref.batch import attention_mask
 from scale.data.dataset import pack
 from scale.data.layout import Layout
 from scale.data.packing import lay, tokens_of
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.attention import attention, cudnn_fits, dot_product, masked, plain
 from scale.model.config import ModelConfig
 from scale.model.response_logps import logps
 from scale.model.splash import SharedPrefix, block_sizes, splash
 from scale.model.transformer import Transformer, saves_products
-from scale.parallel.mesh import Execution, kind_for
+from scale.parallel.mesh import Runtime, kind_for
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = Layout(120, 60, 2)  # regions of 136, 60 and 60 slots in blocks of 128: none ends where a block does
@@ -45,9 +45,9 @@ SEGMENTS = segments_of(LAYOUT, LENGTHS)
 PIECES = tokens_of([([7] * p, [[8] * a, [9] * b]) for p, a, b in LENGTHS])
 
 
-def inputs(b, t, heads, kv_heads, size, seed=0):
+def inputs(b, t, heads, num_kv_heads, size, seed=0):
     q, k, v, w = (np.random.default_rng((seed, i)).normal(size=s) for i, s in enumerate(
-        [(b, t, heads, size), (b, t, kv_heads, size), (b, t, kv_heads, size), (b, t, heads, size)]))
+        [(b, t, heads, size), (b, t, num_kv_heads, size), (b, t, num_kv_heads, size), (b, t, heads, size)]))
     return tuple(jnp.asarray(a, jnp.float32) for a in (q, k, v, w))
 
 
@@ -70,9 +70,9 @@ def random_mask(b, t, s):
 
 
 @pytest.mark.parametrize("attend", [plain, dot_product])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 2), (6, 3), (6, 6)])
-def test_against_the_oracle(attend, heads, kv_heads):
-    q, k, v, _ = inputs(2, 7, heads, kv_heads, 8)
+@pytest.mark.parametrize(("heads", "num_kv_heads"), [(6, 1), (6, 2), (6, 3), (6, 6)])
+def test_against_the_oracle(attend, heads, num_kv_heads):
+    q, k, v, _ = inputs(2, 7, heads, num_kv_heads, 8)
     k, v, mask = k[:, :5], v[:, :5], random_mask(2, 7, 5)
     np.testing.assert_allclose(attend(q, k, v, jnp.asarray(mask)), oracle(q, k, v, mask), rtol=1e-5, atol=1e-6)
 
@@ -87,9 +87,9 @@ def test_half_precision_has_float32_scores():
     np.testing.assert_allclose(out.astype(jnp.float32), oracle(q, k, v, mask), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
-def test_a_query_that_sees_nothing_gets_the_average(kv_heads):
-    q, k, v, _ = inputs(1, 4, 2, kv_heads, 8)
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+def test_a_query_that_sees_nothing_gets_the_average(num_kv_heads):
+    q, k, v, _ = inputs(1, 4, 2, num_kv_heads, 8)
     out = masked(jnp.zeros((1, 4, 4), bool))(q, k, v)
     average = np.broadcast_to(np.asarray(v).mean(1, keepdims=True), q.shape)
     np.testing.assert_allclose(out, average, rtol=1e-5, atol=1e-6)
@@ -109,9 +109,9 @@ def outputs_and_gradients(attend, q, k, v, weight):
     return dict(zip(("out", "q", "k", "v"), (out, *gradients), strict=True))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), SHAPES)
-def test_all_give_the_same_output_and_gradients(heads, kv_heads, size):
-    q, k, v, weight = inputs(2, LAYOUT.width, heads, kv_heads, size)
+@pytest.mark.parametrize(("heads", "num_kv_heads", "size"), SHAPES)
+def test_all_give_the_same_output_and_gradients(heads, num_kv_heads, size):
+    q, k, v, weight = inputs(2, LAYOUT.width, heads, num_kv_heads, size)
     weight *= (SEGMENTS >= 0)[:, :, None, None]
     others = {
         "dot_product": attention("dot_product", SEGMENTS),
@@ -225,13 +225,13 @@ def test_where_cudnn_fits(monkeypatch, kind, capability, dtype, size, length, fi
 
 
 def test_splash_needs_a_layout():
-    with pytest.raises(DataError, match=r"'splash': the rows are packed compactly; it needs rows packed with a Layout"):
+    with pytest.raises(InputError, match=r"'splash': the rows are packed compactly; it needs rows packed with a Layout"):
         attention("splash", SEGMENTS)
 
 
 def test_splash_refuses_rows_of_another_width():
     q, k, v, _ = inputs(2, LAYOUT.width, 2, 1, 8)
-    with pytest.raises(DataError, match=r"rows of 256 slots are not packed with Layout\(.*128.*\)"):
+    with pytest.raises(InputError, match=r"rows of 256 slots are not packed with Layout\(.*128.*\)"):
         attention("splash", SEGMENTS, Layout(128, 128, 2))(q, k, v)
 
 
@@ -250,10 +250,10 @@ def test_the_layout_is_that_of_packed_rows():
 def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):
     monkeypatch.setattr("scale.model.splash.splash", partial(splash, interpret=True))
     pieces = [(list(range(5, 5 + p)), [list(range(3, 3 + a)), list(range(9, 9 + b))]) for p, a, b in LENGTHS]
-    config = ModelConfig(vocab=130, layers=2, d_model=16, heads=4, kv_heads=2, head_size=8, d_ff=16)
+    config = ModelConfig(vocab_size=130, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=16)
     found = []
     for layout, kind in ((None, "plain"), (LAYOUT, "splash")):
-        model = Transformer(config, jax.random.key(0), Execution(attention=kind))
+        model = Transformer(config, jax.random.key(0), Runtime(attention=kind))
         batch = jax.tree.map(jnp.asarray, pack(pieces, [{}, {}], ["chosen", "rejected"], layout))
         found.append(logps(model, batch))
     np.testing.assert_allclose(*found, rtol=1e-5)
@@ -266,12 +266,12 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from scale.attention import attention, splash
 from scale.packing import Layout
-from scale.rows import DataError
+from scale.rows import InputError
 from tests.scale.test_attention import LAYOUT, SEGMENTS, inputs, outputs_and_gradients
 
 mesh = jax.make_mesh((1, 2, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-for kv_heads in (1, 2, 8):
-    q, k, v, weight = inputs(2, LAYOUT.width, 8, kv_heads, 16)
+for num_kv_heads in (1, 2, 8):
+    q, k, v, weight = inputs(2, LAYOUT.width, 8, num_kv_heads, 16)
     weight *= (SEGMENTS >= 0)[:, :, None, None]
     single = outputs_and_gradients(attention("plain", SEGMENTS), q, k, v, weight)
     q, k, v = (jax.device_put(a, NamedSharding(mesh, P(("data", "fsdp")))) for a in (q, k, v))
@@ -279,12 +279,12 @@ for kv_heads in (1, 2, 8):
     expected = NamedSharding(mesh, P(("data", "fsdp"), None, "tensor"))
     assert many["out"].sharding.is_equivalent_to(expected, 4), many["out"].sharding
     for name in single:
-        np.testing.assert_allclose(many[name], single[name], rtol=1e-4, atol=2e-5, err_msg=f"{kv_heads} {name}")
+        np.testing.assert_allclose(many[name], single[name], rtol=1e-4, atol=2e-5, err_msg=f"{num_kv_heads} {name}")
 for rows, heads, expected in ((3, 8, "3 rows do not divide among 2"), (2, 6, "6 heads do not divide among 4")):
     q, k, v, _ = inputs(rows, LAYOUT.width, heads, 1, 16)
     try:
         splash(q, k, v, SEGMENTS, LAYOUT, mesh, True)
-    except DataError as error:
+    except InputError as error:
         assert expected in str(error), error
     else:
         raise AssertionError(expected)
@@ -302,7 +302,7 @@ LAYOUT = Layout(1024, 512, 2)
 SHAPES = [(48, 1, 256, 4), (9, 3, 64, 1)]
 
 
-def compile(devices, heads, kv_heads, size, tensor):
+def compile(devices, heads, num_kv_heads, size, tensor):
     mesh = Mesh(np.reshape(devices, (1, -1, tensor)), ("data", "fsdp", "tensor"))
     rows = mesh.shape["fsdp"]
 
@@ -313,7 +313,7 @@ def compile(devices, heads, kv_heads, size, tensor):
         return splash(q, k, v, segments, LAYOUT, mesh).astype(jnp.float32).sum()
 
     split = P(("data", "fsdp"))
-    kv = array(kv_heads, size, spec=split)
+    kv = array(num_kv_heads, size, spec=split)
     query = array(heads, size, spec=P(("data", "fsdp"), None, "tensor"))
     return jax.jit(jax.grad(total, (0, 1, 2))).lower(query, kv, kv, array(spec=split, dtype=jnp.int32)).compile()
 

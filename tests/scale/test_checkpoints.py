@@ -20,7 +20,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from minipref.training import TrainState
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.train.checkpoints import Checkpoints
 from scale.train.loop import Training, hyper, train
 
@@ -108,7 +108,7 @@ OTHERS = [{"seed": 2, "inputs": ["a"]}, {"inputs": ["a"]}, {"seed": 1, "inputs":
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, other):
     saved(tmp_path / "c", {"seed": 1, "inputs": ["a"]}, 2)
-    with pytest.raises(DataError, match=f"{tmp_path}/c: begun with other (seed|x);"):
+    with pytest.raises(InputError, match=f"{tmp_path}/c: begun with other (seed|x);"):
         restored(tmp_path / "c", other, begin())
 
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_leaf(tmp_path, name, shape
     model = begin().model
     model.pop(name, None)
     model |= {name: jnp.zeros(shape)} if shape else {}
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         restored(tmp_path / "c", {}, begin()._replace(model=model))
 
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_leaf(tmp_path, name, shape
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, victim):
     path = saved(tmp_path / "c", {}, 2) / "2" / victim
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=f"{tmp_path}/c/2: cannot be read"):
+    with pytest.raises(InputError, match=f"{tmp_path}/c/2: cannot be read"):
         restored(tmp_path / "c", {}, begin())
 
 

@@ -11,8 +11,8 @@ from scale.data import dataset as batches
 from scale.data.dataset import Limits, batch_indices, encode, fit_prompt, pack, take
 from scale.data.layout import Layout, Shape, layout_of
 from scale.data.packing import lay, tokens_of
-from scale.data.tokenizer import EOS, ROLES, Codec, train_codec
-from scale.errors import DataError
+from scale.data.tokenizer import EOS, ROLES, Codec, train_tokenizer
+from scale.errors import InputError
 
 ASSISTANT = 4
 
@@ -43,8 +43,8 @@ def test_a_row_is_the_picture_in_sequences():
         "positions": [0, 1, 2, 3, 4, 5, 3, 4, 0],
         "segments": [0, 0, 0, 1, 1, 1, 2, 2, -1],
         "labels": [a, b, eos, c, eos, 0],
-        "predictors": [2, 3, 4, 2, 6, 0],
-        "owners": [0, 0, 0, 1, 1, 2],
+        "logit_positions": [2, 3, 4, 2, 6, 0],
+        "response_ids": [0, 0, 0, 1, 1, 2],
         "last": [5, 7],
     }
     assert dict(zip(Batch._fields, map(list, found), strict=False)) == expected
@@ -58,8 +58,8 @@ def test_a_row_without_responses():
 
 def test_an_empty_response_is_read_at_the_prompts_end():
     """It has no slot of its own; another response's slot would give it that one's reward."""
-    _, _, segments, _, predictors, owners, last = row([8, 9], [[], [7], []], 4, 2)
-    assert list(owners) == [1, 3] and list(predictors) == [1, 0] and list(segments) == [0, 0, 2, -1]
+    _, _, segments, _, logit_positions, response_ids, last = row([8, 9], [[], [7], []], 4, 2)
+    assert list(response_ids) == [1, 3] and list(logit_positions) == [1, 0] and list(segments) == [0, 0, 2, -1]
     assert list(last) == [1, 2, 1]
 
 
@@ -77,8 +77,8 @@ def test_a_row_in_regions():
         "positions": [0, 1, 2, *between, 3, 4, 5, 3, 4, 0],
         "segments": [0, 0, 0, *[-1] * 119, 1, 1, 1, 2, 2, -1],
         "labels": [a, b, eos, c, eos, 0],
-        "predictors": [2, 122, 123, 2, 125, 0],
-        "owners": [0, 0, 0, 1, 1, 2],
+        "logit_positions": [2, 122, 123, 2, 125, 0],
+        "response_ids": [0, 0, 0, 1, 1, 2],
         "last": [124, 126],
     }
     assert {name: list(array) for name, array in found.items()} == expected
@@ -86,9 +86,9 @@ def test_a_row_in_regions():
 
 
 def test_an_empty_response_in_regions():
-    _, _, segments, labels, predictors, owners, last = row([8, 9], [[], [7]], 128, 4, Layout(2, 2, 2))
+    _, _, segments, labels, logit_positions, response_ids, last = row([8, 9], [[], [7]], 128, 4, Layout(2, 2, 2))
     assert list(np.flatnonzero(segments + 1)) == [0, 1, 126] and list(labels) == [0, 0, 7, 0]
-    assert list(owners) == [2, 2, 1, 2] and list(predictors) == [0, 0, 1, 0] and list(last) == [1, 126]
+    assert list(response_ids) == [2, 2, 1, 2] and list(logit_positions) == [0, 0, 1, 0] and list(last) == [1, 126]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_log_probs_and_rewards_are_those_of_the_compact_layout():
     ],
 )
 def test_what_does_not_fit_a_layout_is_an_error(layout, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         packed(layout)
 
 
@@ -147,7 +147,7 @@ def test_an_overlong_prompt(overlong, expected):
 
 def test_what_opens_the_response_must_fit():
     assert fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 2) == [13, ASSISTANT]
-    with pytest.raises(DataError, match=r"--limits.prompt 2: the 3 tokens that open a response do not fit"):
+    with pytest.raises(InputError, match=r"--limits.prompt 2: the 3 tokens that open a response do not fit"):
         fit_prompt([11, 12, 13, ASSISTANT], Limits(2, 9, "keep-start"), 3)
 
 
@@ -205,14 +205,14 @@ def test_nothing_is_printed_where_all_fits_or_no_file_is_named():
 
 
 def test_the_error_policy_names_file_and_row():
-    with pytest.raises(DataError, match=r"^rows\.jsonl: row 2: longer than 4 \+ 9 tokens$"):
+    with pytest.raises(InputError, match=r"^rows\.jsonl: row 2: longer than 4 \+ 9 tokens$"):
         encoded(ROWS, Limits(4, 9, "error"), source="rows.jsonl")
-    with pytest.raises(DataError, match="row 3"):
+    with pytest.raises(InputError, match="row 3"):
         encoded(ROWS, Limits(9, 4, "error"), source="rows.jsonl")
 
 
 def test_a_file_of_which_nothing_fits_is_an_error():
-    with pytest.raises(DataError, match=r"rows\.jsonl: all 4 rows"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: all 4 rows"):
         encoded(ROWS, Limits(9, 1), source="rows.jsonl")
 
 
@@ -224,7 +224,7 @@ def test_a_source_with_brackets_is_printed_as_it_is():
 def test_a_response_cut_short_has_no_end():
     rows = [{"prompt": "11", "chosen": "21", "rejected": "31", "rejected_complete": False}]
     found, _ = encoded(rows, Limits(9, 9))
-    assert list(found.data.labels[0][:3]) == [21, 1, 31] and list(found.data.owners[0][:4]) == [0, 0, 1, 2]
+    assert list(found.data.labels[0][:3]) == [21, 1, 31] and list(found.data.response_ids[0][:4]) == [0, 0, 1, 2]
 
 
 def test_shapes_are_rounded_up_to_8():
@@ -294,7 +294,7 @@ def test_take():
 
 
 def test_encode_with_the_real_codec():
-    codec = train_codec(["some words to learn"], 270)
+    codec = train_tokenizer(["some words to learn"], 270)
     found, _ = encoded([{"prompt": "words", "completion": "to learn"}], Limits(9, 9), ["completion"], codec=codec)
     tokens, segments = found.data.tokens[0], found.data.segments[0]
     assert tokens[segments == 0][-1] == ROLES["assistant"] and tokens[segments == 1][-1] == EOS

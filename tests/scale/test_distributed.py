@@ -16,15 +16,15 @@ from safetensors.numpy import load_file
 
 from minipref.methods import METHODS
 from scale.data.rows import read, write
-from scale.data.tokenizer import train_codec
+from scale.data.tokenizer import train_tokenizer
 from scale.io import model_folder as folders
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.train.metrics import WALL_CLOCK
 from tests.scale import align_worker
 
-CONFIG = ModelConfig(vocab=272, layers=2, d_model=16, heads=4, head_size=8, d_ff=16, kv_heads=4, block="sequential",
-                     norm="rms", tied=False)
+CONFIG = ModelConfig(vocab_size=272, num_layers=2, d_model=16, num_heads=4, head_dim=8, d_ff=16, num_kv_heads=4, block="sequential",
+                     norm="rms", tie_embeddings=False)
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 
 
@@ -32,7 +32,7 @@ WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 def folder(tmp_path_factory):
     """A random policy, and rows with columns for it: an ensemble's scores, and one model's."""
     at = tmp_path_factory.mktemp("distributed")
-    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_codec(WORDS, 272))
+    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
     policy, rng = folders.load_policy(at / "policy"), np.random.default_rng(0)
     hashes = policy.hashes | {"limits": str(align_worker.LIMITS)}
     for name, members in (("ensemble", 3), ("single", 1)):
@@ -122,7 +122,7 @@ def stage(processes, *options):
     port, flags = free_port(), f"--xla_force_host_platform_device_count={8 // processes}"
     fixed = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     limits = ["--limits.prompt", "8", "--limits.response", "6"]
-    ours = [["--compute.processes", processes, "--compute.process", i, "--compute.coordinator", f"localhost:{port}"]
+    ours = [["--runtime.processes", processes, "--runtime.process", i, "--runtime.coordinator", f"localhost:{port}"]
             for i in range(processes)]
     workers = [subprocess.Popen([sys.executable, "-m", "scale.run", *map(str, (*options, *limits, *each))],
                                 env=os.environ | fixed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -136,7 +136,7 @@ def test_reward_score_and_its_samples_in_two_processes(folder):
     plain = folder / "plain.parquet"
     write(plain, [{k: r[k] for k in ("prompt", "chosen", "rejected")} for r in read(folder / "single.parquet")], {})
     for n in (1, 2):
-        stage(n, "reward", "--data", plain, "--validation", plain, "--init", folder / "policy", "--members", 2,
+        stage(n, "reward", "--data", plain, "--validation", plain, "--init", folder / "policy", "--num-reward-models", 2,
               "--training.steps", 3, "--training.batch", 8, "--out", folder / f"rewards-{n}")
         stage(n, "score", "--data", plain, "--rewards", folder / "rewards-1", "--reference", folder / "policy",
               "--out", folder / f"scored-{n}")

@@ -96,7 +96,7 @@ def toy(seed: int) -> Toy:
     return Toy(
         weights=jax.random.normal(keys[0], (3, 2)).astype(jnp.bfloat16),
         scalar=jnp.asarray(seed + 0.5, jnp.bfloat16),
-        layers=[eqx.nn.Linear(2, 3, key=key) for key in keys[1:]],
+        num_layers=[eqx.nn.Linear(2, 3, key=key) for key in keys[1:]],
         step=np.asarray(2**40 + seed),
         other={
             "mask": jnp.arange(4) % 2 == seed,
@@ -224,7 +224,7 @@ SHARDINGS = {"a": PartitionSpec(None, "x", "y"), "b": PartitionSpec(("x", "y")),
              "d": PartitionSpec()}
 
 
-def placed(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
+def abstract_sharded(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
     """Arrays that count from 0, the first by the first of `names`' shardings and so on."""
     mesh = jax.make_mesh(mesh_shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     tree = {name: np.arange(512, dtype=np.float32).reshape(8, 8, 8) + i for i, name in enumerate("abcd")}
@@ -235,13 +235,13 @@ def placed(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
 
 
 def sharded(folder: str, port: str = "", index: str = "0") -> None:
-    """Save on one mesh, load on others; every device's part must be what it is when placed there at once."""
+    """Save on one mesh, load on others; every device's part must be what it is when abstract_sharded there at once."""
     if port:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, int(index))
     files.PIECE = 300
-    save_tree(Path(folder) / index / "m.safetensors", placed((4, 2), "abcd"))
-    for like in (placed((4, 2), "abcd"), placed((2, 4), "bcda"), placed((1, 8), "cdab")):
+    save_tree(Path(folder) / index / "m.safetensors", abstract_sharded((4, 2), "abcd"))
+    for like in (abstract_sharded((4, 2), "abcd"), abstract_sharded((2, 4), "bcda"), abstract_sharded((1, 8), "cdab")):
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
         found = load_tree(Path(folder) / "0/m.safetensors", shapes)
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):

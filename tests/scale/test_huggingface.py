@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minipref.batch import attention_mask
-from scale.data.tokenizer import train_codec
-from scale.errors import DataError
+from scale.data.tokenizer import train_tokenizer
+from scale.errors import InputError
 from scale.io.hf_config import config_from, settings_for
 from scale.io.huggingface import export, open_weights, save_weights
 from scale.io.pretrained import pretrained
@@ -24,21 +24,21 @@ from scale.io.weight_table import entries
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 
-HERE = Execution()
-CODEC = train_codec(["the cat sat on the mat"], 300)
-LLAMA = ModelConfig(vocab=300, layers=3, d_model=32, heads=4, head_size=8, d_ff=48, kv_heads=2, block="sequential",
-                    norm="rms", norm_eps=1e-5, tied=False, scaled_logits=False)
+HERE = Runtime()
+CODEC = train_tokenizer(["the cat sat on the mat"], 300)
+LLAMA = ModelConfig(vocab_size=300, num_layers=3, d_model=32, num_heads=4, head_dim=8, d_ff=48, num_kv_heads=2, block="sequential",
+                    norm="rms", norm_eps=1e-5, tie_embeddings=False, scaled_logits=False)
 SCALING = (8.0, 1.0, 4.0, 16)
 CONFIGS = {
     "llama": LLAMA,
-    "llama tied, one key/value head": replace(LLAMA, tied=True, kv_heads=1),
+    "llama tied, one key/value head": replace(LLAMA, tie_embeddings=True, num_kv_heads=1),
     "llama 3.1": replace(LLAMA, rope_base=500.0, rope_scaling=SCALING),
-    "wide heads": replace(LLAMA, head_size=24),
-    "mistral": replace(LLAMA, heads=6, head_size=4),
-    "qwen2": replace(LLAMA, qkv_bias=True, tied=True),
-    "qwen3": replace(LLAMA, qk_norm=True, head_size=16),
+    "wide heads": replace(LLAMA, head_dim=24),
+    "mistral": replace(LLAMA, num_heads=6, head_dim=4),
+    "qwen2": replace(LLAMA, qkv_bias=True, tie_embeddings=True),
+    "qwen3": replace(LLAMA, qk_norm=True, head_dim=16),
 }
 
 
@@ -63,10 +63,10 @@ def assert_same(a: Transformer, b: Transformer) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
-    model = random_model(replace(CONFIGS[name], context=64))
+    model = random_model(replace(CONFIGS[name], max_seq_len=64))
     export(tmp_path / "out", model, CODEC)
     weights, codec = pretrained(str(tmp_path / "out"))
-    assert weights.config == replace(CONFIGS[name], context=64)
+    assert weights.config == replace(CONFIGS[name], max_seq_len=64)
     assert_same(weights.load(HERE), model)
     assert codec.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -155,7 +155,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, name):
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         open_weights(tmp_path / "out").load(HERE)
 
 
@@ -164,24 +164,24 @@ def test_files_that_are_missing_or_damaged_are_refused_by_name(tmp_path):
     folder = tmp_path / "out"
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=r"model\.safetensors: not a safetensors file"):
+    with pytest.raises(InputError, match=r"model\.safetensors: not a safetensors file"):
         open_weights(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"model\.safetensors: no such file; .* never from a pickle"):
+    with pytest.raises(InputError, match=r"model\.safetensors: no such file; .* never from a pickle"):
         open_weights(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(DataError, match=r"config\.json: not a JSON object"):
+    with pytest.raises(InputError, match=r"config\.json: not a JSON object"):
         open_weights(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"config\.json: cannot be read"):
         open_weights(folder)
-    with pytest.raises(DataError, match="nowhere: no such model; 'smollm2'"):
+    with pytest.raises(InputError, match="nowhere: no such model; 'smollm2'"):
         pretrained("nowhere")
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    export(tmp_path / "out", random_model(replace(LLAMA, vocab=CODEC.vocab - 1)), CODEC)
-    with pytest.raises(DataError, match=f"the tokenizer has {CODEC.vocab} tokens, the model {CODEC.vocab - 1}"):
+    export(tmp_path / "out", random_model(replace(LLAMA, vocab_size=CODEC.vocab_size - 1)), CODEC)
+    with pytest.raises(InputError, match=f"the tokenizer has {CODEC.vocab_size} tokens, the model {CODEC.vocab_size - 1}"):
         pretrained(str(tmp_path / "out"))
 
 
@@ -191,7 +191,7 @@ PALM = {"block": "parallel", "norm": "layer", "scaled_logits": True}
 @pytest.mark.parametrize("name", PALM)
 def test_a_palm_shaped_model_cannot_be_exported(tmp_path, name):
     model = random_model(replace(LLAMA, **{name: PALM[name]}))
-    with pytest.raises(DataError, match=f"{name} = {PALM[name]!r} .PaLM. cannot be exported"):
+    with pytest.raises(InputError, match=f"{name} = {PALM[name]!r} .PaLM. cannot be exported"):
         export(tmp_path / "out", model, CODEC)
     assert not list(tmp_path.iterdir())
 
@@ -199,7 +199,7 @@ def test_a_palm_shaped_model_cannot_be_exported(tmp_path, name):
 def test_an_export_overwrites_nothing_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(DataError, match="out: exists and is not an empty folder"):
+    with pytest.raises(InputError, match="out: exists and is not an empty folder"):
         export(tmp_path / "out", random_model(LLAMA), CODEC)
     monkeypatch.setattr("scale.io.huggingface.save_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -221,9 +221,9 @@ LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "orig
 
 def test_a_config_from_the_hub():
     assert config_from(SMOLLM2, HUB) == ModelConfig(
-        vocab=49152, layers=30, d_model=576, heads=9, head_size=64, d_ff=1536, rope_base=100_000.0, kv_heads=3,
-        block="sequential", norm="rms", norm_eps=1e-5, tied=True, scaled_logits=False,
-        context=8192)
+        vocab_size=49152, num_layers=30, d_model=576, num_heads=9, head_dim=64, d_ff=1536, rope_base=100_000.0, num_kv_heads=3,
+        block="sequential", norm="rms", norm_eps=1e-5, tie_embeddings=True, scaled_logits=False,
+        max_seq_len=8192)
 
 
 def test_both_spellings_of_rope():
@@ -242,7 +242,7 @@ def test_what_an_old_config_leaves_out():
     short = {name: value for name, value in SMOLLM2.items()
              if name not in ("num_key_value_heads", "rope_theta", "tie_word_embeddings", "rms_norm_eps")}
     found = config_from(short, HUB)
-    assert (found.kv_heads, found.rope_base, found.tied, found.norm_eps) == (9, 10_000.0, False, 1e-6)
+    assert (found.num_kv_heads, found.rope_base, found.tie_embeddings, found.norm_eps) == (9, 10_000.0, False, 1e-6)
 
 
 REFUSED = {
@@ -272,7 +272,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_config_that_our_model_cannot_do_is_refused(tmp_path, name):
     change, message = REFUSED[name]
-    with pytest.raises(DataError, match=rf"config\.json: {message}"):
+    with pytest.raises(InputError, match=rf"config\.json: {message}"):
         config_from({**SMOLLM2, **change}, tmp_path / "config.json")
 
 
@@ -284,12 +284,12 @@ def test_windows_that_are_not_in_use_are_accepted():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_survives_its_settings(name):
-    config = replace(CONFIGS[name], context=64)
+    config = replace(CONFIGS[name], max_seq_len=64)
     assert config_from(settings_for(config, CODEC), HUB) == config
 
 
 def test_biases_and_head_norms_together_are_no_ones_architecture(tmp_path):
-    with pytest.raises(DataError, match="qkv_bias and qk_norm cannot be exported"):
+    with pytest.raises(InputError, match="qkv_bias and qk_norm cannot be exported"):
         export(tmp_path / "out", random_model(replace(LLAMA, qkv_bias=True, qk_norm=True)), CODEC)
 
 
@@ -319,7 +319,7 @@ SHARDED = """
     from pathlib import Path
     import jax
     import numpy as np
-    from scale.execution import Execution, make_mesh
+    from scale.execution import Runtime, make_mesh
     from scale.sharding import shardings
     from scale.weights.huggingface import open_weights
     import scale.weights.huggingface as module
@@ -329,10 +329,10 @@ SHARDED = """
         sizes.append((name, read(file, name, window).size))
         return read(file, name, window)
     module.read = counted
-    whole = open_weights(Path(sys.argv[1])).load(Execution())
+    whole = open_weights(Path(sys.argv[1])).load(Runtime())
     sizes.clear()
     mesh = make_mesh((2, 2, 2), jax.devices())
-    split = open_weights(Path(sys.argv[1])).load(Execution(mesh))
+    split = open_weights(Path(sys.argv[1])).load(Runtime(mesh))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole.blocks, split.blocks)
     np.testing.assert_array_equal(np.asarray(whole.embedding), np.asarray(split.embedding))
     jax.tree.map(lambda a, s: None if a.sharding == s else 1 / 0, split, shardings(split, mesh))
@@ -355,12 +355,12 @@ SHARED = """
 
     folder, out, port, process = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    from scale.execution import Execution, make_mesh
+    from scale.execution import Runtime, make_mesh
     from scale.weights import pretrained
     from scale.weights.huggingface import export
 
     weights, codec = pretrained(folder)
-    model = weights.load(Execution(make_mesh((1, 2, 2), jax.devices())))
+    model = weights.load(Runtime(make_mesh((1, 2, 2), jax.devices())))
     assert not model.blocks.query.is_fully_addressable
     export(Path(out), model, codec)
     assert (Path(out) / "config.json").exists()
@@ -369,9 +369,9 @@ SHARED = """
 
 def test_two_processes_load_and_export_one_model(tmp_path):
     export(tmp_path / "in", random_model(CONFIGS["qwen2"]), CODEC)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    with socket.socket() as eval_fn:
+        eval_fn.bind(("127.0.0.1", 0))
+        port = str(eval_fn.getsockname()[1])
     folders = (str(tmp_path / "in"), str(tmp_path / "out"))
     for process in [start(SHARED, *folders, port, str(i), devices=2) for i in range(2)]:
         finish(process)
@@ -384,7 +384,7 @@ PEAK = """
     import sys
     from pathlib import Path
     import jax
-    from scale.execution import Execution, make_mesh
+    from scale.execution import Runtime, make_mesh
     from scale.weights.huggingface import open_weights
 
     def status(name):
@@ -392,7 +392,7 @@ PEAK = """
         return int(line.split()[1]) * 1024
 
     devices = jax.devices()
-    execution = Execution() if len(devices) == 1 else Execution(make_mesh((1, 4, 2), devices))
+    execution = Runtime() if len(devices) == 1 else Runtime(make_mesh((1, 4, 2), devices))
     open_weights(Path(sys.argv[1])).load(execution)
     weights = open_weights(Path(sys.argv[2]))
     Path("/proc/self/clear_refs").write_text("5")
@@ -406,7 +406,7 @@ PEAK = """
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_host_holds_a_few_tensors_beside_the_model_whatever_its_size(tmp_path, devices):
     """On a CPU the devices' memory is the host's, so the model's own size is subtracted."""
-    wide = replace(LLAMA, vocab=8000, layers=24, d_model=512, heads=8, head_size=64, d_ff=1408)
+    wide = replace(LLAMA, vocab_size=8000, num_layers=24, d_model=512, num_heads=8, head_dim=64, d_ff=1408)
     models = {"small": LLAMA, "large": wide}
     for name, config in models.items():
         like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
@@ -473,7 +473,7 @@ def test_their_models_have_our_logits(peer, tmp_path, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_has_the_logits_of_what_we_export(peer, tmp_path, name):
-    model = random_model(replace(CONFIGS[name], context=64))
+    model = random_model(replace(CONFIGS[name], max_seq_len=64))
     export(tmp_path / "out", model, CODEC)
     theirs, report = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

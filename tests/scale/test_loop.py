@@ -18,20 +18,20 @@ from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state, reward_loss, train_step
 from scale.data.dataset import batch_indices, take
-from scale.data.tokenizer import train_codec
-from scale.errors import DataError
+from scale.data.tokenizer import train_tokenizer
+from scale.errors import InputError
 from scale.files import fingerprint, read_json
 from scale.io import model_folder as folders
 from scale.io.model_folder import load_policy, load_rewards, save
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 from scale.train.loop import Training, hyper, train
 from scale.train.metrics import WALL_CLOCK
 from scale.train.optimizer import ADAM
 
 STEPS = 7
-SETTINGS = Training(steps=STEPS, batch=4, learning_rate=0.05, warmup=2, floor=0.1, seed=3)
+SETTINGS = Training(steps=STEPS, batch=4, learning_rate=0.05, warmup=2, end_lr_ratio=0.1, seed=3)
 
 
 class Linear(eqx.Module):
@@ -53,11 +53,11 @@ two_steps = eqx.filter_jit(
 )
 
 
-def start(members=0):
+def start(num_reward_models=0):
     weights = jnp.linspace(-1, 1, 10)
-    if not members:
+    if not num_reward_models:
         return init_state(Linear(weights), ADAM, hyper(SETTINGS))
-    states = [init_state(Linear(weights * (k + 1)), ADAM, hyper(SETTINGS)) for k in range(members)]
+    states = [init_state(Linear(weights * (k + 1)), ADAM, hyper(SETTINGS)) for k in range(num_reward_models)]
     return jax.tree.map(lambda *a: jnp.stack(a), *states)
 
 
@@ -78,9 +78,9 @@ def stopping(at):
     return batch_or_stop
 
 
-def run(folder, batches=batch_at, members=0, every=2, probe=None, step=None):
-    step = step or (two_steps if members else one_step)
-    return train(step, start(members), batches, STEPS, folder, "test", probe, every)
+def run(folder, batches=batch_at, num_reward_models=0, every=2, eval_fn=None, step=None):
+    step = step or (two_steps if num_reward_models else one_step)
+    return train(step, start(num_reward_models), batches, STEPS, folder, "test", eval_fn, every)
 
 
 def records(folder):
@@ -89,19 +89,19 @@ def records(folder):
     return [{name: value for name, value in record.items() if name not in WALL_CLOCK} for record in found]
 
 
-def probe(model, step):
+def eval_fn(model, step):
     return {"norm": float(jnp.abs(model.weights).sum()), "at": step}
 
 
-@pytest.mark.parametrize("members", [0, 2])
+@pytest.mark.parametrize("num_reward_models", [0, 2])
 @pytest.mark.parametrize("at", [1, 2, 5, 6])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, members, at):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, num_reward_models, at):
     """Stopped before step `at`, in the middle of an interval or just after a checkpoint."""
-    whole = run(tmp_path / "whole", members=members, probe=probe)
+    whole = run(tmp_path / "whole", num_reward_models=num_reward_models, eval_fn=eval_fn)
     with pytest.raises(Stopped):
-        run(tmp_path / "cut", stopping(at), members, probe=probe)
+        run(tmp_path / "cut", stopping(at), num_reward_models, eval_fn=eval_fn)
     drawn = []
-    resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), members, probe=probe)
+    resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), num_reward_models, eval_fn=eval_fn)
     assert drawn == list(range(at // 2 * 2, STEPS))  # from the checkpoint on, no step twice
     np.testing.assert_array_equal(resumed.weights, whole.weights)
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
@@ -116,13 +116,13 @@ def test_sigterm_saves_the_step_under_way(tmp_path, at):
             os.kill(os.getpid(), signal.SIGTERM)
         return one_step(state, batch)
 
-    whole = run(tmp_path / "whole", probe=probe)
+    whole = run(tmp_path / "whole", eval_fn=eval_fn)
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", step=noticed_step, probe=probe)
+        run(tmp_path / "cut", step=noticed_step, eval_fn=eval_fn)
     assert [record["step"] for record in records(tmp_path / "cut")][-1] == at + 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     drawn = []
-    resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), probe=probe)
+    resumed = run(tmp_path / "cut", lambda i: drawn.append(i) or batch_at(i), eval_fn=eval_fn)
     assert drawn == list(range(at + 1, STEPS))
     np.testing.assert_array_equal(resumed.weights, whole.weights)
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
@@ -160,7 +160,7 @@ def test_a_run_whose_record_differs_from_its_checkpoints_is_refused_and_its_log_
 
     first = begun({"options": {"seed": 1}, "inputs": ["ab"]})
     log = (tmp_path / "metrics.jsonl").read_bytes()
-    with pytest.raises(DataError, match=f"{tmp_path}/checkpoints: begun with other inputs;"):
+    with pytest.raises(InputError, match=f"{tmp_path}/checkpoints: begun with other inputs;"):
         begun({"options": {"seed": 1}, "inputs": ["cd"]})
     assert (tmp_path / "metrics.jsonl").read_bytes() == log
     np.testing.assert_array_equal(begun({"options": {"seed": 1}, "inputs": ["ab"]}).weights, first.weights)
@@ -178,7 +178,7 @@ def test_a_log_cut_in_the_middle_of_a_line_does_not_stop_a_resume(tmp_path):
 
 
 def test_the_log_has_a_line_a_step_and_the_probes_where_checkpoints_are(tmp_path):
-    run(tmp_path, probe=probe)
+    run(tmp_path, eval_fn=eval_fn)
     found = records(tmp_path)
     assert [r["step"] for r in found] == [0, *range(1, STEPS + 1)]
     assert [r["step"] for r in found if "norm" in r] == [0, 2, 4, 6, 7] == [r["at"] for r in found if "at" in r]
@@ -220,7 +220,7 @@ def test_batches_are_made_in_order_two_ahead_of_the_step_and_no_further(tmp_path
     assert drawn == list(range(STEPS)) and not threads()
 
 
-@pytest.mark.parametrize("error", [DataError("a bad row"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [InputError("a bad row"), KeyboardInterrupt()])
 def test_what_the_thread_raises_is_raised_where_its_batch_is_due(tmp_path, error):
     def failing(i):
         if i == 5:
@@ -257,12 +257,12 @@ def poisoned(i):
     return batch_at(i)._replace(ref_logps=np.full((4, 20), np.nan if i >= 4 else 1.0, np.float32))
 
 
-@pytest.mark.parametrize("members", [0, 2])
-def test_a_loss_that_is_not_finite_names_folder_and_step(tmp_path, members):
+@pytest.mark.parametrize("num_reward_models", [0, 2])
+def test_a_loss_that_is_not_finite_names_folder_and_step(tmp_path, num_reward_models):
     with pytest.raises(FloatingPointError, match=f"{tmp_path}: .*at step 5"):
-        run(tmp_path, poisoned, members)
+        run(tmp_path, poisoned, num_reward_models)
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]  # and the checkpoint is of step 4
-    resumed = run(tmp_path, lambda i: batch_at(i), members)
+    resumed = run(tmp_path, lambda i: batch_at(i), num_reward_models)
     assert np.all(np.isfinite(resumed.weights))
 
 
@@ -292,14 +292,14 @@ def test_the_update_is_adams_on_clipped_gradients():
 
 
 def test_hyper_takes_its_values_from_the_training():
-    values = hyper(replace(SETTINGS, floor=0.25), 0.3, (0.1, 0.2))
+    values = hyper(replace(SETTINGS, end_lr_ratio=0.25), 0.3, (0.1, 0.2))
     np.testing.assert_allclose(np.hstack([np.ravel(v) for v in values]), [0.3, 0.1, 0.2, 0.05, 2, 0.25, 7], rtol=1e-6)
 
 
 # ---- folders
 
-CONFIG = ModelConfig(vocab=270, layers=1, d_model=8, heads=2, head_size=4, d_ff=8, rope_base=77.0)
-CODEC = train_codec(["a few words"], 270)
+CONFIG = ModelConfig(vocab_size=270, num_layers=1, d_model=8, num_heads=2, head_dim=4, d_ff=8, rope_base=77.0)
+CODEC = train_tokenizer(["a few words"], 270)
 
 
 @pytest.fixture(scope="module")
@@ -338,9 +338,9 @@ def test_an_ensemble_comes_back_to_the_bit(tmp_path, policy, rewards):
 def test_a_policy_is_no_reward_model_and_the_reverse(tmp_path, policy, rewards):
     save(tmp_path / "p", policy, CONFIG, CODEC)
     save(tmp_path / "r", rewards, CONFIG, CODEC, 3)
-    with pytest.raises(DataError, match="p: holds a policy, not a reward model"):
+    with pytest.raises(InputError, match="p: holds a policy, not a reward model"):
         load_rewards(tmp_path / "p")
-    with pytest.raises(DataError, match="r: holds a reward model, not a policy"):
+    with pytest.raises(InputError, match="r: holds a reward model, not a policy"):
         load_policy(tmp_path / "r")
 
 
@@ -350,7 +350,7 @@ def test_hashes_tell_models_and_tokenizers_apart(tmp_path, policy):
     save(tmp_path / "b", policy, CONFIG, CODEC)
     save(tmp_path / "weights", other, CONFIG, CODEC)
     save(tmp_path / "config", policy, replace(CONFIG, rope_base=78.0), CODEC)
-    save(tmp_path / "codec", policy, CONFIG, train_codec(["other words, other pieces"], 270))
+    save(tmp_path / "codec", policy, CONFIG, train_tokenizer(["other words, other pieces"], 270))
     a = load_policy(tmp_path / "a").hashes
     assert load_policy(tmp_path / "b").hashes == a
     differing = {
@@ -360,7 +360,7 @@ def test_hashes_tell_models_and_tokenizers_apart(tmp_path, policy):
 
 
 def test_a_folder_without_a_model(tmp_path):
-    with pytest.raises(DataError, match="no trained model here"):
+    with pytest.raises(InputError, match="no trained model here"):
         load_policy(tmp_path)
 
 
@@ -382,13 +382,13 @@ def cut(path):
     ids=["half weights", "half config", "half tokenizer", "no config", "no tokenizer", "other width", "unknown option"],
 )
 def test_a_damaged_folder_is_a_data_error_that_names_it(tmp_path, policy, name, damage):
-    """`DataError`, so that the command line says so in a line and not in a traceback."""
+    """`InputError`, so that the command line says so in a line and not in a traceback."""
     save(tmp_path / "p", policy, CONFIG, CODEC)
     damage(tmp_path / "p" / name)
-    with pytest.raises(DataError, match=str(tmp_path / "p")):
+    with pytest.raises(InputError, match=str(tmp_path / "p")):
         load_policy(tmp_path / "p")
 
 
 def test_the_skeleton_costs_no_arrays():
-    like = eqx.filter_eval_shape(folders.skeleton, ModelConfig(vocab=256_000, d_model=4096), 0, Execution())
+    like = eqx.filter_eval_shape(folders.skeleton, ModelConfig(vocab_size=256_000, d_model=4096), 0, Runtime())
     assert isinstance(like.embedding, jax.ShapeDtypeStruct)

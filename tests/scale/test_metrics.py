@@ -13,7 +13,7 @@ import pytest
 
 from minipref.batch import Batch
 from minipref.training import init_state, loss_of, train_step
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.train import metrics as logs
 from scale.train.loop import Training, hyper
 from scale.train.metrics import WALL_CLOCK, open_log, scalars
@@ -35,8 +35,8 @@ def named(step, scale=1.0):
             "ensemble/weights/0": 0.25 * scale, "ensemble/weights/1": 0.75 * scale}
 
 
-def write(folder, step, records, sinks=()):
-    with open_log(folder, step, sinks) as log:
+def write(folder, step, records, loggers=()):
+    with open_log(folder, step, loggers) as log:
         log.write(records)
 
 
@@ -87,15 +87,15 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("process", [0, 1])
-@pytest.mark.parametrize("sink", BOTH)
-def test_a_missing_package_is_one_line_before_anything_is_written(tmp_path, monkeypatch, sink, process):
+@pytest.mark.parametrize("logger", BOTH)
+def test_a_missing_package_is_one_line_before_anything_is_written(tmp_path, monkeypatch, logger, process):
     """In every process, so that none waits for the others."""
     write(tmp_path, 0, [record(1), record(2)])
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(logs, "find_spec", lambda name: None if name == sink else "found")
+    monkeypatch.setattr(logs, "find_spec", lambda name: None if name == logger else "found")
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    with pytest.raises(DataError, match=f"^--log {sink}: needs pip install 'minipref\\[logging\\]'$"):
-        write(tmp_path, 1, [], (sink,))
+    with pytest.raises(InputError, match=f"^--log {logger}: needs pip install 'minipref\\[logging\\]'$"):
+        write(tmp_path, 1, [], (logger,))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before and files(tmp_path) == ["metrics.jsonl"]
 
 
@@ -175,7 +175,7 @@ def test_the_metrics_of_a_method_reach_tensorboard_under_the_names_that_trl_uses
 @pytest.fixture(scope="module")
 def wandb():
     module = pytest.importorskip("wandb", reason="needs minipref[logging]")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.max_seq_len() as patch:
         for name, value in (("MODE", "offline"), ("SILENT", "true"), ("ERROR_REPORTING", "false")):
             patch.setenv(f"WANDB_{name}", value)
         yield module
@@ -264,7 +264,7 @@ def test_wandb_without_an_account_is_one_line_before_anything_is_written(tmp_pat
 
     monkeypatch.setattr(wandb, "init", refuse)
     write(tmp_path, 0, [record(1), record(2)])
-    with pytest.raises(DataError, match=r"^--log wandb: No API key configured.; WANDB_MODE=offline needs no account$"):
+    with pytest.raises(InputError, match=r"^--log wandb: No API key configured.; WANDB_MODE=offline needs no account$"):
         write(tmp_path, 1, [], BOTH)
     assert [r["step"] for r in lines(tmp_path)] == [1, 2] and files(tmp_path) == ["metrics.jsonl"]
 

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scale.model.layers import angles, frequencies, rotate
 
 from minipref.batch import Batch, response_logps
 from scale.data.layout import Shape
 from scale.data.packing import lay, tokens_of
 from scale.model.config import ModelConfig
-from scale.model.layers import angles, frequencies, rotate
 from scale.model.response_logps import logps
 from scale.model.transformer import UNROLLED, Transformer
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 
-CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24, rope_base=100.0)
+CONFIG = ModelConfig(vocab_size=24, num_layers=2, d_model=16, num_heads=2, head_dim=8, d_ff=24, rope_base=100.0)
 FLOAT32 = 2e-5  # nats: sums of up to 4 token log-probabilities near 3, each with some ten float32 roundings behind it
 
 jitted_logps = eqx.filter_jit(logps)
@@ -134,7 +134,7 @@ def test_the_first_token_of_every_response_is_predicted_by_the_last_prompt_posit
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_log_probs_and_gradients_under_rematerialisation(uneven, remat):
-    like = eqx.filter_eval_shape(Transformer, CONFIG, jax.random.key(0), Execution(remat=remat))
+    like = eqx.filter_eval_shape(Transformer, CONFIG, jax.random.key(0), Runtime(remat=remat))
     again = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(uneven))
     gradient = eqx.filter_jit(eqx.filter_grad(lambda m: logps(m, batch_of(ROWS)).sum()))
     found, plain = gradient(again), gradient(uneven)
@@ -151,8 +151,8 @@ def products(jaxpr) -> int:
 def test_which_products_the_backward_pass_computes_again():
     """Of a parallel block four products with weights (queries, keys and values, gate, up) and two of attention."""
     def of_gradient(layers, remat):
-        config = replace(CONFIG, layers=layers)
-        model = eqx.filter_eval_shape(Transformer, config, jax.random.key(0), Execution(remat=remat))
+        config = replace(CONFIG, num_layers=layers)
+        model = eqx.filter_eval_shape(Transformer, config, jax.random.key(0), Runtime(remat=remat))
         return products(jax.make_jaxpr(jax.grad(lambda m: logps(m, batch_of(ROWS)).sum()))(model))
 
     most = UNROLLED["cpu"]
@@ -171,8 +171,8 @@ def test_what_padding_holds_changes_not_a_bit(uneven):
     scribbled = batch._replace(
         tokens=jnp.where(batch.segments < 0, 23, batch.tokens),
         positions=jnp.where(batch.segments < 0, 9, batch.positions),
-        labels=jnp.where(batch.owners == 2, 22, batch.labels),
-        predictors=jnp.where(batch.owners == 2, 15, batch.predictors),
+        labels=jnp.where(batch.response_ids == 2, 22, batch.labels),
+        logit_positions=jnp.where(batch.response_ids == 2, 15, batch.logit_positions),
     )
     assert not np.array_equal(scribbled.tokens, batch.tokens) and not np.array_equal(scribbled.labels, batch.labels)
     np.testing.assert_array_equal(jitted_logps(uneven, scribbled), jitted_logps(uneven, batch))
@@ -249,7 +249,7 @@ def test_parameter_count_by_hand(model):
 
 
 def turn(size, base):
-    return frequencies(ModelConfig(head_size=size, rope_base=base))
+    return frequencies(ModelConfig(head_dim=size, rope_base=base))
 
 
 def turned(x, position, base=100.0):
@@ -287,7 +287,7 @@ def test_hidden_states_have_unit_length_so_logits_have_unit_variance(model):
 
 def test_initial_weights():
     """Kernels N(0, 1/fan_in), the embedding N(0, 1), norms 1, and no two layers alike."""
-    config = ModelConfig(vocab=64, layers=2, d_model=128, heads=4, head_size=16, d_ff=256)
+    config = ModelConfig(vocab_size=64, num_layers=2, d_model=128, num_heads=4, head_dim=16, d_ff=256)
     model = eqx.filter_jit(Transformer)(config, jax.random.key(0, impl="rbg"))  # compiles sooner
     assert abs(np.std(model.embedding) - 1) < 0.05  # 8192 draws or more: a standard error below 0.008
     fans = {"query": 128, "key_value": 128, "gate_up": 128, "attention_out": 64, "mlp_out": 256}

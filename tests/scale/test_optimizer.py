@@ -12,7 +12,7 @@ from scale.model.config import ModelConfig
 from scale.model.response_logps import logps_and_normalizers
 from scale.model.transformer import Transformer
 from scale.train.loop import Training, hyper
-from scale.train.optimizer import ADAFACTOR, Recipe, language_step, start_state
+from scale.train.optimizer import ADAFACTOR, OptimizerConfig, language_step, start_state
 from tests.scale.test_model import ROWS, batch_of
 
 
@@ -55,22 +55,22 @@ def test_adafactor_by_hand():
             np.testing.assert_allclose(found, wanted[t], rtol=2e-5)
 
 
-CONFIG = ModelConfig(vocab=24, layers=2, d_model=16, heads=2, head_size=8, d_ff=24)
+CONFIG = ModelConfig(vocab_size=24, num_layers=2, d_model=16, num_heads=2, head_dim=8, d_ff=24)
 
 
-def stepped(recipe, loss=sft_loss):
+def stepped(optimizer_config, loss=sft_loss):
     model = Transformer(CONFIG, jax.random.key(0))
-    state = start_state(jax.tree.map(jnp.copy, model), recipe, hyper(Training(learning_rate=0.01, warmup=1)))
+    state = start_state(jax.tree.map(jnp.copy, model), optimizer_config, hyper(Training(learning_rate=0.01, warmup=1)))
     batch = batch_of(ROWS)._replace(ref_logps=jnp.zeros((2, 2)))
-    state, metrics = jax.jit(language_step, static_argnums=(0, 1))(loss, recipe, state, batch)
+    state, metrics = jax.jit(language_step, static_argnums=(0, 1))(loss, optimizer_config, state, batch)
     return model, state, {name: np.asarray(value) for name, value in metrics.items()}
 
 
 def test_the_z_loss_is_the_mean_square_of_log_z_where_there_are_labels():
-    model, _, plain = stepped(Recipe())
-    _, _, metrics = stepped(Recipe(z_loss=0.1))
+    model, _, plain = stepped(OptimizerConfig())
+    _, _, metrics = stepped(OptimizerConfig(z_loss=0.1))
     batch = batch_of(ROWS)
-    z = np.asarray(logps_and_normalizers(model, batch).log_normalizers)[np.asarray(batch.owners) < 2]
+    z = np.asarray(logps_and_normalizers(model, batch).log_normalizers)[np.asarray(batch.response_ids) < 2]
     assert len(z) == 10
     assert metrics["z_loss"] == pytest.approx(np.mean(z**2), rel=1e-5)
     assert metrics["loss"] == pytest.approx(plain["loss"] + 0.1 * np.mean(z**2), rel=1e-5)
@@ -80,14 +80,14 @@ def test_the_z_loss_is_the_mean_square_of_log_z_where_there_are_labels():
 def test_log_normalizers_are_those_of_all_logits():
     model, batch = Transformer(CONFIG, jax.random.key(0)), batch_of(ROWS)
     logits = np.asarray(model(batch) @ model.embedding.T, np.float64)
-    at = np.take_along_axis(np.log(np.exp(logits).sum(-1)), np.asarray(batch.predictors), 1)
+    at = np.take_along_axis(np.log(np.exp(logits).sum(-1)), np.asarray(batch.logit_positions), 1)
     np.testing.assert_allclose(logps_and_normalizers(model, batch).log_normalizers, at, rtol=1e-5)
 
 
 def test_the_first_step_of_adafactor_moves_each_layer_by_a_tenth_of_its_size():
     """v is g^2 at first, so the update is the sign of g (RMS 1) times the parameter's RMS, times 1 - 0.9, times lr."""
-    model, state, _ = stepped(Recipe("adafactor"))
+    model, state, _ = stepped(OptimizerConfig("adafactor"))
     moved = np.asarray(state.model.blocks.query - model.blocks.query)
     for layer in range(2):
         assert rms(moved[layer]) == pytest.approx(0.01 * 0.1 * rms(np.asarray(model.blocks.query[layer])), rel=1e-3)
-    assert stepped(Recipe("adafactor"), loss_of("dpo"))[2].keys() >= {"rewards/margins", "loss"}
+    assert stepped(OptimizerConfig("adafactor"), loss_of("dpo"))[2].keys() >= {"rewards/margins", "loss"}

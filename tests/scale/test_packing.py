@@ -23,7 +23,7 @@ from scale.model.transformer import Transformer
 from scale.train.batches import few, least_sizes, schedule
 from scale.train.loop import Training, hyper
 
-CONFIG = ModelConfig(60, 2, 16, 2, 8, 32, kv_heads=1, block="sequential", norm="rms", tied=False)
+CONFIG = ModelConfig(60, 2, 16, 2, 8, 32, num_kv_heads=1, block="sequential", norm="rms", tie_embeddings=False)
 PIECES = [([5, 6, 7], [[8, 9, 1], [10, 1], [11]]), ([15, 16], [[17], [18, 19, 1], []]),
           ([25, 26, 27, 28, 29], [[25, 1], [26, 27, 28, 1], [29, 1]]), ([35], [[36, 1], [37, 1], [38, 39, 36, 1]])]
 
@@ -47,8 +47,8 @@ def test_two_rows_in_a_line_by_hand():
         "positions": [[0, 1, 2, 3, 4, 5, 3, 4, 3, 0, 1, 2, 1, 2, 1, 2, 3, 4, 0, 0]],
         "segments": [[0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1], [0, 1, 1, 2, 2, 3, 3, 3, 3, -1, -1]],
         "labels": [[8, 9, 1, 10, 1, 11, 36, 1, 37, 1, 38, 39, 36, 1]],
-        "predictors": [[2, 3, 4, 2, 6, 2, 9, 10, 9, 12, 9, 14, 15, 16]],
-        "owners": [[0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5, 5, 5]],
+        "logit_positions": [[2, 3, 4, 2, 6, 2, 9, 10, 9, 12, 9, 14, 15, 16]],
+        "response_ids": [[0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5, 5, 5]],
         "last": [[5, 7, 8], [11, 13, 17]],
     }
     assert {name: array.tolist() for name, array in found.items()} == expected

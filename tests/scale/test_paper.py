@@ -23,8 +23,8 @@ from scale.paper.results import Policy
 from scale.train.loop import Training
 
 OPTIONS = [
-    *("--rhos", "0.5", "--methods", "dpo", "e-dpo", "--pairs", "24", "--biases", "0.4", "0.6"),
-    *("--model.vocab", "300", "--model.d-model", "16", "--model.heads", "2", "--model.head-size", "8"),
+    *("--rhos", "0.5", "--methods", "dpo", "e-dpo", "--pairs", "24", "--length-biases", "0.4", "0.6"),
+    *("--model.vocab-size", "300", "--model.d-model", "16", "--model.num-heads", "2", "--model.head-dim", "8"),
     *("--model.d-ff", "32", "--limits.prompt", "40", "--limits.response", "24", "--snapshots", "1"),
     *("--sft.steps", "80", "--sft.batch", "32", "--oracle.steps", "4", "--oracle.batch", "8"),
     *("--reward.steps", "4", "--reward.batch", "8", "--align.steps", "8", "--align.batch", "4"),

@@ -9,11 +9,11 @@ import jax
 import pytest
 
 from scale.data.layout import Layout
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import parameter_count
-from scale.parallel.mesh import Compute, execution
+from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.plan import command as module
 from scale.plan.command import (
     Plan,
@@ -32,7 +32,7 @@ from scale.plan.topology import spanned, topology_devices, torus
 from scale.run import parse
 
 tpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="the TPU compiler is in the extra `tpu`")
-SMALL = ModelConfig(vocab=1024, layers=6, d_model=256, heads=2, head_size=128, d_ff=512)
+SMALL = ModelConfig(vocab_size=1024, num_layers=6, d_model=256, num_heads=2, head_dim=128, d_ff=512)
 PLAN = Plan(model="small", topology="v5e:2x2", batch=8, tokens=512)
 
 
@@ -47,17 +47,17 @@ def small(monkeypatch):
 )
 def test_parameter_counts_are_the_published_ones(name, billions):
     """arXiv 2204.02311, Table 1; the Hugging Face cards of Llama 3 and SmolLM2."""
-    count = parameter_count(start(MODELS[name], module.Recipe(), execution(Compute(fsdp=1))).model)
+    count = parameter_count(start(MODELS[name], module.OptimizerConfig(), make_runtime(RuntimeConfig(fsdp=1))).model)
     assert count / 1e9 == pytest.approx(billions, rel=1e-3)
 
 
 def test_the_presets_shapes_are_palms():
-    shapes = {name: (c.layers, c.heads, c.d_model, c.head_size, c.d_ff, c.vocab) for name, c in MODELS.items()}
+    shapes = {name: (c.layers, c.heads, c.d_model, c.head_dim, c.d_ff, c.vocab_size) for name, c in MODELS.items()}
     assert shapes["palm-8b"] == (32, 16, 4096, 256, 16384, 256_000)
     assert shapes["palm-62b"] == (64, 32, 8192, 256, 32768, 256_000)
     assert shapes["palm-540b"] == (118, 48, 18432, 256, 73728, 256_000)
     palm = MODELS["palm-540b"]
-    assert (palm.kv_heads, palm.block, palm.norm, palm.tied, palm.scaled_logits) == (1, "parallel", "layer", True, True)
+    assert (palm.num_kv_heads, palm.block, palm.norm, palm.tie_embeddings, palm.scaled_logits) == (1, "parallel", "layer", True, True)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_kernel_flops_by_hand():
 def test_the_torus_and_what_lies_along_it():
     assert torus("v4:12x16x16") == (12, 16, 16)
     assert [spanned(n, (12, 16, 16)) for n in (12, 16, 256, 192, 3072, 8, 2)] == [1, 1, 2, 2, 3, 1, 1]
-    with pytest.raises(DataError, match="--topology v4: not a chip and its numbers"):
+    with pytest.raises(InputError, match="--topology v4: not a chip and its numbers"):
         torus("v4")
 
 
 @pytest.fixture(scope="module")
 def of_four_chips():
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.max_seq_len() as patch:
         patch.setitem(MODELS, "small", SMALL)
         return report(PLAN)
 
@@ -135,15 +135,15 @@ def test_plan_compiles_the_step_that_align_runs(monkeypatch):
     monkeypatch.setattr(module, "align_step", Spy)
     with pytest.raises(pytest.fail.Exception, match="asked"):
         report(PLAN)
-    method, recipe, state, batch = asked
-    assert method == "e-dpo" and recipe == PLAN.recipe and state.model.config == SMALL
+    method, optimizer_config, state, batch = asked
+    assert method == "e-dpo" and optimizer_config == PLAN.optimizer_config and state.model.config == SMALL
     assert batch.scores.shape == (8, 2, 5) and batch.ref_logps.shape == (8, 3)
-    assert state.model.execution.attention == "splash" and state.model.execution.remat == "full"
+    assert state.model.runtime.attention == "splash" and state.model.runtime.remat == "full"
 
 
 @tpu
 def test_out_of_memory_is_a_sentence_with_sizes():
-    with pytest.raises(DataError, match=r"palm-8b on v5e:2x2: does not fit: .* needs [\d.]+G of [\d.]+G HBM; try"):
+    with pytest.raises(InputError, match=r"palm-8b on v5e:2x2: does not fit: .* needs [\d.]+G of [\d.]+G HBM; try"):
         report(replace(PLAN, model="palm-8b", batch=4))
 
 
@@ -158,13 +158,13 @@ def test_what_else_the_compiler_says():
         ({"topology": "v9:2x2"}, "--topology v9:2x2"),
         ({"model": "gpt-5"}, "--model gpt-5: not one of palm-8b, palm-62b"),
         ({"mesh": (1, 1, 4)}, r"parameter \.query: axis H of 2 is not divisible by tensor = 4"),
-        ({"mesh": (4, 4, 1)}, "--compute: data 4 x fsdp 4 x tensor 1 devices, of 4"),
+        ({"mesh": (4, 4, 1)}, "--runtime: data 4 x fsdp 4 x tensor 1 devices, of 4"),
         ({"mesh": (1, 3, 1), "batch": 3}, r"mesh \(1, 3, 1\): 3 devices; a plan and several processes must use all 4"),
         ({"batch": 0}, "--batch 0: no mesh of 4 devices divides it"),
     ],
 )
 def test_plans_that_cannot_be(change, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         report(replace(PLAN, **change))
 
 
@@ -173,7 +173,7 @@ def test_search_takes_the_best_that_fits(monkeypatch):
     """Every candidate is asked; those that do not fit are left out."""
     def pretend(plan):
         if plan.remat == "none":
-            raise DataError("does not fit")
+            raise InputError("does not fit")
         return {"mfu_bound": 0.5 + 0.1 * (plan.remat == "dots") + plan.batch / 1000, "plan": plan}
 
     monkeypatch.setattr(module, "report", pretend)
@@ -185,11 +185,11 @@ def test_search_takes_the_best_that_fits(monkeypatch):
 @tpu
 def test_two_slices_lie_along_data():
     devices = topology_devices("v5e:2x2", 2)
-    how = execution(Compute(2, 2, 2), devices)
-    slices = [[[d.slice_index for d in row] for row in plane] for plane in how.mesh.devices]
+    runtime = make_runtime(RuntimeConfig(2, 2, 2), devices)
+    slices = [[[d.slice_index for d in row] for row in plane] for plane in runtime.mesh.devices]
     assert slices == [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]
-    with pytest.raises(DataError, match="data 1: does not run over 2 slices"):
-        execution(Compute(1, 8, 1), devices)
+    with pytest.raises(InputError, match="data 1: does not run over 2 slices"):
+        make_runtime(RuntimeConfig(1, 8, 1), devices)
 
 
 def test_the_command_line():
@@ -200,7 +200,7 @@ def test_the_command_line():
 def test_the_batch_is_split_over_rows_alone():
     if not importlib.util.find_spec("libtpu"):
         pytest.skip("the TPU compiler is in the extra `tpu`")
-    how = execution(Compute(1, 2, 2), topology_devices("v5e:2x2", 1))
-    batch = batch_of(PLAN, row_layout(PLAN), how)
+    runtime = make_runtime(RuntimeConfig(1, 2, 2), topology_devices("v5e:2x2", 1))
+    batch = batch_of(PLAN, row_layout(PLAN), runtime)
     assert {leaf.sharding.shard_shape(leaf.shape)[0] for leaf in jax.tree.leaves(batch)} == {4}
     assert all(math.prod(leaf.shape) for leaf in jax.tree.leaves(batch))

@@ -44,16 +44,16 @@ def row(i, advantage):
     return {"prompt": f"prompt {i}", "sample": f"a | b_{i}", "reward": float(2 + advantage), "reference_reward": 2.0}
 
 
-def log(outcome, steps=40, members=0):
+def log(outcome, steps=40, num_reward_models=0):
     """A training log: held-out values every 20 steps, and one-hot weights of a random member."""
     rng = np.random.default_rng(0)
     path = outcome.policy.path / "metrics.jsonl"
     path.parent.mkdir(parents=True)
     watched = {"validation/logps/chosen": -20.0, "validation/logps/rejected": -22.0, "validation/kl": 0.1}
     records = [{"step": s} | (watched if s % 20 == 0 else {}) for s in range(steps + 1)]
-    for record in records[1:] if members else []:
-        record["ensemble/weights"] = np.eye(members)[rng.integers(members)].tolist()
-        record["ensemble/nearest"] = rng.dirichlet(np.ones(members)).tolist()
+    for record in records[1:] if num_reward_models else []:
+        record["ensemble/weights"] = np.eye(num_reward_models)[rng.integers(num_reward_models)].tolist()
+        record["ensemble/nearest"] = rng.dirichlet(np.ones(num_reward_models)).tolist()
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return outcome
 
@@ -154,7 +154,7 @@ def test_one_prompt_and_methods_that_differ_between_rhos(tmp_path):
 
 
 def test_figures_of_logged_runs(tmp_path):
-    outcomes = [log(outcome(tmp_path, m, rho), members=3 if m in ("e-dpo", "hull") else 0)
+    outcomes = [log(outcome(tmp_path, m, rho), num_reward_models=3 if m in ("e-dpo", "hull") else 0)
                 for m in ("dpo", "dp-dpo", "e-dpo", "hull") for rho in (0.3, 0.8)]
     text = report(tmp_path, outcomes, {"biases": (0.2, 0.5, 0.8)})
     assert "Figure B.1 at rho = 0.3" in text

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.flops import model_flops
 from scale.parallel.chips import CHIPS, Chip, chip_of
 from scale.plan.hlo import Counts
 from scale.plan.roofline import bound
 
-PALM = ModelConfig(vocab=256_000, layers=118, d_model=18_432, heads=48, head_size=256, d_ff=73_728)
+PALM = ModelConfig(vocab_size=256_000, num_layers=118, d_model=18_432, num_heads=48, head_dim=256, d_ff=73_728)
 PALM_PARAMS = 540_356_474_880  # by hand: 256000 d + 118 (d 12288 + 2 d 256 + 3 d 73728 + 12288 d + d) + d, d = 18432
 CHIP = Chip(flops=100.0, hbm_bytes=1, hbm_bandwidth=10.0, link_bandwidth=5.0, dcn_bandwidth=2.0)
 
@@ -24,22 +24,22 @@ def test_palm_540b_as_published():
     peak = 6144 * CHIPS["v4"].flops
     mfu, without = (100 * 238_300 * model_flops(PALM, PALM_PARAMS, length) / peak for length in (2048, 0))
     assert mfu == pytest.approx(46.23, abs=0.005) and without == pytest.approx(45.73, abs=0.005)
-    attention = PALM.layers * PALM.heads * PALM.head_size * 2048
+    attention = PALM.layers * PALM.heads * PALM.head_dim * 2048
     recomputation = (7.5 * PALM_PARAMS + 16 * attention) / (6 * PALM_PARAMS + 12 * attention)
     assert mfu * recomputation == pytest.approx(57.83, abs=0.005)
 
 
 def test_model_flops_by_hand():
-    config = ModelConfig(layers=2, heads=3, head_size=4)
+    config = ModelConfig(num_layers=2, num_heads=3, head_dim=4)
     assert model_flops(config, params=100, row_length=5) == 600 + 12 * 2 * 3 * 4 * 5
-    few = replace(config, vocab=3, d_model=2)  # the vocabulary's 6 x 6 for two of five positions
+    few = replace(config, vocab_size=3, d_model=2)  # the vocabulary's 6 x 6 for two of five positions
     assert model_flops(few, 100, 5, 2) == pytest.approx(600 + 12 * 2 * 3 * 4 * 5 - 36 * 3 / 5)
 
 
 def test_chips_by_topology():
     assert chip_of("v3:4x8").devices == 2
     assert chip_of("v4:12x16x16").flops == 275e12
-    with pytest.raises(DataError, match="topology 'v9:2x2': unknown TPU generation; known are v3, v4"):
+    with pytest.raises(InputError, match="topology 'v9:2x2': unknown TPU generation; known are v3, v4"):
         chip_of("v9:2x2")
 
 

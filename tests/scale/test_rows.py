@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scale.data.rows import provenance, read, require, split, write
-from scale.errors import DataError
+from scale.errors import InputError
 
 HH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hh_helpful_dev.jsonl"
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
@@ -35,7 +35,7 @@ def jsonl(tmp_path: Path, *rows) -> Path:
 
 def fault(path: Path, need=("prompt", "chosen", "rejected")) -> str:
     """The message of the error, less the file's folder."""
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         read(path, need)
     message = str(caught.value)
     assert message.startswith(str(path))
@@ -459,7 +459,7 @@ def test_equal_rows_give_equal_bytes(tmp_path):
 
 def test_a_column_without_a_type_is_named_and_the_old_file_stays(tmp_path):
     write(tmp_path / "a.parquet", [PAIR], {})
-    with pytest.raises(DataError, match=r"a\.parquet: field 'id': no Parquet type holds all its values"):
+    with pytest.raises(InputError, match=r"a\.parquet: field 'id': no Parquet type holds all its values"):
         write(tmp_path / "a.parquet", [PAIR | {"id": 1}, PAIR | {"id": "x"}], {})
     assert read(tmp_path / "a.parquet") == [PAIR]
     assert list(tmp_path.iterdir()) == [tmp_path / "a.parquet"]
@@ -473,11 +473,11 @@ def test_provenance(tmp_path):
     require(path, model="m", tokenizer="t", data="d")
     require(jsonl(tmp_path, PAIR), model="m")
     with pytest.raises(
-        DataError,
+        InputError,
         match=re.escape(f"{path}: columns were computed for another tokenizer: file has t, this is u"),
     ):
         require(path, model="m", tokenizer="u")
-    with pytest.raises(DataError, match=r"another model: file has m, this is n; .* another tokenizer"):
+    with pytest.raises(InputError, match=r"another model: file has m, this is n; .* another tokenizer"):
         require(path, model="n", tokenizer="u")
 
 

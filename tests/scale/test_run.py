@@ -174,7 +174,7 @@ def test_a_damaged_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
     data.write_text(json.dumps({"prompt": "p"}))
     model.mkdir()
     (model / "weights.safetensors").write_bytes(b"no weights")
-    (model / "config.json").write_text(json.dumps({"members": 0, "model": {}}))
+    (model / "config.json").write_text(json.dumps({"num_reward_models": 0, "model": {}}))
     argv = ["sample", "--out", tmp_path / "o", "--policy", model, "--data", data]
     assert failing(argv, monkeypatch, capsys).startswith(f"error: {model}")
 

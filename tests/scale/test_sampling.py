@@ -14,7 +14,7 @@ from scale.model.config import ModelConfig
 from scale.model.response_logps import logps
 from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Execution
+from scale.parallel.mesh import Runtime
 
 V, EOS, PAD, NEW = 8, 1, 0, 6
 PROMPTS = [[5, 6], [7, 2, 3, 4, 6], [3, 3, 7]]
@@ -28,7 +28,7 @@ jitted_hidden = eqx.filter_jit(Transformer.__call__)
 def model() -> Transformer:
     """Large weights, so that the blocks and not a token's own embedding decide what follows it."""
     rng = np.random.default_rng(3)
-    config = ModelConfig(vocab=V, layers=2, d_model=16, heads=2, head_size=8, d_ff=16, rope_base=50.0)
+    config = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, head_dim=8, d_ff=16, rope_base=50.0)
     like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
     drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), like)
     return eqx.tree_at(lambda m: (m.embedding, m.norm), drawn, (drawn.embedding * 2, jnp.ones(16)))
@@ -111,7 +111,7 @@ def test_greedy_tokens_are_those_of_the_whole_forward_pass(model, greedy):
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_what_the_backward_pass_computes_again_does_not_matter(model, greedy, remat):
-    like = eqx.filter_eval_shape(Transformer, model.config, jax.random.key(0), Execution(remat=remat))
+    like = eqx.filter_eval_shape(Transformer, model.config, jax.random.key(0), Runtime(remat=remat))
     again = jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(model))
     np.testing.assert_array_equal(drawn(again, temperature=0.0, n=2).tokens, greedy.tokens)
 

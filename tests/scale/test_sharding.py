@@ -13,17 +13,17 @@ from jax.sharding import PartitionSpec as P
 
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Compute, mesh_shape
+from scale.parallel.mesh import RuntimeConfig, mesh_shape
 from scale.parallel.sharding import RULES, partition_spec, shardings
 from scale.train.loop import Training, hyper
 from scale.train.optimizer import ADAFACTOR, ADAM
 
-CONFIG = ModelConfig(vocab=24, layers=2, d_model=8, heads=4, head_size=2, d_ff=16, kv_heads=2, block="sequential",
-                     tied=False, qkv_bias=True, qk_norm=True)
+CONFIG = ModelConfig(vocab_size=24, num_layers=2, d_model=8, num_heads=4, head_dim=2, d_ff=16, num_kv_heads=2, block="sequential",
+                     tie_embeddings=False, qkv_bias=True, qk_norm=True)
 MESH = AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 BY_HAND = {
@@ -51,7 +51,7 @@ def test_every_parameter_by_hand():
 
 
 def test_the_one_head_of_multi_query_attention_is_on_every_device():
-    found = specs(shapes(ModelConfig(vocab=24, d_model=8, heads=4, head_size=2, d_ff=16)))
+    found = specs(shapes(ModelConfig(vocab_size=24, d_model=8, num_heads=4, head_dim=2, d_ff=16)))
     assert found["blocks.key_value"] == P(None, "fsdp", None, None, None)
 
 
@@ -88,18 +88,18 @@ def test_rules_are_checked(rules, message):
     if message is None:
         assert specs(shapes(), **rules)["blocks.query"] == P(None, "tensor", "fsdp", None)
         return
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         specs(shapes(), **rules)
 
 
 def test_an_axis_without_a_rule():
-    with pytest.raises(DataError, match=r"parameter \.w: no rule for its logical axis 'X'; rules are for D, H, G"):
+    with pytest.raises(InputError, match=r"parameter \.w: no rule for its logical axis 'X'; rules are for D, H, G"):
         partition_spec(".w", ("D", "X"), (8, 8), MESH.shape, RULES)
 
 
 def test_a_dimension_that_does_not_divide():
-    odd = ModelConfig(vocab=24, d_model=8, heads=3, head_size=2, d_ff=16)
-    with pytest.raises(DataError, match=r"parameter \.blocks\.query: axis H of 3 is not divisible by tensor = 2"):
+    odd = ModelConfig(vocab_size=24, d_model=8, num_heads=3, head_dim=2, d_ff=16)
+    with pytest.raises(InputError, match=r"parameter \.blocks\.query: axis H of 3 is not divisible by tensor = 2"):
         specs(shapes(odd))
 
 
@@ -116,26 +116,26 @@ def test_palm_540b_by_hand():
 
 @pytest.mark.parametrize(
     ("compute", "shape"),
-    [(Compute(), (1, 8, 1)), (Compute(2, 0, 2), (2, 2, 2)), (Compute(1, 2, 2), (1, 2, 2)), (Compute(2, 4), (2, 4, 1))],
+    [(RuntimeConfig(), (1, 8, 1)), (RuntimeConfig(2, 0, 2), (2, 2, 2)), (RuntimeConfig(1, 2, 2), (1, 2, 2)), (RuntimeConfig(2, 4), (2, 4, 1))],
 )
 def test_the_mesh_of_eight_devices(compute, shape):
     assert mesh_shape(compute, 8) == shape
 
 
-@pytest.mark.parametrize("compute", [Compute(3), Compute(2, 8), Compute(16), Compute(1, 0, 3)])
+@pytest.mark.parametrize("compute", [RuntimeConfig(3), RuntimeConfig(2, 8), RuntimeConfig(16), RuntimeConfig(1, 0, 3)])
 def test_a_mesh_that_the_devices_do_not_make(compute):
-    with pytest.raises(DataError, match=r"--compute: data \d+ x fsdp (\d+|\?) x tensor \d+ devices, of 8"):
+    with pytest.raises(InputError, match=r"--runtime: data \d+ x fsdp (\d+|\?) x tensor \d+ devices, of 8"):
         mesh_shape(compute, 8)
 
 
 INITIALISED = """
 import jax, numpy as np
-from scale.execution import Compute, execution
+from scale.execution import RuntimeConfig, execution
 from scale.model import ModelConfig, Transformer
 from scale.sharding import initialise
-config = ModelConfig(vocab=64, layers=2, d_model=16, heads=4, head_size=4, d_ff=32, kv_heads=2)
+config = ModelConfig(vocab=64, layers=2, d_model=16, heads=4, head_dim=4, d_ff=32, num_kv_heads=2)
 make = lambda how: initialise(lambda: Transformer(config, jax.random.key(0), how))
-whole, split = make(execution(Compute(1, 1, 1))), make(execution(Compute(1, 4, 2)))
+whole, split = make(execution(RuntimeConfig(1, 1, 1))), make(execution(RuntimeConfig(1, 4, 2)))
 for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
     np.testing.assert_array_equal(a, b)
 assert {s.data.size * 8 for s in split.embedding.addressable_shards} == {split.embedding.size}

@@ -14,7 +14,7 @@ from scale.data.dataset import Limits, encode
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Codec
-from scale.errors import DataError
+from scale.errors import InputError
 from scale.files import fingerprint, read_json
 from scale.io import model_folder as folders
 from scale.model.config import ModelConfig
@@ -35,7 +35,7 @@ from scale.train.loop import Training
 
 LIMITS = Limits(24, 12)
 FEW = Training(3, 4, 1e-2, 1)
-MODEL = ModelConfig(vocab=300, layers=1, d_model=16, heads=2, head_size=8, d_ff=16)
+MODEL = ModelConfig(vocab_size=300, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
 SIDES = ("chosen", "rejected")
 
 
@@ -79,11 +79,11 @@ class Chain:
             training=Training(120, 8, 3e-2, 5),
         )  # long enough to speak its words, and to stop
         self.found = {"sft": execute(self.sft)}
-        self.members = Reward(
+        self.num_reward_models = Reward(
             out=at / "members",
             data=self.data,
             init=at / "sft",
-            members=2,
+            num_reward_models=2,
             training=FEW,
             limits=LIMITS,
             validation=self.data,
@@ -167,17 +167,17 @@ def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
     ("change", "named"), [({"seed": 1}, "seed"), ({"limits": Limits(24, 11)}, "limits"), ({"relabel": True}, "relabel")]
 )
 def test_other_options_in_the_same_folder_are_refused(chain, change, named):
-    with pytest.raises(DataError, match=rf"scored: was begun with other {named}; name another --out"):
+    with pytest.raises(InputError, match=rf"scored: was begun with other {named}; name another --out"):
         execute(replace(chain.score, **change))
 
 
 def test_other_inputs_or_another_stage_in_the_same_folder_are_refused(chain, tmp_path):
     other = jsonl(tmp_path / "other.jsonl", chain.rows[1:])
-    with pytest.raises(DataError, match="other contents of the inputs"):
+    with pytest.raises(InputError, match="other contents of the inputs"):
         execute(replace(chain.score, data=other))
-    with pytest.raises(DataError, match="holds a Score stage, not Bias"):
+    with pytest.raises(InputError, match="holds a Score stage, not Bias"):
         execute(Bias(out=chain.score.out, data=chain.data, tokenizer=chain.at / "sft"))
-    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file or folder"):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl: no such file or folder"):
         execute(replace(chain.score, data=tmp_path / "nowhere.jsonl"))
 
 
@@ -235,7 +235,7 @@ def test_snapshots(chain, tmp_path, steps, snapshots, expected):
     """As many as asked for, at 1, 4, 9, ... times a step; asking for more than fit is an error that says so."""
     stage = chain.align("dpo", out=tmp_path / "a", snapshots=snapshots, training=replace(FEW, steps=steps))
     if expected is None:
-        with pytest.raises(DataError, match="snapshots"):
+        with pytest.raises(InputError, match="snapshots"):
             execute(stage)
         return
     execute(stage)
@@ -261,7 +261,7 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
 
 
 def refused(stage, match):
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(InputError, match=match):
         execute(stage)
 
 
@@ -441,7 +441,7 @@ def test_largest_is_the_exact_one(rho):
 def test_largest_by_hand_and_where_nothing_can_be_drawn():
     assert largest(np.array([1] * 6 + [-1] * 30), 0.2) == 30  # 6 won and 24 lost
     assert largest(np.array([1] * 6 + [-1] * 30), 0.8) == 7  # 7.5: 6 won, 1 lost
-    with pytest.raises(DataError, match=r"length bias 0\.5: the longer side wins 0, loses 2"):
+    with pytest.raises(InputError, match=r"length bias 0\.5: the longer side wins 0, loses 2"):
         largest(np.array([-1, -1, 0]), 0.5)
 
 
@@ -463,7 +463,7 @@ def test_bias_stage(chain, tmp_path):
     found = execute(Bias(out=tmp_path / "a", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2))
     assert found == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
     rows = read(tmp_path / "a/rows.parquet")
-    sides = longer_side(folders.load_codec(chain.at / "sft"), rows)
+    sides = longer_side(folders.load_tokenizer(chain.at / "sft"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
     assert len({r["prompt"] for r in rows}) == 25
     assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(
@@ -477,13 +477,13 @@ def test_bias_stage(chain, tmp_path):
 
 def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
     """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has 25."""
-    stage = replace(chain.members, out=tmp_path / "a", members=1, biases=(0.2, 0.5, 0.8))
+    stage = replace(chain.members, out=tmp_path / "a", num_reward_models=1, length_biases=(0.2, 0.5, 0.8))
     policy = folders.load_policy(chain.at / "sft")
     subsets = stage.subsets(policy, chain.rows)
     sides = longer_side(policy.codec, chain.rows)
     assert [len(s) for s in subsets] == [25, 25, 25]
     assert [int((sides[s] > 0).sum()) for s in subsets] == [5, 12, 20]  # 12.5 rounds to even
-    assert execute(replace(stage, biases=(0.2, 0.8)))["pairs of each member"] == 25
+    assert execute(replace(stage, length_biases=(0.2, 0.8)))["pairs of each member"] == 25
     assert folders.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
 
 
@@ -491,7 +491,7 @@ def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp
     """Of one prompt a tenth may be none."""
     data = jsonl(tmp_path / "rows.jsonl", chain.rows[1:2])
     stage = Reward(out=tmp_path / "a", data=data, init=chain.at / "sft", training=FEW, limits=LIMITS)
-    with pytest.raises(DataError, match=r"rows\.jsonl: too few prompts to hold any out; name --validation"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: too few prompts to hold any out; name --validation"):
         execute(stage)
 
 
@@ -714,7 +714,7 @@ def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
 ])
 def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, said):
     stage = replace(chain.align("e-dpo"), out=tmp_path / "new", **change)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(InputError, match=said):
         execute(stage)
     assert not (tmp_path / "new").exists()
 
@@ -729,7 +729,7 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "p"}')
     stage = Corpus(out=tmp_path / "o", data=rows)
-    with pytest.raises(DataError, match="missing"):
+    with pytest.raises(InputError, match="missing"):
         execute(stage)
     jsonl(rows, [{"prompt": f"p{i}", "completion": "c"} for i in range(200)])
     assert sum(execute(stage).values()) == 200
@@ -737,7 +737,7 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
 
 def test_too_few_rows_for_a_part_are_an_error(tmp_path):
     rows = jsonl(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
-    with pytest.raises(DataError, match="1 rows are too few for a"):
+    with pytest.raises(InputError, match="1 rows are too few for a"):
         execute(Corpus(out=tmp_path / "o", data=rows))
 
 
@@ -745,7 +745,7 @@ def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
     policy = folders.load_policy(chain.at / "sft")
     broken = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * np.nan)
     folders.save(tmp_path / "p", broken, policy.config, policy.codec)
-    with pytest.raises(DataError, match="a weight is not finite"):
+    with pytest.raises(InputError, match="a weight is not finite"):
         folders.load_policy(tmp_path / "p")
 
 

@@ -15,8 +15,8 @@ import pytest
 from scale.console import console
 from scale.data.dataset import Limits
 from scale.data.rows import write
-from scale.data.tokenizer import train_codec
-from scale.errors import DataError
+from scale.data.tokenizer import train_tokenizer
+from scale.errors import InputError
 from scale.files import read_json, write_json
 from scale.io import model_folder as folders
 from scale.model.config import ModelConfig
@@ -28,7 +28,7 @@ from scale.stages.sweep import Sweep, shares
 from scale.train.batches import schedule
 from scale.train.loop import Training
 
-CONFIG = ModelConfig(vocab=272, layers=1, d_model=16, heads=2, head_size=8, d_ff=16)
+CONFIG = ModelConfig(vocab_size=272, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
 LIMITS = Limits(60, 40)
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 TRAINING = Training(6, 4, 1e-2, 1)
@@ -56,7 +56,7 @@ def row(rng, i):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     at = tmp_path_factory.mktemp("sweep")
-    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_codec(WORDS, 272))
+    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
     rng = np.random.default_rng(0)
     hashes = folders.load_policy(at / "policy").hashes | {"limits": str(LIMITS)}
     write(at / "rows.parquet", [row(rng, i) for i in range(20)], hashes)
@@ -174,7 +174,7 @@ def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
     one, two = made(1e-2), made(1e-2, 2e-2)
     assert [*two] == ["dpo-0.1-0.01-0", "dpo-0.1-0.02-0"] and one.items() < two.items()
     assert made(2e-2).items() < two.items()
-    with pytest.raises(DataError, match="begun with other training"):
+    with pytest.raises(InputError, match="begun with other training"):
         execute(replace(sweep(folder, tmp_path, methods=("dpo",), taus=()), training=replace(TRAINING, steps=7)))
 
 
@@ -216,7 +216,7 @@ def test_sigterm_saves_what_the_workers_are_at(folder, tmp_path):
     ],
 )
 def test_bad_options_are_named_before_anything_is_trained(folder, tmp_path, options, named):
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(InputError, match=named):
         execute(sweep(folder, tmp_path / "out", workers=options.pop("workers", 1), **options))
     assert not list((tmp_path / "out").glob("*/"))
 
@@ -225,7 +225,7 @@ def test_columns_are_looked_at_before_anything_is_trained(folder, tmp_path):
     stage = sweep(folder, tmp_path / "out", workers=1)
     rows = [{k: v for k, v in row(np.random.default_rng(0), 0).items() if k != "ref_sample"}]
     write(tmp_path / "rows.parquet", rows, {})
-    with pytest.raises(DataError, match=r"rows.parquet: row 1: field 'ref_sample': missing"):
+    with pytest.raises(InputError, match=r"rows.parquet: row 1: field 'ref_sample': missing"):
         execute(replace(stage, data=tmp_path / "rows.parquet"))
     assert not list((tmp_path / "out").glob("*/"))
 

@@ -7,13 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from scale.data.chat_template import TemplateCodec, conversation, load_codec, template_codec
-from scale.data.tokenizer import EOS, PAD, ROLES, SPECIAL, train_codec
-from scale.errors import DataError
+from scale.data.chat_template import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
+from scale.data.tokenizer import EOS, PAD, ROLES, SPECIAL, train_tokenizer
+from scale.errors import InputError
 
 TEXTS = ["the cat sat on the mat", "the bat and the cat", "Größe: ∑ 你好 🙂", "def f(x):\n    return x\n"] * 5
 VOCAB = 300
-CODEC = train_codec(TEXTS, VOCAB)
+CODEC = train_tokenizer(TEXTS, VOCAB)
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
@@ -43,7 +43,7 @@ def test_special_tokens_in_a_users_text_are_text(before, special, after):
 
 
 def test_learned_words_are_fewer_tokens_than_bytes():
-    assert len(CODEC.text_ids("the cat")) < len("the cat") and CODEC.vocab == VOCAB
+    assert len(CODEC.text_ids("the cat")) < len("the cat") and CODEC.vocab_size == VOCAB
 
 
 def test_a_string_prompt_ends_with_the_assistants_token():
@@ -71,7 +71,7 @@ def test_a_response_ends_with_eos_unless_it_was_cut_short():
 def test_training_is_deterministic(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        train_codec(TEXTS, VOCAB).save(tmp_path / name)
+        train_tokenizer(TEXTS, VOCAB).save(tmp_path / name)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -80,13 +80,13 @@ def test_training_is_deterministic(tmp_path):
 @settings(deadline=None, max_examples=30)
 def test_a_loaded_codec_is_the_saved_one(text):
     assert LOADED.text_ids(text + "<|user|>") == CODEC.text_ids(text + "<|user|>")
-    assert LOADED.vocab == CODEC.vocab
+    assert LOADED.vocab_size == CODEC.vocab_size
 
 
 def loaded():
     with tempfile.TemporaryDirectory() as folder:
         CODEC.save(Path(folder))
-        return load_codec(Path(folder))
+        return load_tokenizer(Path(folder))
 
 
 LOADED = loaded()
@@ -95,10 +95,10 @@ LOADED = loaded()
 def test_the_vocabulary_is_at_most_what_was_asked_for_or_an_error():
     """A token at or above the model's `vocab` would be looked up past the end of its embedding, without a word."""
     try:
-        codec = train_codec(TEXTS, 200)  # less than 5 special tokens and 256 bytes
+        codec = train_tokenizer(TEXTS, 200)  # less than 5 special tokens and 256 bytes
     except ValueError:
         return
-    assert codec.vocab <= 200
+    assert codec.vocab_size <= 200
 
 
 # ---- another's tokenizer
@@ -142,9 +142,9 @@ NAMES = {"bos_token": "<s>", "eos_token": "<|im_end|>", "pad_token": "<pad>"}
 MARKERS = ["<s>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
 
 
-def others(template: str | None = CHATML, **settings) -> TemplateCodec:
+def others(template: str | None = CHATML, **settings) -> ChatTokenizer:
     """A byte-level BPE with other special tokens than ours; `<think>` is an added token, but not a special one."""
-    raw = json.loads(train_codec(TEXTS, VOCAB).tokenizer.to_str())
+    raw = json.loads(train_tokenizer(TEXTS, VOCAB).tokenizer.to_str())
     raw["added_tokens"] = []
     renamed = dict(zip(SPECIAL, ["!!0", "!!1", "!!2", "!!3", "!!4"], strict=True))
     raw["model"]["vocab"] = {renamed.get(token, token): i for token, i in raw["model"]["vocab"].items()}
@@ -154,10 +154,10 @@ def others(template: str | None = CHATML, **settings) -> TemplateCodec:
     start = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
     tokenizer.post_processor = start
     named = {**NAMES, **({"chat_template": template} if template else {}), **settings}
-    return template_codec(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "folder")
+    return chat_tokenizer(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "folder")
 
 
-def spelled(codec: TemplateCodec, ids: list[int]) -> str:
+def spelled(codec: ChatTokenizer, ids: list[int]) -> str:
     return codec.special.decode(ids, skip_special_tokens=False)
 
 
@@ -171,7 +171,7 @@ def test_a_conversation_is_what_its_template_writes():
     start, end = (codec.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
     assert (ids[0], ids.count(start), ids.count(end)) == (start, 5, 4)
     assert (codec.eos, codec.pad) == (end, codec.tokenizer.token_to_id("<pad>"))
-    assert codec.vocab == VOCAB + len(MARKERS) + 1
+    assert codec.vocab_size == VOCAB + len(MARKERS) + 1
 
 
 def test_a_string_is_one_turn_of_the_user():
@@ -223,25 +223,25 @@ def test_without_a_template_text_is_itself_and_turns_are_an_error():
     assert codec.prompt_ids("the cat") == [codec.tokenizer.token_to_id("<s>"), *codec.text_ids("the cat")]
     hh = "\n\nHuman: the cat\n\nAssistant:"
     assert spelled(codec, codec.prompt_ids(hh)) == "<s>" + hh
-    with pytest.raises(DataError, match="folder: the tokenizer has no chat template, so a prompt must be text"):
+    with pytest.raises(InputError, match="folder: the tokenizer has no chat template, so a prompt must be text"):
         codec.prompt_ids(TURNS)
 
 
 def test_what_a_template_refuses_is_an_error_with_its_reason():
     turns = [{"role": "user", "content": "the cat"}] * 2
-    with pytest.raises(DataError, match="folder: the chat template refuses the conversation: roles must alternate"):
+    with pytest.raises(InputError, match="folder: the chat template refuses the conversation: roles must alternate"):
         others(STRICT).prompt_ids(turns)
-    with pytest.raises(DataError, match="folder: the chat template refuses"):
+    with pytest.raises(InputError, match="folder: the chat template refuses"):
         others("{% for x in messages %}{{ x.y.z }}{% endfor %}").prompt_ids(turns)
     for broken in ("{% if", "{{ 1 + 'a' }}", "{{ [1][2:].pop() }}"):
-        with pytest.raises(DataError, match="folder: the chat template refuses"):
+        with pytest.raises(InputError, match="folder: the chat template refuses"):
             others(broken).prompt_ids(turns)
 
 
 @pytest.mark.parametrize("attack", ["{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}",
                                     "{{ ''.__class__.__subclasses__() }}"])
 def test_a_template_is_in_a_sandbox(attack):
-    with pytest.raises(DataError, match="refuses"):
+    with pytest.raises(InputError, match="refuses"):
         others(attack + "{{ ''.__class__.__mro__[0] }}").prompt_ids("the cat")
 
 
@@ -278,7 +278,7 @@ def saved(codec, folder: Path) -> Path:
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, None])
 def test_a_folder_brings_back_the_tokenizer(tmp_path, template):
     codec = others(template)
-    again = load_codec(saved(codec, tmp_path))
+    again = load_tokenizer(saved(codec, tmp_path))
     prompt = TURNS if template else "the cat"
     assert again.prompt_ids(prompt) == codec.prompt_ids(prompt)
     assert (again.eos, again.pad, again.closing) == (codec.eos, codec.pad, codec.closing)
@@ -292,13 +292,13 @@ def test_where_a_folder_may_have_its_template_and_names(tmp_path):
     folder = saved(others(None, **named), tmp_path)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": entries}))
-    assert load_codec(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
+    assert load_tokenizer(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    codec = load_codec(folder)
+    codec = load_tokenizer(folder)
     assert spelled(codec, codec.prompt_ids("the cat")) == "the cat"
     (folder / "chat_template.jinja").unlink()
     file.write_text(json.dumps({**named, "pad_token": None}))
-    assert load_codec(folder).pad == CHAT.eos
+    assert load_tokenizer(folder).pad == CHAT.eos
 
 
 def test_truncation_and_padding_of_a_file_are_not_used(tmp_path):
@@ -307,26 +307,26 @@ def test_truncation_and_padding_of_a_file_are_not_used(tmp_path):
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=99)
     tokenizer.save(str(folder / "tokenizer.json"))
-    assert load_codec(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
-    assert load_codec(folder).text_ids("the cat sat on the mat") == CHAT.text_ids("the cat sat on the mat")
+    assert load_tokenizer(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
+    assert load_tokenizer(folder).text_ids("the cat sat on the mat") == CHAT.text_ids("the cat sat on the mat")
 
 
 def test_folders_that_lack_something_are_refused_by_name(tmp_path):
-    with pytest.raises(DataError, match=r"tokenizer\.json: no such file"):
-        load_codec(tmp_path)
+    with pytest.raises(InputError, match=r"tokenizer\.json: no such file"):
+        load_tokenizer(tmp_path)
     folder = saved(CHAT, tmp_path)
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
-    with pytest.raises(DataError, match="eos_token '<end>' is not in the vocabulary"):
-        load_codec(folder)
+    with pytest.raises(InputError, match="eos_token '<end>' is not in the vocabulary"):
+        load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: cannot be read"):
-        load_codec(folder)
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: cannot be read"):
+        load_tokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(DataError, match=r"tokenizer_config\.json: no such file"):
-        load_codec(folder)
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: no such file"):
+        load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer"):
-        load_codec(folder)
+    with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
+        load_tokenizer(folder)
 
 
 # ---- against transformers
@@ -342,7 +342,7 @@ def test_a_folder_that_transformers_wrote(peer, tmp_path):
     codec = others(TRIMMED)
     peer.from_pretrained(saved(codec, tmp_path / "ours")).save_pretrained(tmp_path / "theirs")
     assert (tmp_path / "theirs" / "chat_template.jinja").exists()
-    again = load_codec(tmp_path / "theirs")
+    again = load_tokenizer(tmp_path / "theirs")
     assert again.prompt_ids(TURNS) == codec.prompt_ids(TURNS)
     assert (again.bos, again.eos, again.pad) == (codec.bos, codec.eos, codec.pad)
 
@@ -356,7 +356,7 @@ def test_conversations_and_texts_have_the_tokens_of_transformers(peer, tmp_path,
         assert codec.prompt_ids(turns) == expected
     for turn in TURNS:
         assert codec.text_ids(turn["content"]) == theirs(turn["content"], add_special_tokens=False).input_ids
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab)
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab_size)
     assert theirs.bos_token_id == codec.bos is not None
 
 
@@ -368,4 +368,4 @@ def test_without_a_template_text_has_the_tokens_of_transformers(peer, tmp_path):
 def test_transformers_writes_conversations_as_our_own_tokenizer_does(peer, tmp_path):
     theirs = peer.from_pretrained(saved(CODEC, tmp_path))
     assert theirs.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False) == CODEC.prompt_ids(TURNS)
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (CODEC.eos, CODEC.pad, CODEC.vocab)
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (CODEC.eos, CODEC.pad, CODEC.vocab_size)
