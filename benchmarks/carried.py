@@ -27,7 +27,7 @@ from minipref.training import init_state, train_step
 from scale.console import console
 from scale.data.dataset import batch_indices, take
 from scale.data.rows import provenance, read, write
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.response_logps import logps
 from scale.model.transformer import Transformer
 from scale.paper.figures import records
@@ -66,13 +66,13 @@ def step(state, batch):
 
 
 def carried_hull(stage: Align, out: Path) -> Path:
-    policy = folders.load_policy(stage.policy)
+    policy = model_folder.load_policy(stage.policy)
     data = stage.load(policy, stage.data, ["chosen", "rejected", "ref_sample"]).data
     start = Carried(policy.model, jnp.zeros(data.scores.shape[2]))
     state = init_state(start, ADAM, hyper(stage.training, stage.beta or 0.0, (1e-4, 1e-2)))
-    indices = partial(batch_indices, len(data.tokens), stage.training.batch, stage.training.seed)
+    indices = partial(batch_indices, len(data.tokens), stage.training.batch_size, stage.training.seed)
     trained = train(step, state, lambda i: take(data, indices(i)), stage.training.steps, out, "carried")
-    folders.save(out, trained.policy, policy.config, policy.codec)
+    model_folder.save(out, trained.policy, policy.config, policy.tokenizer)
     console.print("  final weights:", np.round(np.asarray(jax.nn.softmax(SPEED * trained.logits), float), 2).tolist())
     return out
 

@@ -29,7 +29,7 @@ from scale.data.dataset import Limits
 from scale.data.rows import read, write
 from scale.data.tokenizer import train_tokenizer
 from scale.files import read_json
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.paper.figures import records
@@ -37,7 +37,7 @@ from scale.stages.align import MethodName, align_step
 from scale.stages.corpus import Corpus
 from scale.stages.score import Score
 from scale.stages.stage import execute
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.optimizer import OptimizerConfig, start_state
 
 LIMITS = Limits(48, 24, "keep-start")
@@ -72,8 +72,8 @@ def prepare(at: Path, pairs: int) -> None:
     execute(Corpus(out=at / "corpus"))
     every = read(at / "corpus/train.parquet", need=("prompt", "completion"))
     found = [*{row["completion"]: row for row in every}.values()][:pairs]  # no summary twice
-    codec = train_tokenizer((row[name] for row in found for name in ("prompt", "completion")), ModelConfig().vocab_size)
-    folders.save(at / "policy", Transformer(ModelConfig(), jax.random.key(0)), ModelConfig(), codec)
+    tokenizer = train_tokenizer((row[name] for row in found for name in ("prompt", "completion")), ModelConfig().vocab_size)
+    model_folder.save(at / "policy", Transformer(ModelConfig(), jax.random.key(0)), ModelConfig(), tokenizer)
     rng = np.random.default_rng(0)
     write(at / "pairs.parquet", [pair(rng, found, i) for i in range(len(found))], {})
     execute(Score(out=at / "scored", data=at / "pairs.parquet", reference=at / "policy", limits=LIMITS))
@@ -128,7 +128,7 @@ def against_commands(options: Options, at: Path) -> None:
 def members(options: Options, n: int) -> list[TrainState]:
     """n of the states that a grid starts from, no two alike."""
     def state(i: int) -> TrainState:
-        values = hyper(Training(learning_rate=1e-3 * (1 + i % 4)), 0.1 * 2 ** (i // 4), (1e-4, 1e-2))
+        values = hyper(TrainingConfig(learning_rate=1e-3 * (1 + i % 4)), 0.1 * 2 ** (i // 4), (1e-4, 1e-2))
         return start_state(Transformer(options.work.model, jax.random.key(0)), OptimizerConfig(), values)
 
     return [state(i) for i in range(n)]

@@ -14,7 +14,7 @@ import jax
 
 from benchmarks.machine import describe, peak_memory_gib
 from scale.data.tokenizer import train_tokenizer
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.io.huggingface import export
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
@@ -34,17 +34,17 @@ def model_of(config: ModelConfig) -> Transformer:
 def run(job: str, at: Path) -> None:
     """Does the job and prints its process's peak, and its size before."""
     runtime = make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
-    codec = train_tokenizer(["some words"], 300)
+    tokenizer = train_tokenizer(["some words"], 300)
     if job.startswith("load"):
         before = peak_memory_gib()
-        jax.block_until_ready(folders.load_policy(at / ("hf" if "exported" in job else "ours"), runtime).model)
+        jax.block_until_ready(model_folder.load_policy(at / ("hf" if "exported" in job else "ours"), runtime).model)
     else:
         before = peak_memory_gib()
         model = model_of(CONFIG)
         if job == "initialise and save":
-            folders.save(at / "ours", model, CONFIG, codec)
+            model_folder.save(at / "ours", model, CONFIG, tokenizer)
         elif job == "initialise and export":
-            export(at / "hf", model, codec)
+            export(at / "hf", model, tokenizer)
     print(before, peak_memory_gib())
 
 

@@ -18,7 +18,7 @@ from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import initialise
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.optimizer import OptimizerConfig, start_state
 
 FIELDS = ["chosen", "rejected", "ref_sample"]
@@ -43,7 +43,7 @@ class Work:
 
 def first_state(work: Work, runtime: Runtime = ONE_DEVICE) -> TrainState:
     model = initialise(partial(Transformer, work.model, runtime=runtime), jax.random.key(0))
-    return start_state(model, RECIPE, hyper(Training(), 0.1, (1e-4, 1e-2)))
+    return start_state(model, RECIPE, hyper(TrainingConfig(), 0.1, (1e-4, 1e-2)))
 
 
 def rows(work: Work, responses: int, num_reward_models: int) -> Batch:

@@ -89,7 +89,7 @@ def _arms_of(pairs: Pairs, arms: int) -> Float[Array, "2 B arms"]:
     return jax.nn.one_hot(pairs.T, arms)
 
 
-def _sum_over_pairs(objective: Callable, weights: Weights, pairs: Pairs, strength: Scalar) -> Loss:
+def _sum_over_pairs(objective: Callable, weights: Weights, pairs: Pairs, beta: Scalar) -> Loss:
     """The sum of an objective of one margin over the pairs that are not padding."""
     margins = weights[pairs[:, 0]] - weights[pairs[:, 1]]
-    return jnp.sum(jnp.where(pairs[:, 0] >= 0, jax.vmap(objective, (0, None))(margins, strength), 0.0))
+    return jnp.sum(jnp.where(pairs[:, 0] >= 0, jax.vmap(objective, (0, None))(margins, beta), 0.0))

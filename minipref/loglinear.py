@@ -50,24 +50,24 @@ def kls(problem: Problem, theta: Float[Array, "X Y"]) -> Float[Array, " X"]:
 
 
 def loss(
-    problem: Problem, method: Method, theta: Float[Array, "X Y"], strength: Scalar, fraction: Scalar = 1.0
+    problem: Problem, method: Method, theta: Float[Array, "X Y"], beta: Scalar, progress: Scalar = 1.0
 ) -> Loss:
     """What a row of `METHODS` minimises, with the exact KL: logits [X, Y] -> scalar. Source: Eq. 11, Eq. 13."""
     pair_margins = margins(problem, theta)
-    return method_loss(method, pair_margins, problem.reward_margins, kls(problem, theta), strength, fraction)
+    return method_loss(method, pair_margins, problem.reward_margins, kls(problem, theta), beta, progress)
 
 
 def gradient(
-    problem: Problem, method: Method, theta: Float[Array, "X Y"], strength: Scalar, fraction: Scalar = 1.0
+    problem: Problem, method: Method, theta: Float[Array, "X Y"], beta: Scalar, progress: Scalar = 1.0
 ) -> Float[Array, "X Y"]:
     """The gradient of `loss` in theta [X, Y], by automatic differentiation; the reference has it analytically."""
-    return jax.grad(loss, argnums=2)(problem, method, theta, strength, fraction)
+    return jax.grad(loss, argnums=2)(problem, method, theta, beta, progress)
 
 
 def descend(
     problem: Problem,
     method: Method,
-    strength: Scalar,
+    beta: Scalar,
     rate: Scalar,
     steps: int,
     start: Float[Array, "X Y"] | None = None,
@@ -78,7 +78,7 @@ def descend(
     """
 
     def update(theta, step):
-        moved = theta - rate * gradient(problem, method, theta, strength, step / max(steps - 1, 1))
+        moved = theta - rate * gradient(problem, method, theta, beta, step / max(steps - 1, 1))
         return moved, moved
 
     first = problem.ref if start is None else start

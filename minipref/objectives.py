@@ -8,13 +8,15 @@ say so.
 h denotes `margin`, the log-ratio margin of Eq. 6; rho = r(y1) - r(y2) denotes a `reward_margin`.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Real, Shaped
+from jaxtyping import Array, Float, Real, Shaped
+
+from minipref.simplex import nearest_mixture
 
 Scalar: TypeAlias = Real[ArrayLike, ""]
 Loss: TypeAlias = Float[Array, ""]
@@ -195,9 +197,7 @@ def hull_weights(
     Shapes: margins [B], reward_margins [K, B] -> [K], non-negative, sums to 1. Source: ours.
     """
     margins, reward_margins, beta = lax.stop_gradient(_wide(margins, reward_margins, beta))
-    residuals = reward_margins - beta * margins
-    gram = jnp.matmul(residuals, residuals.T, precision=lax.Precision.HIGHEST) / margins.size
-    return _minimise_on_simplex(gram)
+    return nearest_mixture(reward_margins - beta * margins)
 
 
 def forward_kl(
@@ -305,75 +305,3 @@ def _member_losses(
 ) -> Float[Array, " K"]:
     """The batch mean of Eq. 7 for each reward model."""
     return jax.vmap(_batch_distillation, (None, 0, None))(margins, reward_margins, beta)
-
-
-class _ActiveSet(NamedTuple):
-    """A point u >= 0 and the members free to be positive; `done` once no other member would lower it."""
-
-    point: Float[Array, " K"]
-    free: Bool[Array, " K"]
-    done: Bool[Array, ""]
-    steps: Int[Array, ""]
-
-
-def _minimise_on_simplex(gram: Float[Array, "K K"]) -> Float[Array, " K"]:
-    """argmin of w' Q w over the simplex.
-
-    Adding 1 to every entry of Q does not move it, since sum(w) = 1, and it is u / sum(u) for the u >= 0 that
-    minimises u' (Q + 11') u / 2 - 1' u. That one is found by the active-set method of Lawson and Hanson
-    (1974, chapter 23), started at the best corner, from where the objective only falls.
-    """
-    ridge = 8 * len(gram) * jnp.finfo(gram.dtype).eps
-    shifted = _scaled(gram) + 1.0
-    matrix = shifted + ridge * jnp.diag(jnp.diag(shifted))
-    corner = jax.nn.one_hot(jnp.argmin(jnp.diag(gram)), len(gram), dtype=bool)
-    start = _ActiveSet(jnp.zeros(len(gram), gram.dtype), corner, jnp.array(False), jnp.array(0))
-    running = lambda state: ~state.done & (state.steps < 10 * len(gram))  # noqa: E731
-    point = lax.while_loop(running, lambda state: _step(matrix, ridge, state), start).point
-    return point / jnp.sum(point)
-
-
-def _scaled(gram: Float[Array, "K K"]) -> Float[Array, "K K"]:
-    """Q in units of its best member: one bad member in the unit would push the others below rounding."""
-    diagonal = jnp.diag(gram)
-    unit = jnp.maximum(jnp.min(diagonal), jnp.finfo(gram.dtype).eps ** 2 * jnp.max(diagonal))
-    return gram / jnp.where(unit > 0, unit, 1.0)
-
-
-def _step(matrix: Float[Array, "K K"], ridge: Scalar, state: _ActiveSet) -> _ActiveSet:
-    """Go to the free members' minimum and free one more; or as far as signs allow, and fix who reached 0."""
-    target = _solve_free(matrix, state.free)
-    blocked = state.free & (target <= 0)
-    arrived = ~jnp.any(blocked)
-    entering, done = _entering(matrix, ridge, target, state.free)
-    stopped, kept = _step_to_boundary(state.point, target, state.free, blocked)
-    point = jnp.where(arrived, target, stopped)
-    free = jnp.where(arrived, state.free | entering, kept)
-    return _ActiveSet(point, free, arrived & done, state.steps + 1)
-
-
-def _solve_free(matrix: Float[Array, "K K"], free: Bool[Array, " K"]) -> Float[Array, " K"]:
-    """The minimiser over the free members, the others at 0."""
-    both = free[:, None] & free[None, :]
-    masked = jnp.where(both, matrix, jnp.eye(len(matrix), dtype=matrix.dtype))
-    return jax.scipy.linalg.solve(masked, free.astype(matrix.dtype), assume_a="pos")
-
-
-def _entering(
-    matrix: Float[Array, "K K"], ridge: Scalar, point: Float[Array, " K"], free: Bool[Array, " K"]
-) -> tuple[Bool[Array, " K"], Bool[Array, ""]]:
-    """The fixed member along which the objective falls fastest, one-hot, and whether none does noticeably."""
-    descent = (1.0 - jnp.sum(matrix * point, axis=-1)) / jnp.sqrt(jnp.diag(matrix))
-    descent = jnp.where(free, -jnp.inf, descent)
-    return jax.nn.one_hot(jnp.argmax(descent), len(free), dtype=bool), ~(jnp.max(descent) > 4 * ridge)
-
-
-def _step_to_boundary(
-    point: Float[Array, " K"], target: Float[Array, " K"], free: Bool[Array, " K"], blocked: Bool[Array, " K"]
-) -> tuple[Float[Array, " K"], Bool[Array, " K"]]:
-    """The last point before an entry turns negative on the way to the target, and who is positive there."""
-    gap = jnp.where(blocked & (point > target), point - target, 1.0)
-    fractions = jnp.where(blocked, point / gap, jnp.inf)
-    fraction = jnp.min(fractions, initial=1.0)
-    kept = free & ~(fractions <= fraction)
-    return jnp.where(kept, jnp.maximum(point + fraction * (target - point), 0.0), 0.0), kept

@@ -1,4 +1,4 @@
-"""Explicit reward models r(x, y) and ensembles of them (sections 3.1 and 5.2)."""
+"""Explicit reward models r(x, y), and ensembles of them (sections 3.1 and 5.2)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from minipref.batch import Batch, response_rewards
+from minipref.batch import Inputs
+from minipref.logps import response_rewards
 
 
 class RewardModel(eqx.Module):
-    """A trunk (batch -> hidden states [B, T, D]) and a scalar head, read at each response's last slot."""
+    """A trunk and a scalar head, which reads the hidden state at the last token of each response.
+
+    Attributes:
+        trunk: `Inputs` -> hidden states [R, W, D].
+        head: [D]; [K, D] for K stacked models.
+    """
 
     trunk: Callable
     head: Float[Array, "*K D"]
@@ -21,16 +27,27 @@ class RewardModel(eqx.Module):
         self.trunk = trunk
         self.head = jax.random.normal(key, (width,)) / width
 
-    def __call__(self, batch: Batch) -> Float[Array, "B n"]:
-        return response_rewards(self.trunk(batch), self.head, batch)
+    def __call__(self, inputs: Inputs) -> Float[Array, "B n"]:
+        return response_rewards(self.trunk(inputs), self.head, inputs)
 
 
-def stack(members: list[Any]) -> Any:
-    """K modules of one shape as one module whose arrays have a leading axis K, for `eqx.filter_vmap`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *members)
+def stack(models: list[Any]) -> Any:
+    """K modules of one shape as one module, whose arrays have a leading axis K for `vmap`."""
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *models
+    )
 
 
-def ensemble_rewards(models: RewardModel, batch: Batch) -> Float[Array, "B n K"]:
-    """Rewards of one batch under each of the K stacked reward models, one after another: memory for one."""
+def ensemble_rewards(models: RewardModel, inputs: Inputs) -> Float[Array, "B n K"]:
+    """The rewards by K stacked models, one after another, so that memory is that of one.
+
+    Args:
+        models: K reward models, stacked.
+        inputs: The packed sequences.
+
+    Returns:
+        [B, n, K].
+    """
     arrays, static = eqx.partition(models, eqx.is_array)
-    return jnp.moveaxis(jax.lax.map(lambda member: eqx.combine(member, static)(batch), arrays), 0, -1)
+    rewards = jax.lax.map(lambda member: eqx.combine(member, static)(inputs), arrays)
+    return jnp.moveaxis(rewards, 0, -1)

@@ -49,33 +49,34 @@ def kls(problem, theta):
     return problem.draws * forward_kl(log_softmax(problem.ref), log_softmax(theta))
 
 
-def loss(problem, method, theta, strength, fraction=1.0):
+def loss(problem, method, theta, beta, progress=1.0):
     """What a row of `METHODS` minimises, with the exact KL: logits [X, Y] -> scalar. Source: Eq. 11, Eq. 13."""
     pair_margins = margins(problem, theta)
-    return method_loss(method, pair_margins, problem.reward_margins, kls(problem, theta), strength, fraction)
+    return method_loss(method, pair_margins, problem.reward_margins, kls(problem, theta), beta, progress)
 
 
-def gradient(problem, method, theta, strength, fraction=1.0):
+def gradient(problem, method, theta, beta, progress=1.0):
     """The gradient of `loss` in theta [X, Y], analytically.
 
     sum_b (d pair_loss / d h_b) d h_b / d theta + gamma mean_x draws (pi_theta - pi_ref)
     """
-    slopes = margin_slopes(method, margins(problem, theta), problem.reward_margins, strength)
+    slopes = margin_slopes(method, margins(problem, theta), problem.reward_margins, beta)
     excess = np.exp(log_softmax(theta)) - np.exp(log_softmax(problem.ref))
-    pull = gamma_at(method.gamma, fraction) * problem.draws * excess / len(theta)
+    gamma = gamma_at(method.gamma or (0.0, 0.0), progress)
+    pull = gamma * problem.draws * excess / len(theta)
     return np.tensordot(slopes, problem.differences, 1) + pull
 
 
-def margin_slopes(method, pair_margins, reward_margins, strength):
+def margin_slopes(method, pair_margins, reward_margins, beta):
     """d pair_loss / d h_b for each pair [B].
 
     A minimum over reward models, or over their mixtures, has the slope of what it chose (envelope theorem).
     """
     batch = len(pair_margins)
     if method.weights is None:
-        return SLOPES[method.pair_loss.args[0]](pair_margins, strength) / batch
-    weights = method.weights(pair_margins, reward_margins, strength)
-    return SLOPES[distillation](pair_margins, weights @ reward_margins, strength) / batch
+        return SLOPES[method.pair_loss.args[0]](pair_margins, beta) / batch
+    weights = method.weights(pair_margins, reward_margins, beta)
+    return SLOPES[distillation](pair_margins, weights @ reward_margins, beta) / batch
 
 
 SLOPES: dict[Callable, Callable] = {  # d objective / d margin, of whole batches
@@ -85,13 +86,13 @@ SLOPES: dict[Callable, Callable] = {  # d objective / d margin, of whole batches
 }
 
 
-def descend(problem, method, strength, rate, steps, start=None):
+def descend(problem, method, beta, rate, steps, start=None):
     """Gradient descent from `start`, by default pi_ref, gamma annealed over the steps: the path [steps + 1, X, Y].
 
     theta_{t+1} = theta_t - rate gradient(theta_t)
     """
     path = [problem.ref if start is None else start]
     for step in range(steps):
-        fraction = step / max(steps - 1, 1)
-        path.append(path[-1] - rate * gradient(problem, method, path[-1], strength, fraction))
+        progress = step / max(steps - 1, 1)
+        path.append(path[-1] - rate * gradient(problem, method, path[-1], beta, progress))
     return np.stack(path)

@@ -18,23 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tokenizers
 from jaxtyping import Array, Float
-from tokenizers import Tokenizer, models
 
-from minipref.batch import Batch
-from minipref.training import TrainState, init_state, loss_of, sft_loss, train_step
-from scale.data.dataset import Limits, fit_prompt, pack
-from scale.data.layout import round_up
-from scale.data.packing import Pieces
+from minipref.batch import Batch, Inputs, Targets
+from minipref.training import Hyperparameters, TrainState, init_state, train_step
+from scale.data.dataset import Limits, read_targets, take, truncate
+from scale.data.layout import round_up, smallest_shape
+from scale.data.packing import TokenizedRows, pack, tokenized_rows
 from scale.data.rows import read
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.model.inference import sequence_logps
-from scale.model.response_logps import logps
+from scale.model.response_logps import response_logps
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.processes import shard_batch, to_host
 from scale.parallel.sharding import constrain, initialise, runtime_of
-from scale.train.loop import Training, hyper
+from scale.train.steps import language_model_loss, policy_loss
 
 Values = dict[str, Any]
 
@@ -63,36 +63,44 @@ class Adapter:
         runtime = make_runtime(self.runtime)
         return {
             **{("data", name): split for name in ("explicit", "conversations", "hh-text")},
-            ("data", "tokens-keep-end"): partial(tokens, "keep-end"),
-            ("data", "tokens-keep-start"): partial(tokens, "keep-start"),
+            ("data", "tokens-keep-end"): partial(tokens, "left"),
+            ("data", "tokens-keep-start"): partial(tokens, "right"),
             ("logps", "sum"): partial(sequences, runtime),
             ("logps", "shared-prefix"): partial(shared_prefix, runtime),
-            ("training", "sft"): partial(training, runtime, sft_loss, ("chosen",)),
-            **{("training", name): partial(training, runtime, loss_of(name), PAIR) for name in ("dpo", "d-dpo", "e-dpo")},
+            ("training", "sft"): partial(training, runtime, SFT, ("chosen",)),
+            **{
+                ("training", name): partial(training, runtime, partial(policy_loss, name, 0.0), PAIR)
+                for name in ("dpo", "d-dpo", "e-dpo")
+            },
         }
 
 
+SFT = partial(language_model_loss, 0.0)
 adapter = Adapter(RuntimeConfig())
-
-
 bfloat16 = Adapter(RuntimeConfig(dtype="bfloat16"))
-
-
 sharded = Adapter(RuntimeConfig(data=2, fsdp=2, tensor=2))
 
 
-class Given(eqx.Module):
+class TableModel(eqx.Module):
     """A language model whose logits after token v are row v."""
 
     table: Float[Array, "V E"]
     runtime: Runtime = eqx.field(static=True)
 
-    def __call__(self, batch: Batch) -> Float[Array, "B T E"]:
-        return self.table.astype(self.runtime.dtype)[batch.tokens]
+    def __call__(self, inputs: Inputs) -> Float[Array, "B T E"]:
+        return self.table.astype(self.runtime.dtype)[inputs.tokens]
 
     @property
     def unembedding(self) -> Float[Array, "E E"]:
         return jnp.eye(self.table.shape[1])
+
+
+def table_model(table: np.ndarray, runtime: Runtime) -> Any:
+    """Sharded by the rules of every model; rows are filled up to what the mesh divides."""
+    rows = round_up(len(table), runtime.sizes.get("fsdp", 1))
+    filled = np.zeros((rows, table.shape[1]), np.float32)
+    filled[: len(table)] = table
+    return initialise(lambda table: TableModel(table, runtime), jnp.asarray(filled))
 
 
 def split(params: Values, inputs: Values) -> Values:
@@ -104,8 +112,8 @@ def split(params: Values, inputs: Values) -> Values:
     return {name: row[name] for name in ("prompt", "chosen", "rejected")}
 
 
-class Numbers(Codec):
-    """A tokenizer of numbers, the end-of-sequence token being 1."""
+class NumberTokenizer(Tokenizer):
+    """A tokenizer of numbers, with 1 as the end-of-sequence token."""
 
     def text_ids(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
@@ -115,90 +123,105 @@ class Numbers(Codec):
         return 1
 
 
-def tokens(overlong: Any, params: Values, inputs: Values) -> Values:
-    codec = Numbers(Tokenizer(models.BPE()))
-    made = {"prompt_ids": fit_prompt(inputs["prompt_ids"], Limits(params["max_prompt_length"], 32, overlong), 0)}
+def tokens(truncation_side: Any, params: Values, inputs: Values) -> Values:
+    tokenizer = NumberTokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
+    limits = Limits(params["max_prompt_length"], 32, truncation_side)
+    outputs = {"prompt_ids": truncate(inputs["prompt_ids"], limits, 0)}
     for name in ("chosen", "rejected"):
         text = " ".join(map(str, inputs[f"{name}_ids"]))
-        made[f"{name}_ids"] = codec.response_ids(text, inputs[f"{name}_complete"])
-    return made
+        outputs[f"{name}_ids"] = tokenizer.response_ids(text, inputs[f"{name}_complete"])
+    return outputs
 
 
 def sequences(runtime: Runtime, params: Values, inputs: Values) -> Values:
-    """Slot 0 is always the prompt's: nothing predicts it."""
+    """Position 0 is always the prompt's: nothing predicts it."""
     response = inputs["completion_mask"].astype(bool)
     response[:, 0] = False
     prompt = inputs["attention_mask"].astype(bool) & ~response
     prompt[:, 0] |= ~prompt.any(1)
-    scored = _scored(runtime, inputs, prompt, [response])
+    scored = score(runtime, inputs, prompt, [response])
     return {"logps": scored["logps"][:, 0], "grads": scored["grads"]}
 
 
 def shared_prefix(runtime: Runtime, params: Values, inputs: Values) -> Values:
     segments = inputs["segments"]
-    scored = _scored(runtime, inputs, segments == 0, [segments == 1, segments == 2])
+    scored = score(runtime, inputs, segments == 0, [segments == 1, segments == 2])
     chosen, rejected = scored["logps"].T
     return {"chosen_logps": chosen, "rejected_logps": rejected, "grads": scored["grads"]}
 
 
-def training(runtime: Runtime, loss: Any, fields: tuple[str, ...], params: Values, inputs: Values) -> Values:
+def score(
+    runtime: Runtime, inputs: Values, prompt: np.ndarray, responses: list[np.ndarray]
+) -> Values:
+    """Log-probabilities of the marked responses, by a model with one token for each position."""
+    shape = inputs["logits"].shape
+    if any(mask.shape != shape[:2] for mask in (prompt, *responses)):
+        raise InputError("the masks do not have the shape of the rows")
+    positions = np.arange(shape[0] * shape[1]).reshape(shape[:2])
+    packed = pack_alone(marked(inputs["input_ids"], prompt, responses))
+    packed = packed._replace(tokens=pack_alone(marked(positions, prompt, responses)).tokens)
+    rows = np.arange(round_up(shape[0], runtime.batch_shards)) % shape[0]
+    batch = shard_batch(take(packed, rows), runtime)
+
+    @partial(jax.grad, has_aux=True)
+    def total(model: Any) -> tuple[Array, Array]:
+        logps = response_logps(model, batch)[: shape[0]]
+        return logps.sum(), logps
+
+    lowest = float(jnp.finfo(runtime.dtype).min)
+    finite = np.maximum(inputs["logits"].reshape(-1, shape[2]), lowest)
+    grads, logps = jax.jit(total)(table_model(finite, runtime))
+    by_logits = to_host(grads.table)[: positions.size].reshape(shape)
+    return {"logps": to_host(logps), "grads": {"logits": by_logits}}
+
+
+def marked(ids: np.ndarray, prompt: np.ndarray, responses: list[np.ndarray]) -> TokenizedRows:
+    rows = [(row[prompt[i]], [row[mask[i]] for mask in responses]) for i, row in enumerate(ids)]
+    return tokenized_rows(rows)
+
+
+def pack_alone(rows: TokenizedRows) -> Inputs:
+    """One row in each packed sequence."""
+    return pack(rows, smallest_shape(rows.lengths, len(rows.lengths)))
+
+
+def training(
+    runtime: Runtime, loss_fn: Any, fields: tuple[str, ...], params: Values, inputs: Values
+) -> Values:
     """Ten steps of gradient descent, each on all of its pairs at once."""
-    data = _training_rows(runtime, fields, inputs)
-    run = Training(len(inputs["batches"]), 8, params["learning_rate"], warmup=0, end_lr_ratio=1.0)
-    start = partial(init_state, optimizer=optax.identity(), hyper=hyper(run, params.get("beta", 0.0)))
-    state, losses = initialise(start, _given(inputs["table"], runtime)), []
-    step = jax.jit(partial(_descend, loss))
-    for rows in inputs["batches"].reshape(run.steps, -1):
-        state, metrics = step(state, shard_batch(data, rows, runtime))
+    batch = training_rows(runtime, fields, inputs)
+    steps = inputs["batches"].reshape(len(inputs["batches"]), -1)
+    optimizer = optax.sgd(params["learning_rate"])
+    beta = jnp.asarray(params.get("beta", 0.0), jnp.float32)
+    start = partial(
+        init_state,
+        optimizer=optimizer,
+        num_steps=len(steps),
+        hyperparameters=Hyperparameters(beta, jnp.zeros(2)),
+    )
+    state, losses = initialise(start, table_model(inputs["table"], runtime)), []
+
+    @jax.jit
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
+        return constrain(train_step(loss_fn, optimizer, state, batch), runtime_of(state.model))
+
+    for rows in steps:
+        state, metrics = step(state, shard_batch(take(batch, rows), runtime))
         losses.append(metrics["loss"])
     return {"losses": np.asarray(to_host(losses)), "parameters": to_host(state.model.table)}
 
 
-def _descend(loss: Any, state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
-    return constrain(train_step(logps, loss, optax.identity(), state, batch), runtime_of(state.model))
-
-
-def _training_rows(runtime: Runtime, fields: tuple[str, ...], inputs: Values) -> Batch:
+def training_rows(runtime: Runtime, fields: tuple[str, ...], inputs: Values) -> Batch:
     """Packed rows with the columns that `score` adds; a sample without tokens has no KL."""
     masks = {name: inputs[f"{name}_mask"].astype(bool) for name in ("chosen", "rejected")}
-    prompts = (inputs["chosen_ids"] > 1) & ~masks["chosen"]
-    pieces = [(inputs["chosen_ids"][i][prompts[i]].tolist(),
-               [inputs[f"{name}_ids"][i][masks[name][i]].tolist() if name in masks else [] for name in fields])
-              for i in range(len(prompts))]
-    names = [name for name in inputs if name.startswith("score")]
-    rows = [{name: inputs[name][..., i] for name in names} for i in range(len(prompts))]
-    data = pack(pieces, rows, fields)
-    return data._replace(ref_logps=sequence_logps(_given(inputs["ref_table"], runtime), data))  # type: ignore[arg-type]
-
-
-def _scored(runtime: Runtime, inputs: Values, prompt: np.ndarray, responses: list[np.ndarray]) -> Values:
-    """Log-probabilities of the marked responses, by a model whose every slot is a token of its own."""
-    shape = inputs["logits"].shape
-    if any(mask.shape != shape[:2] for mask in (prompt, *responses)):
-        raise InputError("the masks do not have the shape of the rows")
-    slots = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-    fields = [""] * len(responses)
-    data = pack(_pieces(inputs["input_ids"], prompt, responses), [{}] * len(slots), fields)
-    data = data._replace(tokens=pack(_pieces(slots, prompt, responses), [{}] * len(slots), fields).tokens)
-    batch = shard_batch(data, np.arange(round_up(len(slots), runtime.batch_shards)) % len(slots), runtime)
-
-    @partial(jax.grad, has_aux=True)
-    def total(model: Given) -> tuple[Array, Array]:
-        found = logps(model, batch)[: len(slots)]  # type: ignore[arg-type]
-        return found.sum(), found
-
-    finite = np.maximum(inputs["logits"].reshape(-1, shape[2]), float(jnp.finfo(runtime.dtype).min))
-    grads, found = jax.jit(total)(_given(finite, runtime))
-    return {"logps": to_host(found), "grads": {"logits": to_host(grads.table)[: slots.size].reshape(shape)}}
-
-
-def _pieces(ids: np.ndarray, prompt: np.ndarray, responses: list[np.ndarray]) -> Pieces:
-    return [(row[prompt[i]].tolist(), [row[mask[i]].tolist() for mask in responses]) for i, row in enumerate(ids)]
-
-
-def _given(table: np.ndarray, runtime: Runtime) -> Given:
-    """Sharded by the rules that every model is; rows are filled up to what the mesh divides."""
-    rows = round_up(len(table), runtime.sizes.get("fsdp", 1))
-    filled = np.zeros((rows, table.shape[1]), np.float32)
-    filled[: len(table)] = table
-    return initialise(lambda table: Given(table, runtime), jnp.asarray(filled))
+    ids, prompts = inputs["chosen_ids"], (inputs["chosen_ids"] > 1) & ~masks["chosen"]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        responses = [inputs[f"{f}_ids"][i][masks[f][i]] if f in masks else [] for f in fields]
+        rows.append((ids[i][prompt], responses))
+    scores = [name for name in inputs if name.startswith("score")]
+    columns = [{name: inputs[name][..., i] for name in scores} for i in range(len(prompts))]
+    packed = pack_alone(tokenized_rows(rows))
+    logps = sequence_logps(table_model(inputs["ref_table"], runtime), packed)
+    rewards = read_targets(columns, fields).rewards
+    return Batch(packed, Targets(logps, rewards))  # type: ignore[arg-type]  # NumPy arrays

@@ -34,7 +34,7 @@ from benchmarks.machine import describe, median
 from benchmarks.peers.shapes import SHAPES, Shape, rows_of, save
 from benchmarks.work import alone
 from scale.data.packing import Tokens
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 
 Library = Literal["trl", "tunix", "minipref"]
@@ -95,11 +95,11 @@ class Program:
         self.process.communicate()
 
 
-def compare(shape: Shape, codec: Codec, tokens: Tokens, options: Options) -> dict[str, Passes]:
+def compare(shape: Shape, tokenizer: Tokenizer, tokens: Tokens, options: Options) -> dict[str, Passes]:
     """Each library's passes, those of the warm-up first."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        alone(save, folder, shape, codec, tokens, options.dtype)  # on the accelerator, if there is one
+        alone(save, folder, shape, tokenizer, tokens, options.dtype)  # on the accelerator, if there is one
         programs = {library: Program(library, folder) for library in options.libraries}
         try:
             passes: dict[str, Passes] = {}
@@ -165,8 +165,8 @@ def result(options: Options) -> dict[str, Any]:
     for name in options.shapes:
         shape = SHAPES[name]
         for kind in shape.rows if options.hh else set(shape.rows) - {"hh"}:
-            codec, tokens = rows_of(kind, shape, options.hh, options.lengths, options.pairs)
-            passes = compare(shape, codec, tokens, options)
+            tokenizer, tokens = rows_of(kind, shape, options.hh, options.lengths, options.pairs)
+            passes = compare(shape, tokenizer, tokens, options)
             shapes[f"{name} {kind}"] = measured(shape, tokens, passes)
             losses[f"{name} {kind}"] = first_losses(passes)
     versions = {package: version(package) for library in options.libraries for package in PACKAGES[library]}

@@ -12,7 +12,7 @@ from scale.data.docstrings import docstrings
 from scale.data.formats import Row
 from scale.data.packing import Tokens
 from scale.data.rows import read
-from scale.data.tokenizer import SMALLEST, Codec, train_tokenizer
+from scale.data.tokenizer import SMALLEST, Tokenizer, train_tokenizer
 from scale.errors import InputError
 from scale.io.huggingface import export
 from scale.io.model_folder import tokenizer_of
@@ -47,29 +47,29 @@ SHAPES = {
 }
 
 
-def save(folder: Path, shape: Shape, codec: Codec, tokens: Tokens, dtype: str) -> None:
+def save(folder: Path, shape: Shape, tokenizer: Tokenizer, tokens: Tokens, dtype: str) -> None:
     """The reference is the uniform distribution over the vocabulary: with the policy itself as its own reference, the
     first loss is log 2 whatever the weights and the tokens are, and would prove nothing."""
     ref_logps = -tokens.lengths[:, 1:] * math.log(shape.model.vocab_size)
     arrays = tokens._asdict() | {"ref_logps": ref_logps.astype(np.float32), "batch": shape.batch, "dtype": dtype}
     np.savez(folder / "work.npz", **arrays)
-    export(folder / "model", Transformer(shape.model, jax.random.key(0)), codec)
+    export(folder / "model", Transformer(shape.model, jax.random.key(0)), tokenizer)
 
 
-def rows_of(kind: str, shape: Shape, hh: Path | None, lengths: tuple[int, int], n: int) -> tuple[Codec, Tokens]:
+def rows_of(kind: str, shape: Shape, hh: Path | None, lengths: tuple[int, int], n: int) -> tuple[Tokenizer, Tokens]:
     """The first n rows of `kind`, and the tokenizer of the model that reads them."""
     if kind == "random":
         return train_tokenizer([], SMALLEST), random_tokens(shape.model.vocab_size, lengths, n)
     texts = read(hh) if kind == "hh" and hh else short_rows()
     if shape.whole:
-        codec = train_tokenizer((row[field] for row in texts for field in ("prompt", "chosen")), shape.model.vocab_size)
+        tokenizer = train_tokenizer((row[field] for row in texts for field in ("prompt", "chosen")), shape.model.vocab_size)
         limits = Limits(shape.model.max_seq_len // 2, shape.model.max_seq_len // 2)
     else:
-        codec, limits = tokenizer_of(Path("smollm2")), Limits(*lengths, "keep-end")
-    tokens = encode(codec, texts, ["chosen", "rejected"], limits).tokens
+        tokenizer, limits = tokenizer_of(Path("smollm2")), Limits(*lengths, "keep-end")
+    tokens = encode(tokenizer, texts, ["chosen", "rejected"], limits).tokens
     if len(tokens.ends) < n:
         raise InputError(f"--pairs {n}: there are {len(tokens.ends)} {kind} rows within {limits.response} tokens")
-    return codec, tokens.take(np.arange(n))
+    return tokenizer, tokens.take(np.arange(n))
 
 
 def short_rows() -> list[Row]:

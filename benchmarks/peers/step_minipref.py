@@ -15,14 +15,14 @@ import jax
 import numpy as np
 
 from benchmarks.peers.work import BETA, LEARNING_RATE, Turns, Work, load
-from scale.data.dataset import Encoded
+from scale.data.dataset import Dataset
 from scale.data.packing import Tokens
 from scale.io.model_folder import load_policy
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.align import align_step
 from scale.train.batches import COMPILATION, Schedule, shapes_for
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.optimizer import OptimizerConfig, start_state
 
 RUN = 1000
@@ -31,7 +31,7 @@ RUN = 1000
 def schedule(work: Work, model: Transformer) -> Schedule:
     """`scale.train.batches.schedule` on the rows in their order; that one draws the order."""
     n, tokens = len(work.ends), Tokens(work.ids, work.ends)
-    data = Encoded(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
+    data = Dataset(tokens, work.ref_logps, np.zeros((n, 2, 0), np.float32), np.arange(n))
     rows = np.arange(n).reshape(-1, work.batch)
     shapes = shapes_for(tokens.lengths[rows], model, COMPILATION * work.steps / RUN)
     return Schedule(data, rows, shapes, model.runtime)
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     turns, work, optimizer_config = Turns(jax.devices()[0].device_kind), load(folder), OptimizerConfig()
     policy = load_policy(folder / "model", make_runtime(RuntimeConfig(dtype=work.dtype))).model  # type: ignore[arg-type]
     batches = schedule(work, policy)
-    constant = Training(RUN, work.batch, LEARNING_RATE, warmup=0, end_lr_ratio=1.0)
+    constant = TrainingConfig(RUN, work.batch, LEARNING_RATE, warmup=0, end_lr_ratio=1.0)
     state = start_state(policy, optimizer_config, hyper(constant, BETA))
     del policy
     while turns.asked():

@@ -8,18 +8,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
-from scale.data.tokenizer import SPECIAL, Codec, Turns, json_object, literal, read_tokenizer
+from scale.data.tokenizer import SPECIAL, Tokenizer, Turns, json_object, literal, read_tokenizer
 from scale.errors import InputError
 
 MARKS = range(0xE000, 0xF900)  # Unicode's private use area
 
 
 @dataclass(frozen=True)
-class ChatTokenizer(Codec):
+class ChatTokenizer(Tokenizer):
     """Another's tokenizer, as `transformers` would use it, but for the three things below.
 
     - A special token that a turn's text spells out, such as `<|im_end|>`, is encoded as text: a user cannot end a turn.
@@ -28,8 +28,8 @@ class ChatTokenizer(Codec):
     - A template sees no clock (`strftime_now`), so that a prompt has the same tokens on every day.
     """
 
-    special: Tokenizer
-    """Reads the names of special tokens as those tokens; `tokenizer` does not."""
+    special: tokenizers.Tokenizer
+    """Reads the names of special tokens as those tokens; `backend` does not."""
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
     """`tokenizer_config.json`; `chat_template` may be missing."""
     source: str = "tokenizer"
@@ -52,7 +52,7 @@ class ChatTokenizer(Codec):
         return None if self.named("bos_token") is None else self.token("bos_token")
 
     @cached_property
-    def closing(self) -> list[int]:
+    def generation_prompt(self) -> list[int]:
         if self.template is None:
             return []
         mark = chr(MARKS[0])
@@ -89,7 +89,7 @@ class ChatTokenizer(Codec):
         if self.template is not None:
             return self.conversation_ids(conversation(prompt))
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt).ids
+            return self.backend.encode(prompt).ids
         raise InputError(f"{self.source}: the tokenizer has no chat template, so a prompt must be text and not turns")
 
     def conversation_ids(self, turns: Turns) -> list[int]:
@@ -98,7 +98,7 @@ class ChatTokenizer(Codec):
         left, right = [chr(mark) for mark in MARKS if chr(mark) not in used][:2]
         marked = [{**turn, "content": self.spelled.sub(rf"{left}\g<0>{right}", turn["content"])} for turn in turns]
         pieces = re.split(f"{left}([^{right}]*){right}", self.rendered(marked))
-        readers = (self.special, self.tokenizer)
+        readers = (self.special, self.backend)
         return [i for n, piece in enumerate(pieces) for i in readers[n % 2].encode(piece, add_special_tokens=False).ids]
 
     def rendered(self, turns: Turns) -> str:
@@ -145,24 +145,25 @@ def conversation(prompt: str | Turns) -> Turns:
             for speaker, turns in groupby(spoken[:-1], key=lambda turn: turn[0])]
 
 
-def load_tokenizer(folder: Path) -> Codec:
+def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder: our own where its first tokens are our special ones, else another's.
 
     Errors: InputError for files that are missing or cannot be read.
     """
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
-        return Codec(literal(tokenizer))
+        return Tokenizer(literal(tokenizer))
     return chat_tokenizer(tokenizer, read_settings(folder), str(folder))
 
 
-def chat_tokenizer(tokenizer: Tokenizer, settings: dict[str, Any], source: str) -> ChatTokenizer:
+def chat_tokenizer(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], source: str) -> ChatTokenizer:
     """Errors: InputError where the settings name no end-of-sequence token of the vocabulary."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    codec = ChatTokenizer(literal(Tokenizer.from_str(tokenizer.to_str())), tokenizer, settings, source)
-    codec.token("eos_token")
-    return codec
+    backend = literal(tokenizers.Tokenizer.from_str(tokenizer.to_str()))
+    chat = ChatTokenizer(backend, tokenizer, settings, source)
+    chat.token("eos_token")
+    return chat
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 
 
-def longer_side(codec: Codec, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndarray:
     """+1 where the chosen response is longer (>= 10% more tokens), -1 where the rejected one is, else 0."""
-    lengths = np.array([[len(codec.response_ids(row[f])) for f in ("chosen", "rejected")] for row in rows])
+    lengths = np.array([[len(tokenizer.response_ids(row[f])) for f in ("chosen", "rejected")] for row in rows])
     chosen, rejected = lengths.T
     return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)  # section 6.1
 

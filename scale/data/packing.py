@@ -1,91 +1,143 @@
-"""Token ids to the arrays of shared-prefix rows: end to end in lines, or each row in fixed regions.
+"""Token ids to packed sequences: end to end, or each example in fixed regions.
 
-`minipref.batch` has the picture of both a row and a line.
+`minipref.batch` has the picture of both an example and a packed sequence.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
-from scale.data.layout import Layout, Shape, check_regions
-from scale.data.tokenizer import PAD
-
-Pieces: TypeAlias = Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
-"""Of each row, its prompt and its responses."""
+from minipref.batch import Inputs
+from scale.data.layout import BatchShape, Layout
+from scale.errors import InputError
 
 
-class Tokens(NamedTuple):
-    """Token ids of N rows of 1 + n pieces, a prompt and n responses, all end to end; and where each piece ends."""
+class TokenizedRows(NamedTuple):
+    """Token ids of N rows of 1 + n parts, a prompt and n responses.
+
+    Attributes:
+        ids: All token ids, end to end.
+        ends: Where each part ends in `ids` [N, 1 + n].
+    """
 
     ids: np.ndarray
     ends: np.ndarray
 
     @property
     def lengths(self) -> np.ndarray:
-        """[N, 1 + n] tokens of each piece."""
+        """Tokens of each part [N, 1 + n]."""
         return np.diff(self.ends.ravel(), prepend=0).reshape(self.ends.shape)
 
-    def take(self, rows: np.ndarray) -> "Tokens":
+    def take(self, rows: np.ndarray) -> "TokenizedRows":
         stops = self.ends[rows, -1]
         starts = np.where(rows > 0, self.ends[rows - 1, -1], 0)
         ids = [self.ids[start:stop] for start, stop in zip(starts, stops, strict=True)]
-        inside = self.ends[rows] - starts[:, None]
-        return Tokens(np.concatenate(ids), inside + (np.cumsum(inside[:, -1]) - inside[:, -1])[:, None])
+        ends = self.ends[rows] - starts[:, None]
+        offsets = np.cumsum(ends[:, -1]) - ends[:, -1]
+        return TokenizedRows(np.concatenate(ids), ends + offsets[:, None])
 
 
-def tokens_of(pieces: Pieces) -> Tokens:
-    flat = [np.asarray(piece, np.int32) for prompt, responses in pieces for piece in (prompt, *responses)]
-    ends = np.cumsum([len(piece) for piece in flat])
-    return Tokens(np.concatenate(flat), ends.reshape(len(pieces), -1))
+def tokenized_rows(rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> TokenizedRows:
+    """Rows of `(prompt ids, [response ids, ...])`, all with as many responses."""
+    parts = [np.asarray(ids, np.int32) for prompt, responses in rows for ids in (prompt, *responses)]
+    ends = np.cumsum([len(ids) for ids in parts])
+    return TokenizedRows(np.concatenate(parts), ends.reshape(len(rows), -1))
 
 
-def lay(tokens: Tokens, shape: Shape, layout: Layout | None = None, pad: int = PAD) -> tuple[np.ndarray, ...]:
-    """`Batch`'s tokens, positions, segments, labels, logit_positions, response_ids and last.
+def pack(rows: TokenizedRows, shape: BatchShape, layout: Layout | None = None, pad: int = 0) -> Inputs:
+    """Pack rows into sequences, as NumPy arrays.
 
-    Errors: InputError where a piece does not fit its region of `layout`.
+    Args:
+        rows: B rows of n responses.
+        shape: The sizes of the arrays; B is a multiple of its `num_sequences`.
+        layout: Where given, each row stands in a sequence of its own, in these regions.
+        pad: The token that fills up sequences.
+
+    Returns:
+        The inputs of a model.
+
+    Raises:
+        InputError: A part does not fit its region of `layout`.
     """
-    lengths = tokens.lengths
-    rows, n = len(lengths), lengths.shape[1] - 1
+    lengths = rows.lengths
+    num_rows, n = len(lengths), lengths.shape[1] - 1
     if layout:
         check_regions(lengths, layout)
-    begins, firsts = in_regions(rows, layout) if layout else end_to_end(lengths, shape.lines)
-    piece = np.repeat(np.arange(lengths.size), lengths.ravel())
-    offset = np.arange(len(piece)) - np.repeat(np.cumsum(lengths) - lengths.ravel(), lengths.ravel())
-    row, part = np.divmod(piece, n + 1)
-    rows_a_line = rows // shape.lines
-    line, slot, prompt = row // rows_a_line, begins[row, part] + offset, lengths[row, 0]
-    lines, labels = (shape.lines, shape.width), (shape.lines, shape.labels)
-    of = part > 0  # the responses' tokens
-    at = line[of], firsts[row[of], part[of] - 1] + offset[of]
-    before = np.where(offset == 0, begins[row, 0] + prompt - 1, slot - 1)
-    return (
-        filled(lines, pad, (line, slot), tokens.ids),
-        filled(lines, 0, (line, slot), np.where(part == 0, offset, prompt + offset)),
-        filled((rows, shape.slots), -1, (row, slot - begins[row, 0]), part),
-        filled(labels, pad, at, tokens.ids[of]),
-        filled(labels, 0, at, before[of]),
-        filled(labels, rows_a_line * n, at, (row % rows_a_line * n + part - 1)[of]),
-        (np.where(lengths[:, 1:], begins[:, 1:] + lengths[:, 1:], begins[:, :1] + lengths[:, :1]) - 1).astype(np.int32),
-    )
+        starts, label_starts = region_starts(num_rows, layout)
+    else:
+        starts, label_starts = end_to_end_starts(lengths, shape.num_sequences)
+
+    # of each token: its part, its row, and its index within the part and the sequence
+    flat = lengths.ravel()
+    part = np.repeat(np.arange(flat.size), flat)
+    offset = np.arange(len(part)) - np.repeat(np.cumsum(flat) - flat, flat)
+    row, part = np.divmod(part, n + 1)
+    rows_per_sequence = num_rows // shape.num_sequences
+    sequence, index, prompt = row // rows_per_sequence, starts[row, part] + offset, lengths[row, 0]
+    previous = np.where(offset == 0, starts[row, 0] + prompt - 1, index - 1)
+    response_id = row % rows_per_sequence * n + part - 1
+
+    # of each response token: its place among the labels
+    is_label = part > 0
+    label = label_starts[row[is_label], part[is_label] - 1] + offset[is_label]
+
+    token_shape = shape.num_sequences, shape.length
+    label_shape = shape.num_sequences, shape.num_labels
+    token_at, label_at = (sequence, index), (sequence[is_label], label)
+    positions = np.where(part == 0, offset, prompt + offset)
+    row_at = row, index - starts[row, 0]
+    arrays = {
+        "tokens": scatter(token_shape, pad, token_at, rows.ids),
+        "positions": scatter(token_shape, 0, token_at, positions),
+        "segment_ids": scatter((num_rows, shape.row_length), -1, row_at, part),
+        "labels": scatter(label_shape, pad, label_at, rows.ids[is_label]),
+        "logit_positions": scatter(label_shape, 0, label_at, previous[is_label]),
+        "response_ids": scatter(label_shape, rows_per_sequence * n, label_at, response_id[is_label]),
+        "reward_positions": last_indices(lengths, starts),
+    }
+    return Inputs(**arrays)  # type: ignore[arg-type]  # NumPy arrays
 
 
-def end_to_end(lengths: np.ndarray, lines: int) -> tuple[np.ndarray, np.ndarray]:
-    """In its line: the first slot of each piece [N, 1 + n], and the first label of each response [N, n]."""
-
-    def firsts(counts: np.ndarray) -> np.ndarray:
-        by_line = counts.reshape(lines, -1)
-        return (np.cumsum(by_line, 1) - by_line).reshape(counts.shape)
-
-    return firsts(lengths), firsts(lengths[:, 1:])
+def last_indices(lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The last index of each response [B, n]; that of the prompt where a response is empty."""
+    ends = np.where(lengths[:, 1:], starts[:, 1:] + lengths[:, 1:], starts[:, :1] + lengths[:, :1])
+    return (ends - 1).astype(np.int32)
 
 
-def in_regions(rows: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    firsts = layout.response * np.arange(layout.responses)
-    return tuple(np.tile(each, (rows, 1)) for each in ([0, *(layout.start + firsts)], firsts))  # type: ignore[return-value]
+def end_to_end_starts(lengths: np.ndarray, num_sequences: int) -> tuple[np.ndarray, np.ndarray]:
+    """In its sequence: the first index of each part, and the first label of each response."""
+
+    def starts(counts: np.ndarray) -> np.ndarray:
+        by_sequence = counts.reshape(num_sequences, -1)
+        return (np.cumsum(by_sequence, 1) - by_sequence).reshape(counts.shape)
+
+    return starts(lengths), starts(lengths[:, 1:])
 
 
-def filled(shape: tuple[int, int], fill: int, at: Any, values: np.ndarray) -> np.ndarray:
+def region_starts(rows: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """The same for rows in regions."""
+    labels = layout.response * np.arange(layout.num_responses)
+    parts = np.concatenate([[0], layout.start + labels])
+    return np.tile(parts, (rows, 1)), np.tile(labels, (rows, 1))
+
+
+def scatter(
+    shape: tuple[int, int], fill: int, indices: tuple[np.ndarray, np.ndarray], values: np.ndarray
+) -> np.ndarray:
     array = np.full(shape, fill, np.int32)
-    array[at] = values
+    array[indices] = values
     return array
+
+
+def check_regions(lengths: np.ndarray, layout: Layout) -> None:
+    n = lengths.shape[1] - 1
+    if n != layout.num_responses:
+        raise InputError(f"{layout}: has {layout.num_responses} responses, the rows have {n}")
+    longest = {"prompt": lengths[:, 0].max(), "response": lengths[:, 1:].max(initial=0)}
+    regions = {"prompt": layout.start, "response": layout.response}
+    for name, length in longest.items():
+        if length > regions[name]:
+            raise InputError(
+                f"{layout}: a {name} of {length} tokens does not fit its region of {regions[name]}"
+            )

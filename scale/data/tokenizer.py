@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+import tokenizers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -48,10 +48,10 @@ Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Codec:
+class Tokenizer:
     """Our own tokenizer; `ChatTokenizer` has the same methods for another's."""
 
-    tokenizer: Tokenizer
+    backend: tokenizers.Tokenizer
 
     @property
     def pad(self) -> int:
@@ -71,10 +71,10 @@ class Codec:
     @cached_property
     def vocab_size(self) -> int:
         """One more than the largest token."""
-        return 1 + max(self.tokenizer.get_vocab().values())
+        return 1 + max(self.backend.get_vocab().values())
 
     @property
-    def closing(self) -> list[int]:
+    def generation_prompt(self) -> list[int]:
         """The tokens after the text of a prompt's last turn, up to where the response begins."""
         return [ROLES["assistant"]]
 
@@ -85,7 +85,7 @@ class Codec:
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a text, in which a special token's name is text like any other."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def prompt_ids(self, prompt: str | Turns) -> list[int]:
         """Tokens of a prompt, a string or turns, up to and including the assistant's opening token."""
@@ -99,33 +99,33 @@ class Codec:
         return self.text_ids(text) + [self.eos] * complete
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder that exists."""
         with atomic(folder / "tokenizer.json") as temporary:
-            self.tokenizer.save(str(temporary))
+            self.backend.save(str(temporary))
         write_json(folder / "tokenizer_config.json", self.settings)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Codec:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a BPE of at most `vocab` tokens, the 256 bytes and the special ones included."""
     if vocab_size < SMALLEST:
         raise InputError(f"--model.vocab-size {vocab_size}: bytes and special tokens alone are {SMALLEST}")
-    tokenizer = Tokenizer(BPE())
+    tokenizer = tokenizers.Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
     alphabet = ByteLevel.alphabet()
     trainer = BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    return Codec(literal(tokenizer))
+    return Tokenizer(literal(tokenizer))
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.exists():
         raise InputError(f"{path}: no such file; a slow tokenizer's files are not read")
     try:
-        return Tokenizer.from_file(str(path))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(f"{path}: not a tokenizer: {error}") from error
 
@@ -141,7 +141,7 @@ def json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def literal(tokenizer: Tokenizer) -> Tokenizer:
+def literal(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Text that spells a special token is text: a user cannot end a turn by writing `<|eos|>`."""
     tokenizer.encode_special_tokens = True
     return tokenizer

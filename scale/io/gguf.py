@@ -12,8 +12,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+import tokenizers
 from gguf import MODEL_ARCH, GGUFReader, ReaderTensor, TokenType, dequantize, get_tensor_name_map
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
@@ -55,7 +56,7 @@ def open_gguf(path: Path) -> tuple[Weights, ChatTokenizer]:
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not a GGUF file: {error}") from error
     fields = {name: value.contents() for name, value in reader.fields.items()}
-    return weights(path, fields, reader.tensors), codec(path, fields)
+    return weights(path, fields, reader.tensors), tokenizer(path, fields)
 
 
 def weights(path: Path, fields: dict[str, Any], tensors: list[ReaderTensor]) -> Weights:
@@ -109,7 +110,7 @@ def read(tensor: ReaderTensor, head_dim: int, window: Window) -> np.ndarray:
     return rows[:, *window[1:]]
 
 
-def codec(path: Path, fields: dict[str, Any]) -> ChatTokenizer:
+def tokenizer(path: Path, fields: dict[str, Any]) -> ChatTokenizer:
     of = partial(required, path, {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()})
     model, kind = of("model"), of("pre") if "tokenizer.ggml.pre" in fields else "default"
     if model != "gpt2" or kind not in PRETOKENIZERS:
@@ -124,9 +125,9 @@ def codec(path: Path, fields: dict[str, Any]) -> ChatTokenizer:
     return chat_tokenizer(tokenizer, {**PLAIN, **special}, str(path))
 
 
-def byte_level(tokens: list[str], merges: list[str], types: list[int], before: PreTokenizer) -> Tokenizer:
+def byte_level(tokens: list[str], merges: list[str], types: list[int], before: PreTokenizer) -> tokenizers.Tokenizer:
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-    tokenizer = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    tokenizer = tokenizers.Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, pairs))
     tokenizer.pre_tokenizer = before
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_tokens([AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)

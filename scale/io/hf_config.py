@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.model.config import ModelConfig
 
@@ -125,7 +125,7 @@ def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, flo
     return float(base), (float(factor), float(low), float(high), int(length))
 
 
-def settings_for(config: ModelConfig, codec: Codec) -> Settings:
+def settings_for(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
     """The `config.json` of a model.
 
     RoPE has its older spelling, which every version of `transformers` reads. Errors: InputError naming what no
@@ -143,9 +143,9 @@ def settings_for(config: ModelConfig, codec: Codec) -> Settings:
         "rope_scaling": scaling,
         "sliding_window": None,
         "torch_dtype": "float32",
-        "bos_token_id": codec.bos,
-        "eos_token_id": codec.eos,
-        "pad_token_id": codec.pad,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": tokenizer.pad,
     }
 
 

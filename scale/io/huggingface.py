@@ -15,7 +15,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from scale.data.tokenizer import Codec, json_object
+from scale.data.tokenizer import Tokenizer, json_object
 from scale.errors import InputError
 from scale.files import write_json
 from scale.io.hf_config import config_from, settings_for
@@ -79,20 +79,20 @@ def read(file: Path, name: str, window: Window) -> np.ndarray:
         return tensors.get_slice(name)[window]
 
 
-def export(path: Path, model: Transformer, codec: Codec) -> None:
+def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Write a folder that `transformers` loads, in float32: whole, or not at all.
 
     Of several processes all call this, process 0 writes, and all return when it has. Errors: InputError for a model
     that no Llama architecture can hold, and where `path` has files already.
     """
-    settings = settings_for(model.config, codec)
+    settings = settings_for(model.config, tokenizer)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not an empty folder")
     sync_global_devices("export begins")
     if jax.process_index() == 0:
         with new_folder(path) as folder:
             write_json(folder / "config.json", settings)
-            codec.save(folder)
+            tokenizer.save(folder)
             save_weights(folder, entries(model))
     else:
         for entry in entries(model).values():

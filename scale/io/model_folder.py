@@ -11,8 +11,8 @@ import jax
 
 from minipref.reward_models import RewardModel, stack
 from scale.data.chat_template import load_tokenizer
-from scale.data.dataset import Encoded, Limits, encode
-from scale.data.tokenizer import Codec, json_object
+from scale.data.dataset import Dataset, Limits, make_dataset
+from scale.data.tokenizer import Tokenizer, json_object
 from scale.errors import InputError
 from scale.files import fingerprint, read_json, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
@@ -24,13 +24,13 @@ from scale.parallel.sharding import abstract_sharded, runtime_of
 
 
 @dataclass(frozen=True)
-class Folder:
+class ModelFolder:
     """A policy or a stack of reward models, with what is needed to run it."""
 
     path: Path
     model: Any
     config: ModelConfig
-    codec: Codec
+    tokenizer: Tokenizer
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -40,21 +40,31 @@ class Folder:
         return {"model": fingerprint(self.path / "weights.safetensors", self.path / "config.json"),
                 "tokenizer": fingerprint(self.path / "tokenizer.json", self.path / "tokenizer_config.json")}
 
+    def make_dataset(
+        self,
+        rows: Sequence[dict],
+        fields: Sequence[str],
+        limits: Limits,
+        source: str = "",
+        cache: Path | None = None,
+    ) -> Dataset:
+        """The rows for this model; arguments as in `scale.data.dataset.make_dataset`.
 
-    def encode(
-        self, rows: Sequence[dict], fields: Sequence[str], limits: Limits, source: str = "", folder: Path | None = None
-    ) -> Encoded:
-        """The rows for this model. Errors: InputError for limits that are longer than it is made for."""
+        Raises:
+            InputError: The limits are longer than the model's sequences, or no row fits them.
+        """
         if limits.prompt + limits.response > self.config.max_seq_len:
-            wanted = f"{limits.prompt} + {limits.response} tokens"
-            raise InputError(f"--limits: {wanted}, but {self.path} is made for {self.config.max_seq_len}")
-        regions = bool(fields) and runtime_of(self.model).regions
-        return encode(self.codec, rows, fields, limits, source, regions, folder)
+            raise InputError(
+                f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made for "
+                f"{self.config.max_seq_len}"
+            )
+        with_layout = bool(fields) and runtime_of(self.model).regions
+        return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout, cache)
 
 
-def save(path: Path, model: Any, config: ModelConfig, codec: Codec, members: int = 0) -> None:
+def save(path: Path, model: Any, config: ModelConfig, tokenizer: Tokenizer, members: int = 0) -> None:
     path.mkdir(parents=True, exist_ok=True)
-    codec.save(path)
+    tokenizer.save(path)
     write_json(path / "config.json", {"num_reward_models": members, "model": asdict(config)})
     save_tree(path / "weights.safetensors", model)
 
@@ -74,17 +84,17 @@ def located(path: Path) -> Path:
     return smollm2_path() if str(path) == "smollm2" else path
 
 
-def tokenizer_of(path: Path) -> Codec:
+def tokenizer_of(path: Path) -> Tokenizer:
     """The tokenizer of a model of ours or another program's."""
     return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
 
 
-def load_pretrained(path: Path, runtime: Runtime) -> Folder:
-    weights, codec = pretrained(str(path))
-    return Folder(path, weights.load(runtime), weights.config, codec)
+def load_pretrained(path: Path, runtime: Runtime) -> ModelFolder:
+    weights, tokenizer = pretrained(str(path))
+    return ModelFolder(path, weights.load(runtime), weights.config, tokenizer)
 
 
-def load(path: Path, reward: bool, runtime: Runtime) -> Folder:
+def load(path: Path, reward: bool, runtime: Runtime) -> ModelFolder:
     if is_pretrained(path) and not reward:
         return load_pretrained(path, runtime)
     if not is_ours(path):
@@ -97,7 +107,7 @@ def load(path: Path, reward: bool, runtime: Runtime) -> Folder:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def read_folder(path: Path, reward: bool, runtime: Runtime) -> Folder:
+def read_folder(path: Path, reward: bool, runtime: Runtime) -> ModelFolder:
     record = read_json(path / "config.json")
     if bool(record["num_reward_models"]) != reward:
         raise InputError(f"{path}: holds a {'policy' if reward else 'reward model'}, "
@@ -107,7 +117,7 @@ def read_folder(path: Path, reward: bool, runtime: Runtime) -> Folder:
     model = load_tree(path / "weights.safetensors", abstract_sharded(like, runtime))
     if not all_finite(model):
         raise InputError(f"{path / 'weights.safetensors'}: a weight is not finite")
-    return Folder(path, model, config, load_tokenizer(path))
+    return ModelFolder(path, model, config, load_tokenizer(path))
 
 
 def read_config(record: dict[str, Any]) -> ModelConfig:
@@ -121,9 +131,9 @@ def skeleton(config: ModelConfig, members: int, runtime: Runtime) -> Any:
     return stack([RewardModel(policy, config.d_model, key)] * members) if members else policy
 
 
-def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> Folder:
+def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     return load(path, False, runtime)
 
 
-def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> Folder:
+def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     return load(path, True, runtime)

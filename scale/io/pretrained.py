@@ -3,21 +3,21 @@
 from pathlib import Path
 
 from scale.data.chat_template import load_tokenizer
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.io.huggingface import open_weights
 from scale.io.weight_table import Weights
 
 
-def pretrained(name: str) -> tuple[Weights, Codec]:
+def pretrained(name: str) -> tuple[Weights, Tokenizer]:
     """The weights, not yet read, and the tokenizer of `smollm2`, a GGUF file or a Hugging Face folder.
 
     Errors: InputError for what is missing or not supported, and for a tokenizer with more tokens than the model.
     """
-    weights, codec = opened(name)
-    if codec.vocab_size > weights.config.vocab_size:
-        raise InputError(f"{name}: the tokenizer has {codec.vocab_size} tokens, the model {weights.config.vocab_size}")
-    return weights, codec
+    weights, tokenizer = opened(name)
+    if tokenizer.vocab_size > weights.config.vocab_size:
+        raise InputError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model {weights.config.vocab_size}")
+    return weights, tokenizer
 
 
 def smollm2_path() -> Path:
@@ -29,7 +29,7 @@ def smollm2_path() -> Path:
     return gguf.smollm2_path()
 
 
-def opened(name: str) -> tuple[Weights, Codec]:
+def opened(name: str) -> tuple[Weights, Tokenizer]:
     if name != "smollm2" and Path(name).is_dir():
         return open_weights(Path(name)), load_tokenizer(Path(name))
     if name != "smollm2" and not name.endswith(".gguf"):

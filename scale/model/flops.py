@@ -1,4 +1,4 @@
-"""TODO scale.model.flops."""
+"""The arithmetic that a model needs: what its utilisation (MFU) is measured against."""
 
 from typing import Any
 
@@ -6,26 +6,54 @@ from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer, parameter_count
 
 
-def model_flops(config: ModelConfig, params: int, row_length: int | float, labels: int | float | None = None) -> float:
-    """FLOPs that training needs for a token of a row of `row_length`, without recomputation.
+def model_flops(
+    config: ModelConfig, params: int, row_length: float, labels: float | None = None
+) -> float:
+    """The FLOPs that training needs for one token, without recomputation.
 
-    PaLM, arXiv 2204.02311, appendix B: 6 N + 12 L H Q T; N all parameters (the embedding too), L layers, H heads, Q
-    head size, T row length. Attention counts in full, as there, though a causal model needs half of it. Where only
-    `labels` positions of a row meet the vocabulary, its 6 V D counts for those.
+    6 N + 12 L H Q T
+
+    Attention counts in full, as in the source, although a causal model needs half of it.
+
+    Args:
+        config: Gives L layers, H heads and Q, the head dimension.
+        params: N, all parameters, embedding included.
+        row_length: T, the tokens of a row.
+        labels: How many positions of a row meet the vocabulary (default: all); the 6 V D of the
+            unembedding count for these alone.
+
+    Returns:
+        FLOPs a token, forward and backward.
+
+    Source: PaLM, arXiv 2204.02311, appendix B.
     """
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_length
-    share = 0.0 if labels is None else 1 - labels / row_length
-    return 6 * params + attention - 6 * config.vocab_size * config.d_model * share
+    skipped = 0.0 if labels is None else 1 - labels / row_length
+    return 6 * params + attention - 6 * config.vocab_size * config.d_model * skipped
 
 
-def batch_flops(model: Transformer, lines: int, rows: int, width: Any, labels: Any, slots: Any) -> Any:
-    """`model_flops` of all slots of a batch, padded ones too: `lines` of `width` slots and `labels` labels, and `rows`
-    of `slots` in attention."""
+def batch_flops(
+    model: Transformer, num_sequences: int, rows: int, length: Any, labels: Any, row_length: Any
+) -> Any:
+    """`model_flops` of a whole batch, padding included.
+
+    Args:
+        model: The model.
+        num_sequences: Packed sequences, of `length` tokens and `labels` labels each.
+        rows: Examples, of `row_length` tokens each in attention.
+        length: A number or an array.
+        labels: A number or an array.
+        row_length: A number or an array.
+
+    Returns:
+        FLOPs of the step.
+    """
     config, head = model.config, model.config.vocab_size * model.config.d_model
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * slots
-    return 6 * lines * ((parameter_count(model) - head) * width + head * labels) + attention * rows * slots
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_length
+    per_sequence = (parameter_count(model) - head) * length + head * labels
+    return 6 * num_sequences * per_sequence + attention * rows * row_length
 
 
 def model_copies(model: Transformer) -> int:
-    """Members of an ensemble of trunks; 1 of a model."""
+    """K for the stacked trunks of K reward models, 1 for a single model."""
     return model.embedding.shape[0] if model.embedding.ndim == 3 else 1

@@ -1,4 +1,4 @@
-"""Running trained models over rows of text: samples, log-probabilities, rewards."""
+"""Trained models over rows: samples, log-probabilities, rewards."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,63 +7,85 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from minipref.batch import Batch
+from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import track
-from scale.data.dataset import Encoded
+from scale.data.dataset import Dataset, take
 from scale.data.layout import round_up
-from scale.io.model_folder import Folder
-from scale.model.response_logps import logps
-from scale.model.sampling import Samples, sample
+from scale.data.tokenizer import Tokenizer
+from scale.model.response_logps import response_logps
+from scale.model.sampling import sample
 from scale.model.transformer import Transformer
 from scale.parallel.processes import shard_batch, to_host
 from scale.parallel.sharding import runtime_of
 
-BATCH = 16  # small enough for a CPU cache: at 128 the miniature runs at half the speed
+ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at half the speed
 
-
-jitted_logps = eqx.filter_jit(logps)
-
-
+jitted_logps = eqx.filter_jit(response_logps)
 jitted_rewards = eqx.filter_jit(ensemble_rewards)
 
 
 def generate(
-    policy: Folder, encoded: Encoded, *, n: int, max_new: int, seed: int, temperature: float, label: str
+    model: Transformer,
+    tokenizer: Tokenizer,
+    prompts: Dataset,
+    *,
+    n: int,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float,
+    label: str,
 ) -> list[list[tuple[str, bool]]]:
-    """For each encoded prompt, n texts, each with whether it ended by itself within `max_new` tokens."""
-    data, runtime = encoded.data, policy.model.runtime
-    size = max(1, BATCH * 4 // n)  # a stride that no number of devices changes: samples depend on it
+    """Sample responses.
+
+    Args:
+        model: The policy.
+        tokenizer: Its tokenizer.
+        prompts: The prompts.
+        n: Samples of each prompt.
+        max_new_tokens: Tokens of a sample, at most.
+        seed: The same seed gives the same samples, whatever the number of devices.
+        temperature: 1 samples from the policy itself, 0 is greedy.
+        label: What the progress bar shows.
+
+    Returns:
+        For each prompt n pairs: the text, and whether it ended by itself.
+    """
+    inputs, runtime, key = prompts.all.inputs, model.runtime, jax.random.key(seed)
+    total, size = len(inputs.tokens), max(1, ROWS * 4 // n)
     padded = round_up(size, runtime.batch_shards)
-    key, found = jax.random.key(seed), []
-    for i in track(range(0, len(data.tokens), size), label):
-        part = shard_batch(data, np.arange(i, i + padded) % len(data.tokens), runtime)
-        lengths = (part.segments == 0).sum(1)
-        samples = sample(policy.model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new,
-                         eos=policy.codec.eos, pad=policy.codec.pad, temperature=temperature)
-        found += texts(policy, samples)[:size]
-    return found[: len(data.tokens)]
+    texts: list[list[tuple[str, bool]]] = []
+    for i in track(range(0, total, size), label):
+        part = shard_batch(take(inputs, np.arange(i, i + padded) % total), runtime)
+        lengths = (part.segment_ids == 0).sum(1)
+        samples = sample(
+            model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
+            eos=tokenizer.eos, pad=tokenizer.pad, temperature=temperature,
+        )  # fmt: skip
+        tokens, complete = to_host((samples.tokens, samples.complete))
+        texts += [
+            [(tokenizer.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
+            for row in zip(tokens[:size], complete[:size], strict=True)
+        ]
+    return texts[:total]
 
 
-def texts(policy: Folder, samples: Samples) -> list[list[tuple[str, bool]]]:
-    tokens, complete = to_host((samples.tokens, samples.complete))
-    return [[(policy.codec.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
-            for row in zip(tokens, complete, strict=True)]
+def sequence_logps(model: Transformer, inputs: Inputs) -> np.ndarray:
+    """log pi(y | x) of the responses [N, n], nats."""
+    return over_batches(jitted_logps, model, inputs)
 
 
-def sequence_logps(policy: Transformer, data: Batch) -> np.ndarray:
-    """[N, n] log pi(y | x) in nats of the rows' responses."""
-    return over_batches(jitted_logps, policy, data)
+def rewards(models: RewardModel, inputs: Inputs) -> np.ndarray:
+    """The rewards of the responses by K stacked reward models [N, n, K]."""
+    return over_batches(jitted_rewards, models, inputs)
 
 
-def rewards(models: RewardModel, data: Batch) -> np.ndarray:
-    """[N, n, K] rewards of the rows' responses under K stacked reward models."""
-    return over_batches(jitted_rewards, models, data)
-
-
-def over_batches(function: Callable[[Any, Batch], Any], model: Any, data: Batch) -> np.ndarray:
-    """`function` over all rows in batches of one shape (the last is filled up with the first rows)."""
-    n, runtime = len(data.tokens), runtime_of(model)
-    size = round_up(BATCH, runtime.batch_shards)
-    parts = [to_host(function(model, shard_batch(data, np.arange(i, i + size) % n, runtime))) for i in range(0, n, size)]
-    return np.concatenate(parts)[:n]
+def over_batches(function: Callable[[Any, Inputs], Any], model: Any, inputs: Inputs) -> np.ndarray:
+    """`function` over all rows, in batches of one shape; the first rows fill up the last batch."""
+    total, runtime = len(inputs.tokens), runtime_of(model)
+    size = round_up(ROWS, runtime.batch_shards)
+    outputs = [
+        to_host(function(model, shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)))
+        for i in range(0, total, size)
+    ]
+    return np.concatenate(outputs)[:total]

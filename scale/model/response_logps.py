@@ -1,28 +1,50 @@
-"""TODO scale.model.response_logps."""
+"""Log-probabilities of responses under a transformer; only label positions meet the vocabulary."""
 
+from typing import NamedTuple
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from minipref.batch import Batch, ResponseLogps, response_logps_and_normalizers, total_logp
+from minipref.batch import Inputs
+from minipref.logps import gather, sum_by_response
+from scale.model.fused_logps import fused_token_logps, weighted_logp
 from scale.model.transformer import Transformer
 
-LOGITS = {"cpu": 2**25, "gpu": 2**28, "tpu": 2**28}  # a device at a time
+LOGITS = {"cpu": 2**25, "gpu": 2**28, "tpu": 2**28}  # of one device at a time
 
 
-def logps(model: Transformer, batch: Batch) -> Float[Array, "B n"]:
-    """log pi(y_i | x) of each row's responses."""
-    return logps_and_normalizers(model, batch).logps
+class ResponseLogps(NamedTuple):
+    """log pi(y_i | x) of the responses [B, n], and the log-normalizer of each label's position."""
+
+    logps: Float[Array, "B n"]
+    log_normalizers: Float[Array, "R L"]
 
 
-def logps_and_normalizers(model: Transformer, batch: Batch) -> ResponseLogps:
-    return response_logps_and_normalizers(model(batch), model.unembedding, batch, rows_at_a_time(model))
+def response_logps(model: Transformer, inputs: Inputs) -> Float[Array, "B n"]:
+    """log pi(y_i | x) of each response, in nats and float32."""
+    return response_logps_and_normalizers(model, inputs).logps
 
 
-def sum_of_logps(model: Transformer, batch: Batch) -> Float[Array, ""]:
-    """The sum of `logps`, for a loss that reads no more."""
-    return total_logp(model(batch), model.unembedding, batch, rows_at_a_time(model))
+def response_logps_and_normalizers(model: Transformer, inputs: Inputs) -> ResponseLogps:
+    """`response_logps`, and the log-normalizers that a z-loss reads."""
+    hidden = gather(model(inputs), inputs.logit_positions)
+    chunk = chunk_size(model, inputs)
+    logps, normalizers = fused_token_logps(hidden, model.unembedding, inputs.labels, chunk)
+    return ResponseLogps(sum_by_response(logps, inputs), normalizers)
 
 
-def rows_at_a_time(model: Transformer) -> int:
-    """Label positions, of all devices, that meet the vocabulary at a time."""
-    most = LOGITS[model.runtime.platform]
-    return max(1, most // len(model.unembedding)) * model.runtime.batch_shards
+def total_logp(model: Transformer, inputs: Inputs) -> Float[Array, ""]:
+    """The sum of all responses' log-probabilities, for less work than `response_logps`."""
+    hidden = gather(model(inputs), inputs.logit_positions)
+    weights = inputs.response_mask.astype(jnp.float32)
+    chunk = chunk_size(model, inputs)
+    return weighted_logp(hidden, model.unembedding, inputs.labels, weights, chunk)
+
+
+def chunk_size(model: Transformer, inputs: Inputs) -> int:
+    """How many labels of each packed sequence meet the vocabulary at a time.
+
+    Chunks are cut along the labels, not the sequences: a batch split over devices stays split.
+    """
+    per_device = max(1, LOGITS[model.runtime.platform] // len(model.unembedding))
+    return max(1, per_device * model.runtime.batch_shards // len(inputs.labels))

@@ -27,10 +27,10 @@ class SharedPrefix(kernels.splash_attention_mask.Mask):
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.layout.width, self.layout.width
+        return self.layout.length, self.layout.length
 
     def __getitem__(self, block: tuple[slice, slice]) -> np.ndarray:
-        queries, keys = (np.arange(self.layout.width)[part] for part in block)
+        queries, keys = (np.arange(self.layout.length)[part] for part in block)
         own = self.layout.region(queries)[:, None] == self.layout.region(keys)
         return (queries[:, None] >= keys) & (own | (keys < self.layout.start))
 
@@ -61,7 +61,7 @@ def splash(
 
     Errors: InputError where rows or heads do not split, or the rows have not the layout's width.
     """
-    if q.shape[1] != layout.width:
+    if q.shape[1] != layout.length:
         raise InputError(f"attention 'splash': rows of {q.shape[1]} slots are not packed with {layout}")
     run = partial(splash_rows, layout=layout, dtype=kernel_dtype(mesh, q.dtype), interpret=interpret)
     if mesh is None:
@@ -99,8 +99,8 @@ def splash_rows(
 ) -> Float[Array, "B T H k"]:
     """The kernel on one device's rows and heads. It has no softmax scale of its own."""
     mask = kernels.splash_attention_mask.MultiHeadMask([SharedPrefix(layout)] * q.shape[2])
-    kernel = kernels.make_splash_mha_single_device(mask, block_sizes=block_sizes(layout.width), interpret=interpret)
-    regions = layout.region(np.arange(layout.width))
+    kernel = kernels.make_splash_mha_single_device(mask, block_sizes=block_sizes(layout.length), interpret=interpret)
+    regions = layout.region(np.arange(layout.length))
     fits = jnp.all((segments < 0) | (segments == regions), axis=1)
     scale = jnp.where(fits, q.shape[-1] ** -0.5, jnp.nan)[:, None, None, None]
     real = (segments >= 0).astype(jnp.int32)

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from minipref.batch import Batch, row_by_row
+from minipref.batch import Inputs
 from scale.data.layout import layout_of
 from scale.model.attention import Attend, attention
 from scale.model.config import ModelConfig
 from scale.model.layers import NORMS, Block, Cache, angles, frequencies, table
+from scale.model.packed_attention import by_example
 from scale.parallel.mesh import BATCH, ONE_DEVICE, Runtime
 from scale.parallel.sharding import constrain
 
@@ -103,10 +104,11 @@ class Transformer(eqx.Module):
         """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""
         return self.runtime.constrain(x, BATCH, None, "tensor")
 
-    def __call__(self, batch: Batch) -> Float[Array, "R W D"]:
-        """Hidden states of shared-prefix rows, along their lines."""
-        attend = attention(self.runtime.attention, batch.segments, layout_of(batch), self.runtime.mesh)
-        return self.hidden(batch.tokens, batch.positions, row_by_row(attend, batch))[0]
+    def __call__(self, inputs: Inputs) -> Float[Array, "R W D"]:
+        """Final hidden states along the packed sequences."""
+        kind, mesh = self.runtime.attention, self.runtime.mesh
+        attend = attention(kind, inputs.segment_ids, layout_of(inputs), mesh)
+        return self.hidden(inputs.tokens, inputs.positions, by_example(attend, inputs))[0]
 
 
 def parameter_count(model: Transformer) -> int:

@@ -4,7 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from minipref.methods import METHODS
 from scale.console import console
@@ -25,9 +25,9 @@ from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.stages.stage import Stage, description, execute
-from scale.train.loop import Training
+from scale.train.loop import TrainingConfig
 
-ALL_METHODS: tuple[MethodName, ...] = get_args(MethodName)
+ALL_METHODS: tuple[MethodName, ...] = tuple(METHODS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,8 @@ class Paper(Stage):
     seeds: int = 1
     """Repetitions of all that follows the oracle: biased sets, reward models, policies, samples."""
     betas: tuple[float, ...] = ()
-    """Candidates for beta: all are trained, the best on validation prompts is kept. Default: what the search found."""
-    taus: tuple[float, ...] = ()
-    """Candidates for IPO's tau. Default: what the search found."""
+    """Candidates for beta (ipo: for its tau). All are trained, and the best on validation prompts is
+    kept. Default: what the search found."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: what the search found."""
     most_kl: float | None = 10.0
@@ -65,25 +64,24 @@ class Paper(Stage):
     """Points along each policy's training that are evaluated too, for comparisons at equal KL."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the policy and of every reward model."""
-    limits: Limits = field(default_factory=lambda: Limits(48, 24, "keep-start"))
+    limits: Limits = field(default_factory=lambda: Limits(48, 24, "right"))
     """Length limits."""
-    sft: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
+    sft: TrainingConfig = field(default_factory=lambda: TrainingConfig(600, 32, 1.5e-2, 50))
     """Training of pi_ref."""
-    oracle: Training = field(default_factory=lambda: Training(800, 32, 1e-3))
+    oracle: TrainingConfig = field(default_factory=lambda: TrainingConfig(800, 32, 1e-3))
     """Training of the oracle reward model."""
-    reward: Training = field(default_factory=lambda: Training(100, 16, 2e-3))
+    reward: TrainingConfig = field(default_factory=lambda: TrainingConfig(100, 16, 2e-3))
     """Training of each reward model; its seed is the repetition's."""
-    align: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
+    align: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """Training of each policy; its learning rate is searched, or found before, and its seed the repetition's."""
 
     def inputs(self) -> list[Path]:
         return [self.data] if self.data else []
 
     def candidates(self, method: str, rho: float) -> list[tuple[float, float]]:
-        """(strength, learning rate) of each policy to train."""
-        strength, rate = found(method, rho)
-        strengths = self.betas if METHODS[method].strength == "beta" else self.taus
-        return list(product(strengths or (strength,), self.learning_rates or (rate,)))
+        """(beta, learning rate) of each policy to train."""
+        beta, rate = searched(method, rho)
+        return list(product(self.betas or (beta,), self.learning_rates or (rate,)))
 
     def run(self) -> dict[str, Any]:
         facts = self.shared_stages()
@@ -140,10 +138,10 @@ class Paper(Stage):
     def train(self, pool: ProcessPoolExecutor, seed: int) -> list[Policy]:
         """Stages 4 to 6 of one repetition, and model selection where there is a choice."""
         chains = [self.rewards_of(rho, name, seed) for name in BIASES_OF for rho in self.rhos]
-        execute_all(pool, chains, "reward models")
+        execute_all(pool, chains, "reward models", execute)
         cells = list(product(self.rhos, self.methods))
         policies = [p for rho, method in cells for p in self.policies(rho, method, seed)]
-        execute_all(pool, [[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method")
+        execute_all(pool, [[self.alignment(p) for p in group] for group in by_method(policies)], "policies, by method", execute)
         searched = [cell for cell in by_cell(policies) if len(cell) > 1]
         found = self.evaluate(pool, "validation", [[p.path for p in cell] for cell in searched], seed)
         values = {p.path: {"validation": each["advantage"], "validation_kl": each["kl"]}
@@ -167,17 +165,16 @@ class Paper(Stage):
     def policies(self, rho: float, method: MethodName, seed: int) -> list[Policy]:
         """The candidates of one method at one bias."""
         folder = self.at(seed, rho) / "policies"
-        return [Policy(folder / f"{method}-{strength:g}-{rate:g}", rho, method, strength, rate, seed)
-                for strength, rate in self.candidates(method, rho)]
+        return [Policy(folder / f"{method}-{beta:g}-{rate:g}", rho, method, beta, rate, seed)
+                for beta, rate in self.candidates(method, rho)]
 
     def alignment(self, policy: Policy) -> Align:
         """Stage 6."""
         method = METHODS[policy.method]
         rewards = "ensemble" if method.rewards == "ensemble" else "single"
-        strength: dict[str, Any] = {method.strength: policy.strength}
         return Align(
             out=policy.path, data=self.at(policy.seed, policy.rho) / rewards / "scored/rows.parquet",
-            policy=self.out / "sft", method=policy.method, **strength, snapshots=self.snapshots,
+            policy=self.out / "sft", method=policy.method, beta=policy.beta, snapshots=self.snapshots,
             validation=self.out / "labelled/validation/rows.parquet", limits=self.limits,
             training=replace(self.align, learning_rate=policy.learning_rate, seed=policy.seed),
         )
@@ -200,7 +197,7 @@ class Paper(Stage):
         stages = [Evaluate(out=at / str(i), data=self.out / f"corpus/{part}.parquet", policies=tuple(group),
                            reference=self.out / "sft", rewards=self.out / "oracle", seed=seed, limits=self.limits)
                   for i, group in enumerate(groups)]
-        found = execute_all(pool, [[stage] for stage in stages], f"evaluation on {part}") if stages else []
+        found = execute_all(pool, [[stage] for stage in stages], f"evaluation on {part}", execute) if stages else []
         tables = [read(stage.out / "rows.parquet", need=("prompt",)) for stage in stages]
         return [[each | {"rows": [r for r in rows if r["policy"] == i]} for i, each in enumerate(f["policies"])]
                 for [f], rows in zip(found, tables, strict=True)]
@@ -237,13 +234,13 @@ def best(cell: list[Policy], most_kl: float | None) -> Policy:
     return max(near, key=lambda p: p.validation or 0.0) if near else min(cell, key=lambda p: p.validation_kl or 0.0)
 
 
-def found(method: str, rho: float) -> tuple[float, float]:
-    """(strength, learning rate) that `python -m benchmarks.search` found at the nearest rho."""
-    nearest = min(FOUND[method], key=lambda r: abs(r - rho))
-    return FOUND[method][nearest]
+def searched(method: str, rho: float) -> tuple[float, float]:
+    """(beta, learning rate) of `python -m benchmarks.search` at the nearest rho, or the defaults."""
+    by_rho = SEARCHED.get(method, {rho: (METHODS[method].beta, 3e-3)})
+    return by_rho[min(by_rho, key=lambda r: abs(r - rho))]
 
 
-FOUND: dict[str, dict[float, tuple[float, float]]] = {
+SEARCHED: dict[str, dict[float, tuple[float, float]]] = {
     "dpo": {0.2: (3.0, 1e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
     "ipo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.1, 3e-3)},
     "d-dpo": {0.2: (3.0, 3e-3), 0.5: (0.01, 3e-3), 0.8: (0.3, 3e-3)},
@@ -255,7 +252,7 @@ FOUND: dict[str, dict[float, tuple[float, float]]] = {
 }
 
 
-REWARD = Training(3_000, 64, 4e-6, 0, 1.0)
+REWARD = TrainingConfig(3_000, 64, 4e-6, 0, 1.0)
 
 
 PRESETS = {
@@ -265,15 +262,14 @@ PRESETS = {
         preset="paper",
         rhos=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         betas=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
-        taus=(0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 25.0),
         learning_rates=(1e-6,),
         most_kl=None,
         pairs=30_000,
         model=ModelConfig(vocab_size=32_768, num_layers=24, d_model=1024, num_heads=8, head_dim=128, d_ff=4096),
-        limits=Limits(512, 128, "drop"),
-        sft=Training(5_000, 64, 1e-4, 500),
+        limits=Limits(512, 128),
+        sft=TrainingConfig(5_000, 64, 1e-4, 500),
         oracle=REWARD,
         reward=REWARD,
-        align=Training(10_000, 16, 1e-6, 0, 1.0),
+        align=TrainingConfig(10_000, 16, 1e-6, 0, 1.0),
     ),
 }

@@ -175,7 +175,7 @@ def results(out: Path, cells: dict[Key, list[Outcome]]) -> str:
     figures.figure2(out / "figure2.png", points)
     return "\n\n".join([
         main_table(cells, points),
-        "The best of each rho is bold. Parameter: beta (ipo: tau). Each policy is that of the last step.",
+        "The best of each rho is bold. Beta is ipo's tau. Each policy is that of the last step.",
         "![Advantage over length bias](figure2.png)",
         about_seeds(cells),
         over_reference(values),
@@ -194,7 +194,7 @@ def interval(mean: float, low: float, high: float) -> str:
 
 def main_table(cells: dict[Key, list[Outcome]], points: dict[Key, Point]) -> str:
     best = best_of(points)
-    header = ("rho", "method", "advantage", "win / tie / loss %", "KL", "tokens", "parameter", "learning rate")
+    header = ("rho", "method", "advantage", "win / tie / loss %", "KL", "tokens", "beta", "learning rate")
     return table(header, [[f"{key[0]:g}", *marked(key, points[key], best), *details(seeds)]
                           for key, seeds in cells.items()])
 
@@ -210,7 +210,7 @@ def details(seeds: list[Outcome]) -> list[str]:
     return [
         " / ".join(f"{abs(100 * mean[name]):.0f}" for name in ("win", "tie", "loss")),
         f"{mean['kl']:.2f}", f"{mean['tokens']:.1f}",
-        distinct(o.policy.strength for o in seeds), distinct(o.policy.learning_rate for o in seeds),
+        distinct(o.policy.beta for o in seeds), distinct(o.policy.learning_rate for o in seeds),
     ]
 
 

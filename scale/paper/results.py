@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipref.methods import METHODS
 from scale.files import write_csv
 from scale.stages.align import MethodName
 
@@ -17,7 +16,7 @@ class Policy(NamedTuple):
     path: Path
     rho: float
     method: MethodName
-    strength: float
+    beta: float
     learning_rate: float
     seed: int
     validation: float | None = None
@@ -41,7 +40,7 @@ class Outcome(NamedTuple):
         return np.array([row["reward"] - row["reference_reward"] for row in self.rows[point]])
 
 
-COLUMNS = ("method", "rho", "seed", "parameter", "value", "learning_rate", "selected", "validation_advantage",
+COLUMNS = ("method", "rho", "seed", "beta", "learning_rate", "selected", "validation_advantage",
            "validation_kl", "advantage", "low", "high", "win", "tie", "loss", "kl", "tokens")
 
 
@@ -54,7 +53,7 @@ def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Out
 def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
     known: dict[str, Any] = {
         "method": policy.method, "rho": policy.rho, "seed": policy.seed,
-        "parameter": METHODS[policy.method].strength, "value": policy.strength,
+        "beta": policy.beta,
         "learning_rate": policy.learning_rate, "selected": int(findings is not None),
     }
     if policy.validation is not None:

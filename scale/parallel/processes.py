@@ -5,12 +5,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from minipref.batch import Batch
 from scale.console import quiet
-from scale.data.dataset import take
 from scale.errors import InputError
 from scale.parallel.mesh import BATCH, Runtime, RuntimeConfig
 
@@ -41,24 +38,26 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def shard_batch(data: Batch, indices: np.ndarray, runtime: Runtime) -> Batch:
-    """The rows `indices` [..., B] of `data`, a line each, as one batch of the whole run."""
-    return on_devices(take(data, indices), runtime, indices.ndim - 1)
+def shard_batch(batch: Any, runtime: Runtime, axis: int = 0) -> Any:
+    """A batch that every process has, with `axis` split over the devices.
 
+    Each process loads the part of its own devices and talks to no other process, so this may be
+    called in any thread.
 
-def on_devices(batch: Batch, runtime: Runtime, axis: int = 0) -> Batch:
-    """A batch that every process has, its rows and lines (`axis`) split; each process loads those of its devices. It
-    talks to no other process, so it may be called in any thread.
-
-    Errors: InputError where the rows do not divide among the devices that share them out.
+    Raises:
+        InputError: The rows do not divide among the devices.
     """
     if runtime.mesh is None:
         return jax.device_put(batch)
-    rows = batch.segments.shape[axis]
+    rows = jax.tree.leaves(batch)[0].shape[axis]
     if rows % runtime.batch_shards:
-        raise InputError(f"--training.batch {rows}: does not divide among {runtime.batch_shards} devices")
+        raise InputError(
+            f"--training.batch-size {rows}: does not divide among {runtime.batch_shards} devices"
+        )
     sharding = runtime.sharding(*[None] * axis, BATCH)
-    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch)
+    return jax.tree.map(
+        lambda a: jax.make_array_from_callback(a.shape, sharding, lambda part: a[part]), batch
+    )
 
 
 def to_host(tree: Any) -> Any:

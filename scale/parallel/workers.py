@@ -11,7 +11,6 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 from scale.console import quiet, track
-from scale.stages.stage import Stage, execute
 
 
 def workers(most: int) -> ProcessPoolExecutor:
@@ -26,9 +25,9 @@ def workers(most: int) -> ProcessPoolExecutor:
 
 def execute_all(
     pool: ProcessPoolExecutor,
-    chains: Sequence[Sequence[Stage]],
+    chains: Sequence[Sequence[Any]],
     label: str,
-    run: Callable[[Any], Any] = execute,
+    run: Callable[[Any], Any],
 ) -> list[list[Any]]:
     """What `run` gives of each chain's stages. A chain runs in order, the chains in any order.
 
@@ -84,5 +83,5 @@ def follow_parent() -> None:
         os._exit(1)
 
 
-def run_chain(run: Callable[[Any], Any], chain: Sequence[Stage]) -> list[Any]:
+def run_chain(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
     return [run(stage) for stage in chain]

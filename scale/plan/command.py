@@ -13,9 +13,9 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 
-from minipref.batch import Batch
+from minipref.batch import Batch, Inputs, Targets
 from minipref.methods import METHODS
-from minipref.training import TrainState
+from minipref.training import Hyperparameters, TrainState
 from scale.console import console
 from scale.data.layout import Layout
 from scale.errors import InputError
@@ -30,10 +30,12 @@ from scale.parallel.sharding import abstract_sharded
 from scale.plan.hlo import Counts, count
 from scale.plan.roofline import bound
 from scale.plan.topology import spanned, topology_devices, torus
-from scale.stages.align import MethodName, align_step
-from scale.train.loop import Training, hyper
-from scale.train.optimizer import OptimizerConfig, start_state
+from scale.stages.align import MethodName
+from scale.train.loop import TrainingConfig
+from scale.train.optimizer import OptimizerConfig
+from scale.train.steps import policy_step, start_state
 
+SCHEDULE = TrainingConfig().schedule
 PRODUCTS = {"_fwd_": 2, "_dkv_": 4, "_dq_": 3}  # of queries with keys, in each of splash attention's kernels
 
 
@@ -135,7 +137,7 @@ def report(plan: Plan) -> dict[str, Any]:
 
 
 def row_layout(plan: Plan) -> Layout:
-    n = 3 if max(METHODS[plan.method].gamma) else 2
+    n = 2 if METHODS[plan.method].gamma is None else 3
     response = plan.tokens // 2 // n // 8 * 8
     return Layout(plan.tokens - n * response, response, n)
 
@@ -157,24 +159,30 @@ def start(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime) -> 
     """Shapes and shardings of the state of step 0."""
 
     def make() -> TrainState:
-        return start_state(Transformer(config, jax.random.key(0), runtime), optimizer, hyper(Training()))
+        zero = Hyperparameters(jnp.zeros(()), jnp.zeros(2))
+        model = Transformer(config, jax.random.key(0), runtime)
+        return start_state(model, optimizer, SCHEDULE, 0.0, zero)
 
     return abstract_sharded(jax.eval_shape(make), runtime)
 
 
 def batch_of(plan: Plan, layout: Layout, runtime: Runtime) -> Batch:
-    rewards = {"none": 0, "single": 1, "ensemble": plan.num_reward_models}[METHODS[plan.method].rewards]
-    t, n, labels = layout.width, layout.responses, layout.labels
-    shapes = [(t,)] * 3 + [(labels,)] * 3 + [(n,), (n,), (2, rewards)]
-    kinds = [jnp.int32] * 7 + [jnp.float32] * 2
-    columns: list[Any] = [jax.ShapeDtypeStruct((plan.batch, *shape), kind, sharding=runtime.sharding(BATCH))
-                          for shape, kind in zip(shapes, kinds, strict=True)]
-    return Batch._make(columns)
+    num_rewards = {"none": 0, "single": 1, "ensemble": plan.num_reward_models}
+    length, n, labels = layout.length, layout.num_responses, layout.num_labels
+
+    def array(dtype: Any, *shape: int) -> Any:
+        sharding = runtime.sharding(BATCH)
+        return jax.ShapeDtypeStruct((plan.batch, *shape), dtype, sharding=sharding)
+
+    sizes = [length] * 3 + [labels] * 3 + [n]
+    inputs = Inputs._make(array(jnp.int32, size) for size in sizes)
+    rewards = array(jnp.float32, 2, num_rewards[METHODS[plan.method].rewards])
+    return Batch(inputs, Targets(array(jnp.float32, n), rewards))
 
 
 def compile_step(plan: Plan, state: TrainState, batch: Batch) -> Any:
     try:
-        return align_step.lower(plan.method, plan.optimizer, state, batch).compile()
+        return policy_step.lower(plan.method, plan.optimizer, SCHEDULE, state, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         raise InputError(out_of_memory(plan, str(error))) from error
 
@@ -216,15 +224,15 @@ def kernel_flops(counts: Counts, config: ModelConfig, layout: Layout, heads: flo
 
 def visited_products(layout: Layout) -> int:
     """Pairs of query and key in the blocks that the mask does not skip."""
-    size, mask = block_sizes(layout.width).block_q, SharedPrefix(layout)
-    starts = range(0, layout.width, size)
+    size, mask = block_sizes(layout.length).block_q, SharedPrefix(layout)
+    starts = range(0, layout.length, size)
     return size**2 * sum(bool(mask[q : q + size, k : k + size].any()) for q in starts for k in starts)
 
 
 def speed(
     plan: Plan, counts: Counts, config: ModelConfig, params: int, layout: Layout, runtime: Runtime
 ) -> dict[str, Any]:
-    model = plan.batch * plan.tokens * model_flops(config, params, plan.tokens, layout.labels)
+    model = plan.batch * plan.tokens * model_flops(config, params, plan.tokens, layout.num_labels)
     dense = 12 * config.num_layers * config.num_heads * config.head_dim
     needed = model - plan.batch * dense * (plan.tokens**2 - visited_products(layout))
     spans = {axis: spanned(size, torus(plan.topology)) for axis, size in runtime.sizes.items()}

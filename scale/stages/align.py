@@ -1,46 +1,53 @@
-from collections.abc import Callable, Sequence
+"""`align`: train a policy on scored preference pairs."""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from minipref.batch import Batch
-from minipref.methods import METHODS
-from minipref.training import Metrics, TrainState, loss_of
-from scale.data.dataset import REF_LOGPS, Encoded, Limits, take
+from minipref.methods import METHODS, Method
+from minipref.training import Hyperparameters
+from scale.data.dataset import REF_LOGPS, Dataset, Limits, take
 from scale.data.rows import read, require
 from scale.errors import InputError
-from scale.io import model_folder as folders
+from scale.io import model_folder
+from scale.io.model_folder import ModelFolder
 from scale.model.inference import sequence_logps
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import TOKENS, Stage
-from scale.train.batches import schedule
-from scale.train.loop import Training, hyper, train
+from scale.train.batches import plan_batches
+from scale.train.loop import EvalFn, TrainingConfig, train
 from scale.train.metrics import LoggerName
-from scale.train.optimizer import OptimizerConfig, language_step, start_state
+from scale.train.optimizer import OptimizerConfig
+from scale.train.steps import policy_step, start_state
 
-MethodName = Literal["dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo", "hull", "mean"]
-MONITORED = 128
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+MONITORED_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Stage):
-    """What one run and a sweep of them have in common."""
+    """What one run and a sweep of runs have in common."""
 
     data: Path
     """Preference rows with the columns of the score stage."""
     policy: Path
-    """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or of Hugging Face's,
-    a .gguf file, or smollm2."""
+    """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or
+    of Hugging Face's, a .gguf file, or smollm2."""
     validation: Path | None = None
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
     snapshots: int = 0
     """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
-    training: Training = field(default_factory=lambda: Training(120, 16, 3e-3))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and z-loss."""
@@ -57,113 +64,133 @@ class Alignment(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Align(Alignment):
-    """Train a policy on scored preference pairs by one of the eight methods of `minipref.methods`."""
+    """Train a policy on scored preference pairs by a method of `minipref.methods`."""
 
     method: MethodName = "e-dpo"
     """Which row of the table of methods."""
     beta: float | None = None
-    """Strength of all methods but ipo: how strictly log pi / pi_ref follows the rewards. Default: 0.1."""
-    tau: float | None = None
-    """Strength of ipo, whose target for the margin is 1/tau. Default: 0.1."""
+    """How strictly log pi / pi_ref follows the rewards; for ipo its tau, whose target for the
+    margin is 1/tau. Default: the method's own."""
     gamma: tuple[float, float] | None = None
     """KL weight at the first and the last step. Default: the method's own."""
     shape_seeds: tuple[int, ...] = ()
-    """Seeds of other runs that this process trains: all get the same few shapes of batches, compiled once."""
+    """Seeds of other runs in this process: all get the same few shapes of batches."""
 
-    def run(self) -> dict[str, Any]:
-        if (self.snapshots + 1) ** 2 > self.training.steps:
-            raise InputError(f"--snapshots {self.snapshots}: too many for a run of {self.training.steps} steps")
-        runtime = make_runtime(self.runtime)
-        policy = folders.load_policy(self.policy, runtime)
-        data = self.load(policy, self.data, self.fields, self.out / TOKENS)
-        self.check(data.scores.shape[2])
-        name, strength = METHODS[self.method].strength, self.strength
-        batches = schedule(data, self.training, policy.model, self.shape_seeds)
-        speed = batches.speed(policy.model)
-        state = start_state(policy.model, self.optimizer, hyper(self.training, strength, self.weights))
-        model = train(partial(align_step, self.method, self.optimizer), state, batches.batch,
-                      self.training.steps, self.out, f"{self.method}, {name} {strength:g}",
-                      self.eval_fn(policy), watch_every(self.training.steps, self.snapshots), self.record, self.log,
-                      speed)
-        folders.save(self.out, model, policy.config, policy.codec)
-        return {"pairs": len(data)} | batches.findings
+    @property
+    def row(self) -> Method:
+        return METHODS[self.method]
 
     @property
     def fields(self) -> list[str]:
         """The responses that the method reads."""
-        return ["chosen", "rejected"] + ["ref_sample"] * bool(max(METHODS[self.method].gamma))
+        return ["chosen", "rejected"] + ["ref_sample"] * (self.row.gamma is not None)
 
     @property
-    def strength(self) -> float:
-        """The value of the parameter that the method has; the other one must not be given."""
-        given, name = {"beta": self.beta, "tau": self.tau}, METHODS[self.method].strength
-        value, other = given.pop(name), next(iter(given.items()))
-        if other[1] is not None:
-            raise InputError(f"--{other[0]}: {self.method} has none; its strength is --{name}")
-        return 0.1 if value is None else value
+    def beta_value(self) -> float:
+        return self.row.beta if self.beta is None else self.beta
 
     @property
-    def weights(self) -> tuple[float, float]:
-        """The KL's at the first and at the last step."""
-        return METHODS[self.method].gamma if self.gamma is None else self.gamma
+    def gamma_values(self) -> tuple[float, float]:
+        """The weight of the KL term at the first and at the last step."""
+        return self.gamma or self.row.gamma or (0.0, 0.0)
 
-    def load(self, policy: folders.Folder, path: Path, fields: list[str], folder: Path | None = None) -> Encoded:
+    def run(self) -> dict[str, Any]:
+        if (self.snapshots + 1) ** 2 > self.training.steps:
+            steps = self.training.steps
+            raise InputError(f"--snapshots {self.snapshots}: too many for a run of {steps} steps")
+        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
+        dataset = self.load(policy, self.data, self.fields, self.out / TOKENS)
+        self.check(num_reward_models=dataset.targets.rewards.shape[2])
+        batches = plan_batches(dataset, self.training, policy.model, self.shape_seeds)
+        throughput = batches.throughput(policy.model)
+        model = train(
+            partial(policy_step, self.method, self.optimizer, self.training.schedule),
+            self.start(policy.model),
+            batches.batch,
+            self.training.steps,
+            self.out,
+            f"{self.method}, beta {self.beta_value:g}",
+            eval_fn=self.eval_fn(policy),
+            every=evaluation_interval(self.training.steps, self.snapshots),
+            record=self.record,
+            loggers=self.log,
+            throughput=throughput,
+        )
+        model_folder.save(self.out, model, policy.config, policy.tokenizer)
+        return {"pairs": len(dataset)} | batches.findings
+
+    def start(self, model: Transformer) -> Any:
+        beta, gamma = (jnp.asarray(x, jnp.float32) for x in (self.beta_value, self.gamma_values))
+        schedule, rate = self.training.schedule, self.training.learning_rate
+        return start_state(model, self.optimizer, schedule, rate, Hyperparameters(beta, gamma))
+
+    def load(
+        self, policy: ModelFolder, path: Path, fields: list[str], cache: Path | None = None
+    ) -> Dataset:
+        """Scored rows, whose columns must be those of this policy."""
         require(path, **policy.hashes, limits=str(self.limits))
         rows = read(path)
         require_columns(path, rows, fields)
-        return policy.encode(rows, fields, self.limits, str(path), folder)
+        return policy.make_dataset(rows, fields, self.limits, str(path), cache)
 
-    def check(self, members: int) -> None:
-        """Errors: InputError where the method cannot use the rewards of so many members, or the KL's weights."""
-        rewards = METHODS[self.method].rewards
-        if rewards != "none" and not members:
-            raise InputError(f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`")
-        if rewards == "single" and members > 1:
-            raise InputError(f"{self.data}: field 'score_chosen': {self.method} distils one reward, not {members}")
-        if max(self.weights) and not max(METHODS[self.method].gamma):
+    def check(self, num_reward_models: int) -> None:
+        """Refuse rewards or KL weights that the method cannot use."""
+        if self.row.rewards != "none" and not num_reward_models:
+            raise InputError(
+                f"{self.data}: no column 'score_chosen', which {self.method} distils: see `score`"
+            )
+        if self.row.rewards == "single" and num_reward_models > 1:
+            raise InputError(
+                f"{self.data}: field 'score_chosen': {self.method} distils one reward, "
+                f"not {num_reward_models}"
+            )
+        if self.gamma and max(self.gamma) and self.row.gamma is None:
             raise InputError(f"--gamma: {self.method} has no KL term")
 
-    def eval_fn(self, policy: folders.Folder) -> Callable[[Transformer, int], dict[str, Any]]:
-        """Keeps the snapshots, and watches the validation rows (Figure B.1)."""
-        watched = self.validation and self.load(policy, self.validation, ["chosen", "rejected", "ref_sample"])
-        kept = snapshot_steps(self.training.steps, self.snapshots)
-        sample = watched and take(watched.data, np.arange(min(MONITORED, len(watched))))
+    def eval_fn(self, policy: ModelFolder) -> EvalFn:
+        """Keeps the snapshots, and measures log-probs and KL on validation rows (Figure B.1)."""
+        steps, sample = snapshot_steps(self.training.steps, self.snapshots), None
+        if self.validation:
+            fields = ["chosen", "rejected", "ref_sample"]
+            dataset = self.load(policy, self.validation, fields)
+            sample = take(dataset.all, np.arange(min(MONITORED_ROWS, len(dataset))))
 
         def eval_fn(model: Transformer, step: int) -> dict[str, Any]:
-            if step in kept:
-                folders.save(self.out / f"step-{step}", model, policy.config, policy.codec)
-            return monitor(model, sample) if sample else {}
+            if step in steps:
+                folder = self.out / f"step-{step}"
+                model_folder.save(folder, model, policy.config, policy.tokenizer)
+            return validation_metrics(model, sample) if sample else {}
 
         return eval_fn
 
 
 def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
-    """Errors: InputError for the first row without one of these responses, or its log-probability under pi_ref."""
+    """Refuse rows without one of these responses, or its log-probability under pi_ref."""
     for name in (*fields, *(REF_LOGPS[f] for f in fields)):
         missing = next((i for i, row in enumerate(rows) if name not in row), None)
         if missing is not None:
-            raise InputError(f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it")
+            raise InputError(
+                f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it"
+            )
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """1, 4, 9, ... times a step: denser early, where a policy moves fastest. All are before the last step."""
+    """1, 4, 9, ... times a step, all before the last one: denser early, where a policy moves fast."""
     return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
 
 
-def watch_every(steps: int, snapshots: int) -> int:
+def evaluation_interval(steps: int, snapshots: int) -> int:
     """The largest divisor of the first snapshot's step, and so of all, that is at most 50."""
     first = [*snapshot_steps(steps, snapshots), steps][0]
     return next(d for d in range(min(50, first), 0, -1) if first % d == 0)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def align_step(method: str, optimizer: OptimizerConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    return language_step(loss_of(method), optimizer, state, batch)
-
-
-def monitor(model: Transformer, data) -> dict[str, float]:
-    """Held-out log-probs of chosen and rejected responses, and the sampled forward KL to pi_ref (nats)."""
-    values = sequence_logps(model, data)
-    kl = (data.ref_logps - values)[:, 2]
-    return {"validation/logps/chosen": float(values[:, 0].mean()),
-            "validation/logps/rejected": float(values[:, 1].mean()), "validation/kl": float(kl.mean())}
+def validation_metrics(model: Transformer, batch: Batch) -> dict[str, float]:
+    """Held-out log-probs of chosen and rejected, and the sampled forward KL to pi_ref (nats)."""
+    logps = sequence_logps(model, batch.inputs)
+    kl = (batch.targets.ref_logps - logps)[:, 2]
+    return {
+        "validation/logps/chosen": float(logps[:, 0].mean()),
+        "validation/logps/rejected": float(logps[:, 1].mean()),
+        "validation/kl": float(kl.mean()),
+    }

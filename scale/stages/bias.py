@@ -8,7 +8,7 @@ import numpy as np
 
 from scale.data.length_bias import largest, longer_side, subsample
 from scale.data.rows import provenance, read, write
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.stages.stage import Stage
 
 
@@ -32,7 +32,7 @@ class Bias(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data)
-        sides = longer_side(folders.tokenizer_of(self.tokenizer), rows)
+        sides = longer_side(model_folder.tokenizer_of(self.tokenizer), rows)
         size = min(self.size, largest(sides, self.rho))
         chosen = subsample(sides, self.rho, size, np.random.default_rng(self.seed))
         write(self.out / "rows.parquet", [rows[i] for i in chosen], provenance(self.data))

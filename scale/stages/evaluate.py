@@ -1,3 +1,5 @@
+"""`evaluate`: policies against pi_ref on held-out prompts."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +10,8 @@ import numpy as np
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
 from scale.errors import InputError
-from scale.io import model_folder as folders
+from scale.io import model_folder
+from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, rewards, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
@@ -47,30 +50,47 @@ class Evaluate(Stage):
         if not self.policies:
             raise InputError("--policies: name at least one folder")
         runtime = make_runtime(self.runtime)
-        reference, oracle = folders.load_policy(self.reference, runtime), folders.load_rewards(self.rewards, runtime)
+        reference = model_folder.load_policy(self.reference, runtime)
+        oracle = model_folder.load_rewards(self.rewards, runtime)
         prompts = read(self.data, need=("prompt",))
         baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)
         tables = []
         for i, path in enumerate(self.policies):
-            found = self.outcomes(folders.load_policy(path, runtime), reference, oracle, prompts, self.seed + 1)
-            tables.append(per_prompt(i, found, baseline))
+            policy = model_folder.load_policy(path, runtime)
+            outcomes = self.outcomes(policy, reference, oracle, prompts, self.seed + 1)
+            tables.append(per_prompt(i, outcomes, baseline))
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
         return {"policies": [summary(table) for table in tables]}
 
-    def outcomes(self, policy: folders.Folder, reference: folders.Folder, oracle: folders.Folder,
-                 rows: list[dict], seed: int) -> dict[str, Any]:
-        """Arrays [N, n] over the kept prompts: reward, KL of one sample, tokens; and the texts."""
-        encoded = policy.encode(rows, [], self.limits, str(self.data))
-        found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=seed, temperature=1.0,
-                         label=f"sample {policy.path.name}")
+    def outcomes(
+        self,
+        policy: ModelFolder,
+        reference: ModelFolder,
+        oracle: ModelFolder,
+        rows: list[dict],
+        seed: int,
+    ) -> dict[str, Any]:
+        """Rewards, KLs and lengths of samples [N, n] for the N kept prompts, and the texts."""
+        dataset = policy.make_dataset(rows, [], self.limits, str(self.data))
+        samples = generate(
+            policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
+            seed=seed, temperature=1.0, label=f"sample {policy.path.name}",
+        )  # fmt: skip
         fields = [f"sample_{i}" for i in range(self.n)]
-        sampled = [row | {f: t for f, (t, _) in zip(fields, each, strict=True)}
-                   | {f"{f}_complete": c for f, (_, c) in zip(fields, each, strict=True)}
-                   for row, each in zip(encoded.rows(rows), found, strict=True)]
-        own, ref, judged = (f.encode(sampled, fields, self.limits).data for f in (policy, reference, oracle))
+        sampled = []
+        for row, pairs in zip(dataset.select(rows), samples, strict=True):
+            texts = {name: text for name, (text, _) in zip(fields, pairs, strict=True)}
+            complete = {f"{name}_complete": c for name, (_, c) in zip(fields, pairs, strict=True)}
+            sampled.append(row | texts | complete)
+        own, ref, judged = (
+            folder.make_dataset(sampled, fields, self.limits).all.inputs
+            for folder in (policy, reference, oracle)
+        )
+        tokens = [(own.response_ids == i).sum(1) for i in range(self.n)]
         return {
-            "prompts": encoded.rows(rows), "texts": [row[fields[0]] for row in sampled],
-            "tokens": np.stack([(own.response_ids == i).sum(1) for i in range(self.n)], 1),
+            "prompts": dataset.select(rows),
+            "texts": [row[fields[0]] for row in sampled],
+            "tokens": np.stack(tokens, axis=1),
             "rewards": rewards(oracle.model, judged).mean(-1),
             "kl": sequence_logps(policy.model, own) - sequence_logps(reference.model, ref),
         }

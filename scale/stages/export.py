@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scale.console import console
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.io.huggingface import export
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 
@@ -19,6 +19,6 @@ class Export:
     """Devices, memory and precision."""
 
     def run(self) -> None:
-        policy = folders.load_policy(self.policy, make_runtime(self.runtime))
-        export(self.out, policy.model, policy.codec)
+        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
+        export(self.out, policy.model, policy.tokenizer)
         console.print(f"{self.out}: written", markup=False)

@@ -1,3 +1,5 @@
+"""`sample`: responses of a policy to prompts."""
+
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -6,7 +8,7 @@ import numpy as np
 
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.inference import generate
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
@@ -35,13 +37,17 @@ class Sample(Stage):
         return [self.policy, self.data]
 
     def run(self) -> dict[str, Any]:
-        policy = folders.load_policy(self.policy, make_runtime(self.runtime))
+        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
         rows = read(self.data, need=("prompt",))
-        encoded = policy.encode(rows, [], self.limits, str(self.data))
-        found = generate(policy, encoded, n=self.n, max_new=self.limits.response, seed=self.seed,
-                         temperature=self.temperature, label="sample")
-        columns = [{"samples": [t for t, _ in each], "complete": [c for _, c in each]} for each in found]
-        sampled = [row | new for row, new in zip(encoded.rows(rows), columns, strict=True)]
+        dataset = policy.make_dataset(rows, [], self.limits, str(self.data))
+        samples = generate(
+            policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
+            seed=self.seed, temperature=self.temperature, label="sample",
+        )  # fmt: skip
+        sampled = [
+            row | {"samples": [text for text, _ in pairs], "complete": [done for _, done in pairs]}
+            for row, pairs in zip(dataset.select(rows), samples, strict=True)
+        ]
         write(self.out / "rows.parquet", sampled, policy.hashes)
-        share = float(np.mean([c["complete"] for c in columns]))
+        share = float(np.mean([row["complete"] for row in sampled]))
         return {"prompts": len(sampled), "share of samples that end by themselves": share}

@@ -1,3 +1,5 @@
+"""`score`: compute, once, the columns that alignment needs."""
+
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -5,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from scale.data.dataset import Limits
+from scale.data.dataset import REF_LOGPS, Limits
 from scale.data.length_bias import longer_side, longer_wins
 from scale.data.rows import provenance, read, write
 from scale.errors import InputError
 from scale.files import fingerprint
-from scale.io import model_folder as folders
+from scale.io import model_folder
+from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, rewards, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
@@ -48,52 +51,74 @@ class Score(Stage):
             raise InputError("score needs --rewards, --reference or both; --relabel needs --rewards")
         runtime = make_runtime(self.runtime)
         if self.rewards:
-            models = folders.load_rewards(self.rewards, runtime)
+            models = model_folder.load_rewards(self.rewards, runtime)
             rows, findings = self.with_rewards(models, rows)
             hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
         if self.reference:
-            reference = folders.load_policy(self.reference, runtime)
+            reference = model_folder.load_policy(self.reference, runtime)
             rows = self.with_reference(reference, rows)
             hashes |= reference.hashes | {"limits": str(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
-    def with_rewards(self, models: folders.Folder, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
-        encoded = models.encode(rows, SIDES, self.limits, str(self.data))
-        rows, values = encoded.rows(rows), rewards(models.model, encoded.data).astype(float)
+    def with_rewards(
+        self, models: ModelFolder, rows: list[dict]
+    ) -> tuple[list[dict], dict[str, Any]]:
+        """Rows with the rewards as columns, or relabelled by them; and what was found."""
+        dataset = models.make_dataset(rows, SIDES, self.limits, str(self.data))
+        rows = dataset.select(rows)
+        values = rewards(models.model, dataset.all.inputs).astype(float)
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
-            rows = [relabelled(row, margin) for row, margin in zip(rows, margins[:, 0], strict=True)]
-            return rows, {"share of pairs whose longer side wins": longer_wins(longer_side(models.codec, rows)),
-                          "share of labels kept": float((margins[:, 0] >= 0).mean())}
-        scored = [row | {"score_chosen": c.tolist(), "score_rejected": r.tolist()}
-                  for row, (c, r) in zip(rows, values, strict=True)]
-        return scored, {"members": values.shape[2],
-                        "accuracy of each member": [round(float(a), 4) for a in (margins > 0).mean(0)],
-                        "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)]}
+            rows = [relabelled(row, m) for row, m in zip(rows, margins[:, 0], strict=True)]
+            share = longer_wins(longer_side(models.tokenizer, rows))
+            return rows, {
+                "share of pairs whose longer side wins": share,
+                "share of labels kept": float((margins[:, 0] >= 0).mean()),
+            }
+        scored = [
+            row | {"score_chosen": chosen.tolist(), "score_rejected": rejected.tolist()}
+            for row, (chosen, rejected) in zip(rows, values, strict=True)
+        ]
+        return scored, {
+            "reward models": values.shape[2],
+            "accuracy of each reward model": [round(float(a), 4) for a in (margins > 0).mean(0)],
+            "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)],
+        }
 
-    def with_reference(self, reference: folders.Folder, rows: list[dict]) -> list[dict]:
+    def with_reference(self, reference: ModelFolder, rows: list[dict]) -> list[dict]:
+        """Rows with pi_ref's log-probabilities, and a sample of it, as columns."""
         source = str(self.data)
         if "ref_sample" not in rows[0]:
             rows, source = with_samples(reference, rows, self.limits, self.seed, source), ""
-        encoded = reference.encode(rows, (*SIDES, "ref_sample"), self.limits, source)
-        rows, values = encoded.rows(rows), sequence_logps(reference.model, encoded.data).astype(float)
-        names = [f"ref_{side}_logps" for side in SIDES] + ["ref_sample_logps"]
-        return [row | dict(zip(names, each.tolist(), strict=True)) for row, each in zip(rows, values, strict=True)]
+        dataset = reference.make_dataset(rows, (*SIDES, "ref_sample"), self.limits, source)
+        logps = sequence_logps(reference.model, dataset.all.inputs).astype(float)
+        return [
+            row | dict(zip(REF_LOGPS.values(), values.tolist(), strict=True))
+            for row, values in zip(dataset.select(rows), logps, strict=True)
+        ]
 
 
 def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
-    """The row as it is, or with all that belongs to its two responses exchanged."""
+    """The row with its two responses, and all that belongs to them, exchanged if margin < 0."""
     other = {"chosen": "rejected", "rejected": "chosen"}
     swap = re.compile("chosen|rejected")
-    return row if margin >= 0 else {swap.sub(lambda m: other[m[0]], k): v for k, v in row.items()}
+    if margin >= 0:
+        return row
+    return {swap.sub(lambda match: other[match[0]], name): v for name, v in row.items()}
 
 
-def with_samples(reference: folders.Folder, rows: list[dict], limits: Limits, seed: int, source: str) -> list[dict]:
+def with_samples(
+    reference: ModelFolder, rows: list[dict], limits: Limits, seed: int, source: str
+) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
-    rows = reference.encode(rows, SIDES, limits, source).rows(rows)
-    prompts = reference.encode(rows, [], limits)
-    found = generate(reference, prompts, n=1, max_new=limits.response, seed=seed, temperature=1.0,
-                     label="reference samples")
-    return [row | {"ref_sample": text, "ref_sample_complete": complete}
-            for row, [(text, complete)] in zip(rows, found, strict=True)]
+    rows = reference.make_dataset(rows, SIDES, limits, source).select(rows)
+    prompts = reference.make_dataset(rows, [], limits)
+    samples = generate(
+        reference.model, reference.tokenizer, prompts, n=1, max_new_tokens=limits.response,
+        seed=seed, temperature=1.0, label="reference samples",
+    )  # fmt: skip
+    return [
+        row | {"ref_sample": text, "ref_sample_complete": complete}
+        for row, [(text, complete)] in zip(rows, samples, strict=True)
+    ]

@@ -1,3 +1,5 @@
+"""`sft`: supervised fine-tuning, which makes pi_ref."""
+
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -5,24 +7,23 @@ from typing import Any
 
 import jax
 
-from minipref.batch import Batch
-from minipref.training import Metrics, TrainState, sft_loss
 from scale.data.dataset import Limits
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
-from scale.io import model_folder as folders
+from scale.io import model_folder
+from scale.io.model_folder import ModelFolder
 from scale.model.config import ModelConfig
 from scale.model.inference import sequence_logps
 from scale.model.presets import published
-from scale.model.response_logps import sum_of_logps
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.sharding import initialise
 from scale.stages.stage import TOKENS, Stage
-from scale.train.batches import Schedule, schedule
-from scale.train.loop import Training, hyper, train
+from scale.train.batches import BatchPlan, plan_batches
+from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
-from scale.train.optimizer import OptimizerConfig, language_step, start_state
+from scale.train.optimizer import OptimizerConfig
+from scale.train.steps import sft_step, start_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Sft(Stage):
     """A published shape (palm-8b, llama-3-8b, smollm2-135m, ...) to make from scratch, with all of its vocabulary."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of a model made from scratch."""
-    training: Training = field(default_factory=lambda: Training(600, 32, 1.5e-2, 50))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(600, 32, 1.5e-2, 50))
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimiser and z-loss."""
@@ -58,42 +59,53 @@ class Sft(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
-        runtime = make_runtime(self.runtime)
-        start = self.start(rows, runtime)
-        data = start.encode(rows, ["completion"], self.limits, str(self.data), self.out / TOKENS)
-        batches = schedule(data, self.training, start.model)
+        start = self.start(rows, make_runtime(self.runtime))
+        cache = self.out / TOKENS
+        dataset = start.make_dataset(rows, ["completion"], self.limits, str(self.data), cache)
+        batches = plan_batches(dataset, self.training, start.model)
         trained = replace(start, model=self.fit(start.model, batches))
-        folders.save(self.out, trained.model, trained.config, trained.codec)
-        found = {"rows": len(data), "parameters": parameter_count(trained.model)} | batches.findings
-        return found | self.validate(trained)
+        model_folder.save(self.out, trained.model, trained.config, trained.tokenizer)
+        findings = {"rows": len(dataset), "parameters": parameter_count(trained.model)}
+        return findings | batches.findings | self.validate(trained)
 
-    def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> folders.Folder:
+    def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
+        """The model and tokenizer to train: those of --init, or new ones."""
         if self.init:
-            return folders.load_policy(self.init, runtime)
+            return model_folder.load_policy(self.init, runtime)
         shape = published(self.shape, "--shape") if self.shape else self.model
-        config = replace(shape, max_seq_len=max(shape.max_seq_len, self.limits.prompt + self.limits.response))
-        codec = train_tokenizer((text(row[f]) for row in rows for f in ("prompt", "completion")), config.vocab_size)
+        longest = max(shape.max_seq_len, self.limits.prompt + self.limits.response)
+        config = replace(shape, max_seq_len=longest)
+        texts = (as_text(row[name]) for row in rows for name in ("prompt", "completion"))
+        tokenizer = train_tokenizer(texts, config.vocab_size)
         key = jax.random.key(self.training.seed)
-        return folders.Folder(self.out, initialise(lambda: Transformer(config, key, runtime)), config, codec)
+        model = initialise(lambda: Transformer(config, key, runtime))
+        return ModelFolder(self.out, model, config, tokenizer)
 
-    def fit(self, model: Transformer, batches: Schedule) -> Transformer:
-        state, speed = start_state(model, self.optimizer, hyper(self.training)), batches.speed(model)
-        return train(partial(sft_step, self.optimizer), state, batches.batch, self.training.steps, self.out, "sft",
-                     record=self.record, loggers=self.log, speed=speed)
+    def fit(self, model: Transformer, batches: BatchPlan) -> Transformer:
+        training, schedule = self.training, self.training.schedule
+        throughput = batches.throughput(model)
+        return train(
+            partial(sft_step, self.optimizer, schedule),
+            start_state(model, self.optimizer, schedule, training.learning_rate),
+            batches.batch,
+            training.steps,
+            self.out,
+            "sft",
+            record=self.record,
+            loggers=self.log,
+            throughput=throughput,
+        )
 
-    def validate(self, trained: folders.Folder) -> dict[str, float]:
+    def validate(self, trained: ModelFolder) -> dict[str, float]:
+        """The loss on --validation."""
         if not self.validation:
             return {}
-        rows = read(self.validation, need=("prompt", "completion"))
-        data = trained.encode(rows, ["completion"], self.limits, str(self.validation)).data
-        total = sequence_logps(trained.model, data).sum()
-        return {"validation loss (nats a token)": float(-total / (data.response_ids == 0).sum())}
+        rows, source = read(self.validation, need=("prompt", "completion")), str(self.validation)
+        inputs = trained.make_dataset(rows, ["completion"], self.limits, source).all.inputs
+        logp = sequence_logps(trained.model, inputs).sum()
+        return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
 
 
-def text(prompt: str | list[dict[str, str]]) -> str:
+def as_text(prompt: str | list[dict[str, str]]) -> str:
+    """A prompt or a completion as one text."""
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def sft_step(optimizer: OptimizerConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    return language_step(sft_loss, optimizer, state, batch, sum_of_logps)

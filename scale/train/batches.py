@@ -1,7 +1,8 @@
-"""Which rows make up each step's batch, in which of a few shapes.
+"""The batches of a run: which rows each step reads, in which of a few shapes.
 
-A shape costs a compilation, and saves the padding of a larger one. All of a run's batches are known before its first
-step, so the shapes are chosen for them: the fewest that pay. Runs that differ by seed can have theirs in common.
+A shape costs one compilation and saves the padding of a larger one. The batches of a run are known
+before its first step, so the shapes are chosen for them: as few as pay. Runs that differ by their
+seed can share shapes.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,113 +12,144 @@ from typing import Any
 import numpy as np
 
 from minipref.batch import Batch
-from scale.data.dataset import Encoded, batch_indices
-from scale.data.layout import Shape
+from scale.data.dataset import Dataset, batch_indices
+from scale.data.layout import BatchShape
 from scale.errors import InputError
 from scale.model.flops import batch_flops
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
-from scale.parallel.processes import on_devices
-from scale.train.loop import Training
-from scale.train.throughput import Speed, speed_of
+from scale.parallel.processes import shard_batch
+from scale.train.loop import TrainingConfig
+from scale.train.throughput import Throughput, throughput_of
 
-GRAIN = 32  # sizes of a shape are its multiples
-
-
-COMPILATION = 5.0  # seconds
-
-
-CPU_FLOPS = 1e11  # FLOP/s that a model reaches where the peak is not known
+SIZE_STEP = 32  # the sizes of a shape are multiples of it
+COMPILE_SECONDS = 5.0
+CPU_FLOPS = 1e11  # FLOP/s of a model on a device whose peak is not known
 
 
 @dataclass(frozen=True)
-class Schedule:
+class BatchPlan:
     """The batches of a run."""
 
-    data: Encoded
+    dataset: Dataset
     rows: np.ndarray
-    """[steps, B]"""
-    shapes: list[Shape]
-    """Of each step."""
+    """Rows of the dataset, of each step [steps, B]."""
+    shapes: list[BatchShape]
+    """The shape of each step."""
     runtime: Runtime
 
     def batch(self, step: int) -> Batch:
-        return on_devices(self.data.batch(self.rows[step], self.shapes[step]), self.runtime)
+        """The batch of a step, on the devices."""
+        batch = self.dataset.batch(self.rows[step], self.shapes[step])
+        return shard_batch(batch, self.runtime)
 
-    def speed(self, model: Transformer) -> Speed:
-        """What turns the run's tokens and seconds into its throughput and MFU."""
-        lengths = self.data.tokens.lengths
-        return speed_of(model, lengths.sum(1).mean(), lengths[:, 1:].sum(1).mean())
+    def throughput(self, model: Transformer) -> Throughput:
+        """A stopwatch for a run with these rows."""
+        lengths = self.dataset.tokens.lengths
+        return throughput_of(model, lengths.sum(1).mean(), lengths[:, 1:].sum(1).mean())
 
     @property
     def findings(self) -> dict[str, Any]:
-        """How many shapes there are, and how much of what is computed with them is no padding."""
-        tokens = self.data.tokens.lengths.sum(1)[self.rows].sum()
-        slots = sum(shape.lines * shape.width for shape in self.shapes)
-        return {"shapes of a step": len(set(self.shapes)), "slots that hold a token": round(float(tokens / slots), 3)}
+        """How many shapes there are, and which share of their positions is not padding."""
+        tokens = self.dataset.tokens.lengths.sum(1)[self.rows].sum()
+        positions = sum(shape.num_sequences * shape.length for shape in self.shapes)
+        return {
+            "shapes of a step": len(set(self.shapes)),
+            "positions that hold a token": round(float(tokens / positions), 3),
+        }
 
 
-def schedule(data: Encoded, training: Training, model: Transformer, seeds: Sequence[int] = ()) -> Schedule:
-    """The batches of a run, in shapes chosen for its own and for those of the runs with these seeds.
+def plan_batches(
+    dataset: Dataset, training: TrainingConfig, model: Transformer, seeds: Sequence[int] = ()
+) -> BatchPlan:
+    """The batches of a run.
 
-    Errors: InputError where a batch does not divide among the devices that share it out.
+    Args:
+        dataset: The rows.
+        training: Steps, batch size and seed.
+        model: Gives the cost of a shape, and the devices.
+        seeds: Other runs for which the shapes are chosen too.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: The batch does not divide among the devices.
     """
-    runtime, runs = model.runtime, [order(len(data), training, seed) for seed in dict.fromkeys((training.seed, *seeds))]
-    rows = runs[0]
-    if data.layout:
-        return Schedule(data, rows, [data.layout.shape(training.batch)] * training.steps, runtime)
-    if training.batch % runtime.batch_shards:
-        raise InputError(f"--training.batch {training.batch}: does not divide among {runtime.batch_shards} devices")
-    shapes = shapes_for(data.tokens.lengths[np.concatenate(runs)], model)[: training.steps]
-    return Schedule(data, rows, shapes, runtime)
+    runtime, size = model.runtime, training.batch_size
+    if dataset.layout:
+        shapes = [dataset.layout.shape(size)] * training.steps
+        return BatchPlan(dataset, row_order(len(dataset), training, training.seed), shapes, runtime)
+    if size % runtime.batch_shards:
+        raise InputError(
+            f"--training.batch-size {size}: does not divide among {runtime.batch_shards} devices"
+        )
+    all_seeds = dict.fromkeys((training.seed, *seeds))
+    orders = [row_order(len(dataset), training, seed) for seed in all_seeds]
+    lengths = dataset.tokens.lengths[np.concatenate(orders)]
+    shapes = choose_shapes(lengths, model)[: training.steps]
+    return BatchPlan(dataset, orders[0], shapes, runtime)
 
 
-def order(n: int, training: Training, seed: int) -> np.ndarray:
-    """[steps, B]: which of n rows make up each batch."""
-    return batch_indices(n, training.steps * training.batch, seed, 0).reshape(training.steps, training.batch)
+def row_order(n: int, training: TrainingConfig, seed: int) -> np.ndarray:
+    """Which of n rows make up each batch [steps, B]."""
+    rows = batch_indices(n, training.steps * training.batch_size, seed, 0)
+    return rows.reshape(training.steps, training.batch_size)
 
 
-def shapes_for(lengths: np.ndarray, model: Transformer, seconds: int | float = COMPILATION) -> list[Shape]:
-    """One for each batch of rows with pieces of `lengths` [steps, B, 1 + n]; `seconds` is what a compilation takes."""
-    lines, batch = model.runtime.batch_shards, lengths.shape[1]
+def choose_shapes(
+    lengths: np.ndarray, model: Transformer, compile_seconds: float = COMPILE_SECONDS
+) -> list[BatchShape]:
+    """A shape for each batch of rows, whose parts have `lengths` [steps, B, 1 + n]."""
+    num_sequences, batch = model.runtime.batch_shards, lengths.shape[1]
 
-    def cost(sizes: np.ndarray) -> np.ndarray:
-        return batch_flops(model, lines, batch, *sizes.T)
+    def flops(sizes: np.ndarray) -> np.ndarray:
+        return batch_flops(model, num_sequences, batch, *sizes.T)
 
-    price = seconds * (speed_of(model, 1, 1).peak_flops or CPU_FLOPS)
-    return [Shape(lines, *map(int, sizes)) for sizes in few(least_sizes(lengths, lines), cost, price)]
+    compile_flops = compile_seconds * (throughput_of(model, 1, 1).peak_flops or CPU_FLOPS)
+    sizes = merge_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
+    return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 
-def least_sizes(lengths: np.ndarray, lines: int) -> np.ndarray:
-    """[steps, 3]: of batches of rows with pieces of `lengths` [steps, B, 1 + n], the width and labels of a line and
-    the slots of a row."""
+def smallest_sizes(lengths: np.ndarray, num_sequences: int) -> np.ndarray:
+    """The length and labels of a sequence, and the longest row, of each batch [steps, 3]."""
 
-    def longest(counts: np.ndarray, parts: int) -> np.ndarray:
-        return counts.reshape(len(counts), parts, -1).sum(2).max(1)
+    def longest(counts: np.ndarray) -> np.ndarray:
+        return counts.reshape(len(counts), num_sequences, -1).sum(2).max(1)
 
     per_row, per_label = lengths.sum(2), lengths[:, :, 1:].sum(2)
-    sizes = longest(per_row, lines), longest(per_label, lines), per_row.max(1)
-    return -(-np.stack(sizes, 1) // GRAIN) * GRAIN
+    sizes = np.stack([longest(per_row), longest(per_label), per_row.max(1)], axis=1)
+    return -(-sizes // SIZE_STEP) * SIZE_STEP
 
 
-def few(sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], price: int | float) -> np.ndarray:
-    """For each row of `sizes` one that is nowhere smaller. `cost` is of one use, `price` of each different row.
+def merge_sizes(
+    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
+) -> np.ndarray:
+    """For each row of `sizes` one that is nowhere smaller, with few different rows.
 
-    Neighbours in the order of cost are joined while the cheapest pair to join costs less than `price`.
+    Neighbours in the order of cost merge while the cheapest merge costs less than a compilation.
+
+    Args:
+        sizes: [steps, 3].
+        cost: The cost of one step of each row.
+        compile_cost: The cost of each different row.
+
+    Returns:
+        [steps, 3].
     """
-    kinds, kind, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(cost(kinds), kind="stable")
-    kinds, counts, members = kinds[order], counts[order], [[i] for i in order]
-    while len(kinds) > 1:
-        joint = np.maximum(kinds[1:], kinds[:-1])
-        extra = counts[1:] * (cost(joint) - cost(kinds[1:])) + counts[:-1] * (cost(joint) - cost(kinds[:-1]))
+    distinct, inverse, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(cost(distinct), kind="stable")
+    merged, counts, groups = distinct[order], counts[order], [[i] for i in order]
+    while len(merged) > 1:
+        joint = np.maximum(merged[1:], merged[:-1])
+        extra = counts[1:] * (cost(joint) - cost(merged[1:]))
+        extra += counts[:-1] * (cost(joint) - cost(merged[:-1]))
         i = int(np.argmin(extra))
-        if extra[i] >= price:
+        if extra[i] >= compile_cost:
             break
-        kinds[i + 1], counts[i + 1], members[i + 1] = joint[i], counts[i] + counts[i + 1], members[i] + members[i + 1]
-        kinds, counts = np.delete(kinds, i, 0), np.delete(counts, i)
-        del members[i]
-    chosen = np.empty_like(kinds, shape=(len(order), sizes.shape[1]))
-    for sizes_of_all, group in zip(kinds, members, strict=True):
-        chosen[group] = sizes_of_all
-    return chosen[kind.ravel()]
+        merged[i + 1], counts[i + 1] = joint[i], counts[i] + counts[i + 1]
+        groups[i : i + 2] = [groups[i] + groups[i + 1]]
+        merged, counts = np.delete(merged, i, 0), np.delete(counts, i)
+    for size, group in zip(merged, groups, strict=True):
+        distinct[group] = size
+    return distinct[inverse.ravel()]

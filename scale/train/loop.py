@@ -11,37 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from minipref.training import Hyper, Metrics, TrainState
+from minipref.losses import Metrics
+from minipref.training import TrainState
 from scale.console import track
 from scale.io.arrays import all_finite
 from scale.train.checkpoints import Checkpoints
 from scale.train.metrics import LoggerName, open_log
-from scale.train.throughput import Speed
+from scale.train.optimizer import Schedule
+from scale.train.throughput import Throughput
 from scale.train.timing import Timing
 
 AHEAD = 2  # batches that are made before the loop asks for them
-
-
-Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
-
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalFn = Callable[[Any, int], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingConfig:
     """One training run."""
 
     steps: int = 200
     """Updates."""
-    batch: int = 16
+    batch_size: int = 16
     """Rows of a batch."""
     learning_rate: float = 1e-3
-    """Peak learning rate of Adam."""
+    """Peak learning rate."""
     warmup: int = 10
     """Steps of linear warm-up."""
     end_lr_ratio: float = 0.1
@@ -49,106 +46,138 @@ class Training:
     seed: int = 0
     """Seed of the order of rows, and of what the stage draws."""
 
-
-def hyper(training: Training, strength: float = 0.0, gamma: tuple[float, float] = (0.0, 0.0)) -> Hyper:
-    values = (strength, gamma, training.learning_rate, training.warmup, training.end_lr_ratio, training.steps)
-    return Hyper(*(jnp.asarray(v, jnp.float32) for v in values))
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.warmup, self.end_lr_ratio, self.steps)
 
 
 def train(
-    step: Step,
+    step_fn: StepFn,
     state: TrainState,
-    batch_at: Callable[[int], Any],
-    steps: int,
+    batch_fn: Callable[[int], Any],
+    num_steps: int,
     folder: Path,
     label: str,
+    *,
     eval_fn: EvalFn | None = None,
     every: int = 50,
     record: dict[str, Any] | None = None,
     loggers: Sequence[LoggerName] = (),
-    speed: Speed | None = None,
+    throughput: Throughput | None = None,
 ) -> Any:
-    """The trained model. Every `every` steps: a checkpoint, and `probe`'s findings in the log.
+    """Train a model, resuming from the checkpoint in the folder if there is one.
 
-    The last step has no checkpoint: the caller saves the model. `step` may donate its state. `record` (JSON) says
-    which run it is, so that no other resumes from its checkpoints; `state` says how what is restored is sharded.
-    `batch_at` is called in a thread, in the order of the steps and up to `AHEAD` before its step; what it raises is
-    raised here, where the batch is due. Of several processes, all must call this, with global arrays; process 0 writes
-    the log. At the end it is printed where the time went (`scale.train.timing`).
+    Every `every` steps there are a checkpoint and the metrics of `eval_fn`. The last step has no
+    checkpoint: the caller saves the model. With several processes, all call this with global
+    arrays, and process 0 writes the log. At the end it prints where the time went.
 
-    Errors: KeyboardInterrupt on SIGTERM, after the step under way and a checkpoint of it (of several processes, after
-    the step that all agree on); InputError on another run's checkpoint.
+    Args:
+        step_fn: `(state, batch) -> (state, metrics)`; it may donate the state.
+        state: The state before the first step; it says how a restored one is sharded.
+        batch_fn: The batch of a step. It is called in a thread, in order, up to `AHEAD` steps
+            before its step; what it raises is raised here.
+        num_steps: Updates.
+        folder: Where checkpoints and `metrics.jsonl` go.
+        label: What the progress bar shows.
+        eval_fn: `(model, step) -> metrics`.
+        every: Steps between checkpoints.
+        record: JSON that identifies the run: another run's checkpoint is refused.
+        loggers: Where metrics go besides `metrics.jsonl`.
+        throughput: A stopwatch.
+
+    Returns:
+        The trained model.
+
+    Raises:
+        KeyboardInterrupt: On SIGTERM, after the current step and a checkpoint of it.
+        FloatingPointError: The loss or a weight is not finite; nothing of it is saved.
+        InputError: The checkpoint is another run's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    speed, timing, pending = speed or Speed(0.0), Timing(), []
-    metrics: Metrics = {}
+    timing = Timing()
     with ExitStack() as stack:
-        noticed = stack.enter_context(preemption())
-        checkpoints = stack.enter_context(closing(Checkpoints(folder / "checkpoints", record or {})))
-        state = checkpoints.restore(state)
-        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))  # committed, as if restored
+        should_stop = stack.enter_context(preemption())
+        checkpoints = Checkpoints(folder / "checkpoints", record or {})
+        state = stack.enter_context(closing(checkpoints)).restore(state)
+        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))  # committed
         start = int(np.asarray(state.step).flat[0])
-        log = stack.enter_context(open_log(folder, start, loggers))
+        writer = stack.enter_context(open_log(folder, start, loggers))
         if eval_fn and not start:
-            log.write([{"step": 0} | eval_fn(state.model, 0)])
-        batches = made_ahead(thread(stack), batch_at, range(start, steps))
-        for i in track(range(start, steps), label, start):
-            state, metrics = timing.step(step, state, timing.next(batches, metrics))
-            pending.append({"step": i + 1} | metrics)
-            if i == start:
-                timing.wait(metrics)
-                speed.begin(i + 1)
-            due, stop = (i + 1) % every == 0 or i + 1 == steps, noticed(i + 1)
+            writer.write([{"step": 0} | eval_fn(state.model, 0)])
+        monitor = Monitor(folder, writer, eval_fn, throughput or Throughput(0.0), timing)
+        batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
+        metrics: Metrics = {}
+        for step in track(range(start + 1, num_steps + 1), label, start):
+            state, metrics = timing.step(step_fn, state, timing.next(batches, metrics))
+            monitor.add(step, metrics, first=step == start + 1)
+            due, stop = step % every == 0 or step == num_steps, should_stop(step)
             if due or stop:
-                timing.wait(metrics)
-                log.write(checked(pending, state.model, folder, eval_fn if due else None, speed))
-                pending = []
-            if stop or (due and i + 1 < steps):
-                checkpoints.save(i + 1, state)
+                monitor.flush(state.model, evaluate=due)
+            if stop or (due and step < num_steps):
+                checkpoints.save(step, state)
             if stop:
                 raise KeyboardInterrupt("SIGTERM")
             if due:
-                speed.begin(i + 1)
-    timing.finish(steps - start, folder)
+                monitor.throughput.begin(step)
+    timing.finish(num_steps - start, folder)
     return state.model
 
 
-def thread(stack: ExitStack) -> Executor:
-    """One that ends with `stack`, after what it is at."""
+@dataclass
+class Monitor:
+    """Collects the metrics of the steps, on the devices, and writes them when asked."""
+
+    folder: Path
+    log: Any
+    eval_fn: EvalFn | None
+    throughput: Throughput
+    timing: Timing
+
+    def __post_init__(self) -> None:
+        self.pending: list[dict[str, Any]] = []
+
+    def add(self, step: int, metrics: Metrics, first: bool) -> None:
+        self.pending.append({"step": step} | metrics)
+        if first:  # it compiles, so throughput is measured from its end
+            self.timing.wait(metrics)
+            self.throughput.begin(step)
+
+    def flush(self, model: Any, evaluate: bool) -> None:
+        """Write the pending records; the last one has the throughput and the evaluation."""
+        self.timing.wait(self.pending[-1])
+        records = jax.device_get(self.pending)
+        records[-1] |= self.throughput.measure(records)
+        require_finite(records, model, self.folder)
+        if evaluate and self.eval_fn:
+            records[-1] |= self.eval_fn(model, records[-1]["step"])
+        self.log.write(records)
+        self.pending = []
+
+
+def batch_pool(stack: ExitStack) -> Executor:
+    """A thread that ends with `stack`, after its current task."""
     pool = ThreadPoolExecutor(1, "batches")
     stack.callback(pool.shutdown, cancel_futures=True)
     return pool
 
 
-def made_ahead(pool: Executor, make: Callable[[int], Any], steps: Iterable[int]) -> Iterator[Any]:
-    """`make(i)` of each step i in order, `AHEAD` of them made in the pool before they are asked for."""
+def prefetch(pool: Executor, batch_fn: Callable[[int], Any], steps: Iterable[int]) -> Iterator[Any]:
+    """`batch_fn(i)` of each step i in order, `AHEAD` of them made before they are asked for."""
     pending: deque[Future[Any]] = deque()
     for i in steps:
-        pending.append(pool.submit(make, i))
+        pending.append(pool.submit(batch_fn, i))
         if len(pending) > AHEAD:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def checked(
-    pending: list[dict[str, Any]], model: Any, folder: Path, eval_fn: EvalFn | None, speed: Speed
-) -> list[dict[str, Any]]:
-    """The steps' records on the host, all finite as the model is; the last with the speed and the probe's findings."""
-    records = jax.device_get(pending)
-    records[-1] |= speed.measured(records)
-    require_finite(records, model, folder)
-    if eval_fn:
-        records[-1] |= eval_fn(model, records[-1]["step"])
-    return records
-
-
 @contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop after a step, for all processes alike: SIGTERM, a preemption notice, came.
+    """Whether to stop after a step, the same for all processes: a SIGTERM came.
 
-    Meanwhile SIGTERM does not end the process. With several, the handler is the one of `jax.distributed`, and the step
-    is the first that no process has begun when one of them is told.
+    Meanwhile SIGTERM does not end the process. With several processes, the handler is that of
+    `jax.distributed`, and the step is the first that no process had begun when one was told.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
@@ -166,6 +195,8 @@ def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> N
     advice = "lower the learning rate, or look at the rows' scores"
     for record in records:
         if not np.all(np.isfinite(record["loss"])):
-            raise FloatingPointError(f"{folder}: loss is {record['loss']} at step {record['step']}; {advice}")
+            step, loss = record["step"], record["loss"]
+            raise FloatingPointError(f"{folder}: loss is {loss} at step {step}; {advice}")
     if not all_finite(model):
-        raise FloatingPointError(f"{folder}: a weight is not finite after step {records[-1]['step']}; {advice}")
+        step = records[-1]["step"]
+        raise FloatingPointError(f"{folder}: a weight is not finite after step {step}; {advice}")

@@ -1,18 +1,15 @@
-"""What a language model's training step consists of besides its loss: the optimiser and the z-loss."""
+"""The optimizer of a run and its learning rate."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 from jax.tree_util import GetAttrKey
+from jaxtyping import Array, Float
 
-from minipref.batch import Batch
-from minipref.training import Hyper, Loss, Metrics, TrainState, init_state, train_step, with_z_loss
-from scale.model.response_logps import logps, logps_and_normalizers
-from scale.parallel.sharding import constrain, initialise, runtime_of
+from minipref.training import TrainState
 
 
 @dataclass(frozen=True)
@@ -22,49 +19,85 @@ class OptimizerConfig:
     optimizer: Literal["adam", "adafactor"] = "adam"
     """adafactor: PaLM's, whose learning rates are relative to the size of the parameters."""
     z_loss: float = 0.0
-    """Weight of log^2 Z (PaLM: 1e-4)."""
+    """Weight of log^2 Z in the loss (PaLM: 1e-4)."""
+
+
+class Schedule(NamedTuple):
+    """The learning rate as a share of its peak: a linear warm-up times a linear decay."""
+
+    warmup: int
+    end_lr_ratio: float
+    num_steps: int
+
+    def __call__(self, step: Any) -> Float[Array, ""]:
+        """The share at a step, counted from 0."""
+        first = 1 / max(self.warmup, 1)
+        warmup = optax.linear_schedule(first, 1.0, max(self.warmup - 1, 1))
+        decay = optax.linear_schedule(1.0, self.end_lr_ratio, max(self.num_steps - 1, 1))
+        return warmup(step) * decay(step)
 
 
 def by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A stateless transformation of whole parameters, applied to each layer of the stacked ones by itself."""
+    """A stateless transformation of whole parameters, applied to each layer of stacked ones."""
 
-    def one(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
-        def apply(u: jax.Array, p: jax.Array) -> jax.Array:
-            return transform.update(u, optax.EmptyState(), p)[0]
+    def apply(update: jax.Array, param: jax.Array) -> jax.Array:
+        return transform.update(update, optax.EmptyState(), param)[0]
 
-        return jax.vmap(apply)(update, param) if GetAttrKey("blocks") in path else apply(update, param)
+    def apply_at(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
+        function = jax.vmap(apply) if GetAttrKey("blocks") in path else apply
+        return function(update, param)
 
-    return optax.stateless(lambda updates, params: jax.tree_util.tree_map_with_path(one, updates, params))
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(apply_at, updates, params)
+    )
 
 
-ADAM = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.99))
-
-
-ADAFACTOR = optax.chain(
-    optax.clip_by_global_norm(1.0),
+ADAM = (optax.scale_by_adam(b2=0.99),)
+ADAFACTOR = (
     optax.scale_by_factored_rms(factored=False, decay_rate=0.8),
     by_layer(optax.clip_by_block_rms(1.0)),
     by_layer(optax.scale_by_param_block_rms()),
     optax.ema(0.9, debias=False),
 )
-"""PaLM's (arXiv 2204.02311, section 5): second moments unfactored, with decay 1 - t^-0.8; steps relative to each
-parameter's RMS; momentum 0.9; global norm clipped to 1. Its weight decay of the squared learning rate is left out:
-fine-tuning is anchored by its KL and by how short it is."""
+"""PaLM's (arXiv 2204.02311, section 5): second moments unfactored, with decay 1 - t^-0.8; updates
+relative to the RMS of each parameter; momentum 0.9. Its weight decay of the squared learning rate
+is left out: a fine-tuning is short, and its KL term anchors it."""
+
+OPTIMIZERS: dict[str, tuple[optax.GradientTransformation, ...]] = {
+    "adam": ADAM,
+    "adafactor": ADAFACTOR,
+}
 
 
-OPTIMIZERS = {"adam": ADAM, "adafactor": ADAFACTOR}
+def make_optimizer(
+    name: str, schedule: Schedule, peak_lr: float = 0.0
+) -> optax.GradientTransformation:
+    """An optimizer of OPTIMIZERS, with gradients clipped to a global norm of 1.
+
+    The peak learning rate is part of the optimizer's state, so that one compiled step serves every
+    rate; `peak_lr` matters to `init` alone.
+
+    Args:
+        name: A key of OPTIMIZERS.
+        schedule: Static: another schedule is another compiled step.
+        peak_lr: The peak learning rate.
+
+    Returns:
+        An optax optimizer.
+    """
+
+    def chain(peak_lr: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(1.0),
+            *OPTIMIZERS[name],
+            optax.scale_by_schedule(schedule),
+            optax.scale_by_learning_rate(peak_lr),
+        )
+
+    inject: Callable[..., Any] = optax.inject_hyperparams(chain)
+    return inject(peak_lr=peak_lr)
 
 
-def start_state(model: Any, optimizer_config: OptimizerConfig, values: Hyper) -> TrainState:
-    """Step 0, the optimiser's state where the rules put it. Takes over the model's buffers."""
-    return initialise(partial(init_state, optimizer=OPTIMIZERS[optimizer_config.optimizer], hyper=values), model, donate=(0,))
-
-
-def language_step(
-    loss: Loss, optimizer_config: OptimizerConfig, state: TrainState, batch: Batch, forward: Callable[..., Any] = logps
-) -> tuple[TrainState, Metrics]:
-    """One update of a language model by a loss of its responses' log-probabilities, or of what `forward` says."""
-    if optimizer_config.z_loss:
-        forward, loss = logps_and_normalizers, with_z_loss(loss, optimizer_config.z_loss)
-    made = train_step(forward, loss, OPTIMIZERS[optimizer_config.optimizer], state, batch)
-    return constrain(made, runtime_of(state.model))
+def learning_rate(schedule: Schedule, state: TrainState) -> Float[Array, ""]:
+    """The learning rate of the next step."""
+    return state.opt_state.hyperparams["peak_lr"] * schedule(state.step)

@@ -1,4 +1,4 @@
-"""TODO scale.train.throughput."""
+"""How fast a run trains: tokens a second, and the share of the devices' peak (MFU)."""
 
 import time
 from collections.abc import Callable
@@ -14,43 +14,43 @@ from scale.train.metrics import Record
 
 
 @dataclass
-class Speed:
-    """Throughput over an interval of steps, by the wall clock.
+class Throughput:
+    """Throughput over an interval of steps, by the wall clock."""
 
-    `flops_a_token` are the model's floating-point operations, forward and backward, for a token (not recomputed ones);
-    `peak_flops` what all the run's devices could do in a second, None where that is not known.
-    """
-
-    flops_a_token: float
+    flops_per_token: float
+    """FLOPs of the model, forward and backward, for a token; recomputed ones do not count."""
     peak_flops: float | None = None
+    """FLOP/s of all devices of the run; None where they are not known."""
     clock: Callable[[], float] = time.monotonic
     step: int = 0
-    begun: float = 0.0
+    start: float = 0.0
 
     def begin(self, step: int) -> None:
-        """The interval begins after `step`, which the devices have completed. Not before a first step: it compiles."""
-        self.step, self.begun = step, self.clock()
+        """Start an interval after `step`, which is complete. A first step compiles: skip it."""
+        self.step, self.start = step, self.clock()
 
-    def measured(self, records: list[Record]) -> dict[str, float]:
-        """`tokens_per_second` and `mfu` (a share of 1) of the records' steps in the interval; {} where there are none.
+    def measure(self, records: list[Record]) -> dict[str, float]:
+        """`tokens_per_second`, and `mfu` where the peak is known, of the interval's records.
 
-        The devices have completed all these steps. A record's `tokens` are those of its batch that are no padding, on
-        all devices; of an ensemble, a number for each member.
+        The devices have completed these steps. `tokens` of a record are those of its batch without
+        padding, on all devices; for an ensemble, a number for each model.
         """
-        tokens = sum(float(np.sum(record.get("tokens", 0))) for record in records if record["step"] > self.step)
+        steps = [record for record in records if record["step"] > self.step]
+        tokens = sum(float(np.sum(record.get("tokens", 0))) for record in steps)
         if not tokens:
             return {}
-        rate = tokens / (self.clock() - self.begun)
-        mfu = {"mfu": rate * self.flops_a_token / self.peak_flops} if self.peak_flops else {}
+        rate = tokens / (self.clock() - self.start)
+        mfu = {"mfu": rate * self.flops_per_token / self.peak_flops} if self.peak_flops else {}
         return {"tokens_per_second": rate} | mfu
 
 
-def speed_of(model: Transformer, row_length: int | float, labels: int | float) -> Speed:
-    """What turns the tokens and seconds of a run with `model` into its throughput and MFU.
+def throughput_of(model: Transformer, row_length: float, labels: float) -> Throughput:
+    """The stopwatch of a run with `model` and rows of these mean lengths.
 
-    MFU's FLOPs are the model's own; PaLM's hardware utilisation (57.8% against 46.2%) also counts what is computed
-    again: there 7.5 N + 16 L H Q T a token.
+    MFU counts the model's own FLOPs. PaLM's hardware utilisation (57.8% against 46.2%) also counts
+    recomputation: 7.5 N + 16 L H Q T a token there.
     """
     params = parameter_count(model) // model_copies(model)
+    flops = model_flops(model.config, params, row_length, labels)
     peak = peak_flops(jax.devices()[0].device_kind)
-    return Speed(model_flops(model.config, params, row_length, labels), peak and peak * model.runtime.devices)
+    return Throughput(flops, peak and peak * model.runtime.devices)

@@ -11,7 +11,7 @@ from scale.parallel.mesh import RuntimeConfig
 from scale.parallel.processes import join
 from scale.run import execute
 from scale.stages.align import Align
-from scale.train.loop import Training
+from scale.train.loop import TrainingConfig
 
 
 def main(folder, out, processes, process, port, mesh, *methods):
@@ -22,7 +22,7 @@ def main(folder, out, processes, process, port, mesh, *methods):
     for method in methods:
         rows = "single" if method in ("d-dpo", "dp-dpo") else "ensemble"
         execute(Align(out=Path(out) / method, data=Path(folder) / f"{rows}.parquet", policy=Path(folder) / "policy",
-                      method=method, training=Training(STEPS, 8, 1e-2, 1), limits=LIMITS, runtime=compute))
+                      method=method, training=TrainingConfig(STEPS, 8, 1e-2, 1), limits=LIMITS, runtime=compute))
 
 
 STEPS = 3

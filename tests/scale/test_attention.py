@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from minipref.batch import attention_mask
 from scale.data.dataset import pack
 from scale.data.layout import Layout
-from scale.data.packing import lay, tokens_of
+from scale.data.packing import pack, tokenized_rows
 from scale.errors import InputError
 from scale.model.attention import attention, cudnn_fits, dot_product, masked, plain
 from scale.model.config import ModelConfig
@@ -42,7 +42,7 @@ def segments_of(layout, lengths):
 
 
 SEGMENTS = segments_of(LAYOUT, LENGTHS)
-PIECES = tokens_of([([7] * p, [[8] * a, [9] * b]) for p, a, b in LENGTHS])
+PIECES = tokenized_rows([([7] * p, [[8] * a, [9] * b]) for p, a, b in LENGTHS])
 
 
 def inputs(b, t, heads, num_kv_heads, size, seed=0):
@@ -237,14 +237,14 @@ def test_splash_refuses_rows_of_another_width():
 
 def test_rows_of_another_layout_are_not_silently_wrong():
     """Their shape may be that of the layout, as a compact row's."""
-    compact = lay(PIECES, LAYOUT.shape(2))[2]
+    compact = pack(PIECES, LAYOUT.shape(2))[2]
     q, k, v, _ = inputs(2, LAYOUT.width, 2, 1, 8)
     out = splash(q, k, v, jnp.stack([SEGMENTS[0], compact[1]]), LAYOUT, interpret=True)
     assert np.isfinite(out[0]).all() and np.isnan(out[1]).all()
 
 
 def test_the_layout_is_that_of_packed_rows():
-    np.testing.assert_array_equal(lay(PIECES, LAYOUT.shape(2), LAYOUT)[2], SEGMENTS)
+    np.testing.assert_array_equal(pack(PIECES, LAYOUT.shape(2), LAYOUT)[2], SEGMENTS)
 
 
 def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):

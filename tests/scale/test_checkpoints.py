@@ -22,7 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from minipref.training import TrainState
 from scale.errors import InputError
 from scale.train.checkpoints import Checkpoints
-from scale.train.loop import Training, hyper, train
+from scale.train.loop import TrainingConfig, hyper, train
 
 SPECS = {"matrix": PartitionSpec("fsdp", "tensor"), "vector": PartitionSpec(("data", "fsdp")), "half": PartitionSpec()}
 
@@ -33,7 +33,7 @@ def begin(size: int = 8, shardings: Any = None) -> TrainState:
     model = {"matrix": row + 8 * np.arange(size, dtype=np.float32)[:, None], "vector": -row,
              "half": row.astype(jnp.bfloat16)}
     zeros = {name: np.zeros_like(array) for name, array in model.items()}
-    return jax.device_put(TrainState(model, (zeros, None), hyper(Training()), np.zeros((), np.int32)), shardings)
+    return jax.device_put(TrainState(model, (zeros, None), hyper(TrainingConfig()), np.zeros((), np.int32)), shardings)
 
 
 @partial(jax.jit, donate_argnums=0)

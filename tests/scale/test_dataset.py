@@ -9,15 +9,15 @@ from minipref.batch import Batch, attention_mask, response_logps, response_rewar
 from scale.console import console
 from scale.data import dataset as batches
 from scale.data.dataset import Limits, batch_indices, encode, fit_prompt, pack, take
-from scale.data.layout import Layout, Shape, layout_of
-from scale.data.packing import lay, tokens_of
-from scale.data.tokenizer import EOS, ROLES, Codec, train_tokenizer
+from scale.data.layout import Layout, layout_of
+from scale.data.packing import pack, tokenized_rows
+from scale.data.tokenizer import EOS, ROLES, Tokenizer, train_tokenizer
 from scale.errors import InputError
 
 ASSISTANT = 4
 
 
-class Words(Codec):
+class Words(Tokenizer):
     """A codec of one token a word, the number that it spells, so that lengths are seen in the text."""
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Words(Codec):
 
 def row(prompt, responses, width, labels, layout=None):
     """The arrays of one row."""
-    return [array[0] for array in lay(tokens_of([(prompt, responses)]), Shape(1, width, labels, width), layout)]
+    return [array[0] for array in pack(tokenized_rows([(prompt, responses)]), Shape(1, width, labels, width), layout)]
 
 
 def test_a_row_is_the_picture_in_sequences():
@@ -108,7 +108,7 @@ def hidden_states(data, vocabulary=50, width=12):
     keys = jax.random.split(jax.random.key(0), 5)
     table, place, q, k, v = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     x = table[data.tokens] + place[data.positions]
-    scores = jnp.where(attention_mask(data.segments), (x @ q) @ jnp.swapaxes(x @ k, 1, 2), -1e30)
+    scores = jnp.where(attention_mask(data.segment_ids), (x @ q) @ jnp.swapaxes(x @ k, 1, 2), -1e30)
     return x + jax.nn.softmax(scores) @ (x @ v), table
 
 
@@ -160,9 +160,9 @@ ROWS = [
 SIDES = ["chosen", "rejected"]
 
 
-def encoded(rows, limits, fields=SIDES, source="", codec=None):
+def dataset(rows, limits, fields=SIDES, source="", tokenizer=None):
     with console.capture() as printed:
-        found = encode(codec or Words(), rows, fields, limits, source)
+        found = encode(tokenizer or Words(), rows, fields, limits, source)
     return found, " ".join(printed.get().split())
 
 
@@ -181,11 +181,11 @@ def test_regions_are_those_of_the_limits_and_fit_what_was_sampled():
 
 
 def prompts_of(found):
-    return [list(map(int, t[s == 0])) for t, s in zip(found.data.tokens, found.data.segments, strict=True)]
+    return [list(map(int, t[s == 0])) for t, s in zip(found.data.tokens, found.data.segment_ids, strict=True)]
 
 
 def test_what_does_not_fit_is_dropped_and_counted():
-    found, printed = encoded(ROWS, Limits(4, 4, "drop"), source="rows.jsonl")
+    found, printed = dataset(ROWS, Limits(4, 4, "drop"), source="rows.jsonl")
     assert [*found.kept] == [0, 3] and found.rows(ROWS) == [ROWS[0], ROWS[3]]
     assert prompts_of(found) == [[11, 12, 4], [14, 4]]
     assert printed.startswith("rows.jsonl: 2 of 4 rows over 4 prompt + 4 response tokens dropped, 0 prompts cut")
@@ -193,45 +193,45 @@ def test_what_does_not_fit_is_dropped_and_counted():
 
 @pytest.mark.parametrize(("overlong", "prompt"), [("keep-start", [11, 12, 13, 4]), ("keep-end", [12, 13, 14, 4])])
 def test_cut_prompts_are_counted_and_responses_are_never_cut(overlong, prompt):
-    found, printed = encoded(ROWS, Limits(4, 4, overlong), source="rows.jsonl")
+    found, printed = dataset(ROWS, Limits(4, 4, overlong), source="rows.jsonl")
     assert [*found.kept] == [0, 1, 3] and prompts_of(found)[1] == prompt
     assert "1 of 4 rows" in printed and "1 prompts cut" in printed
     assert list(found.data.labels[2][:6]) == [23, 24, 25, 1, 33, 1]
 
 
 def test_nothing_is_printed_where_all_fits_or_no_file_is_named():
-    assert encoded(ROWS, Limits(9, 9), source="rows.jsonl")[1] == ""
-    assert encoded(ROWS, Limits(4, 4))[1] == ""
+    assert dataset(ROWS, Limits(9, 9), source="rows.jsonl")[1] == ""
+    assert dataset(ROWS, Limits(4, 4))[1] == ""
 
 
 def test_the_error_policy_names_file_and_row():
     with pytest.raises(InputError, match=r"^rows\.jsonl: row 2: longer than 4 \+ 9 tokens$"):
-        encoded(ROWS, Limits(4, 9, "error"), source="rows.jsonl")
+        dataset(ROWS, Limits(4, 9, "error"), source="rows.jsonl")
     with pytest.raises(InputError, match="row 3"):
-        encoded(ROWS, Limits(9, 4, "error"), source="rows.jsonl")
+        dataset(ROWS, Limits(9, 4, "error"), source="rows.jsonl")
 
 
 def test_a_file_of_which_nothing_fits_is_an_error():
     with pytest.raises(InputError, match=r"rows\.jsonl: all 4 rows"):
-        encoded(ROWS, Limits(9, 1), source="rows.jsonl")
+        dataset(ROWS, Limits(9, 1), source="rows.jsonl")
 
 
 def test_a_source_with_brackets_is_printed_as_it_is():
     """Not read as markup of the console."""
-    assert encoded(ROWS, Limits(4, 4), source="rows[a].jsonl")[1].startswith("rows[a].jsonl: 2 of 4")
+    assert dataset(ROWS, Limits(4, 4), source="rows[a].jsonl")[1].startswith("rows[a].jsonl: 2 of 4")
 
 
 def test_a_response_cut_short_has_no_end():
     rows = [{"prompt": "11", "chosen": "21", "rejected": "31", "rejected_complete": False}]
-    found, _ = encoded(rows, Limits(9, 9))
+    found, _ = dataset(rows, Limits(9, 9))
     assert list(found.data.labels[0][:3]) == [21, 1, 31] and list(found.data.response_ids[0][:4]) == [0, 0, 1, 2]
 
 
 def test_shapes_are_rounded_up_to_8():
-    found, _ = encoded(ROWS, Limits(9, 9))
+    found, _ = dataset(ROWS, Limits(9, 9))
     assert found.data.tokens.shape == (4, 16) and found.data.labels.shape == (4, 8)
     long = [{"prompt": " ".join(["11"] * 16), "chosen": "21", "rejected": "22"}]
-    assert encoded(long, Limits(99, 9))[0].data.tokens.shape == (1, 24)
+    assert dataset(long, Limits(99, 9))[0].data.tokens.shape == (1, 24)
 
 
 def test_columns():
@@ -244,18 +244,18 @@ def test_columns():
         "ref_sample": "41",
     }
     rows = [ROWS[0] | columns, ROWS[3] | columns | {"ref_chosen_logps": -9.0, "score_rejected": [5.0, 6.0]}]
-    data = encoded(rows, Limits(9, 9), [*SIDES, "ref_sample"])[0].data
+    data = dataset(rows, Limits(9, 9), [*SIDES, "ref_sample"])[0].data
     np.testing.assert_array_equal(data.ref_logps, [[-1, -2, -3], [-9, -2, -3]])
     np.testing.assert_array_equal(data.scores, [[[1, 2], [3, 4]], [[1, 2], [5, 6]]])
     assert data.ref_logps.dtype == data.scores.dtype == np.float32
-    data = encoded(rows, Limits(9, 9))[0].data
+    data = dataset(rows, Limits(9, 9))[0].data
     np.testing.assert_array_equal(data.ref_logps, [[-1, -2], [-9, -2]])
-    single = encoded([ROWS[0] | {"score_chosen": 1.5, "score_rejected": -1.0}], Limits(9, 9))[0].data
+    single = dataset([ROWS[0] | {"score_chosen": 1.5, "score_rejected": -1.0}], Limits(9, 9))[0].data
     np.testing.assert_array_equal(single.scores, [[[1.5], [-1.0]]])
 
 
 def test_columns_that_are_not_there():
-    data = encoded(ROWS[:1], Limits(9, 9))[0].data
+    data = dataset(ROWS[:1], Limits(9, 9))[0].data
     assert data.ref_logps.shape == (1, 0) and data.scores.shape == (1, 2, 0)
 
 
@@ -294,8 +294,8 @@ def test_take():
 
 
 def test_encode_with_the_real_codec():
-    codec = train_tokenizer(["some words to learn"], 270)
-    found, _ = encoded([{"prompt": "words", "completion": "to learn"}], Limits(9, 9), ["completion"], codec=codec)
-    tokens, segments = found.data.tokens[0], found.data.segments[0]
+    tokenizer = train_tokenizer(["some words to learn"], 270)
+    found, _ = dataset([{"prompt": "words", "completion": "to learn"}], Limits(9, 9), ["completion"], tokenizer=tokenizer)
+    tokens, segments = found.data.tokens[0], found.data.segment_ids[0]
     assert tokens[segments == 0][-1] == ROLES["assistant"] and tokens[segments == 1][-1] == EOS
-    assert codec.decode(tokens[segments == 0].tolist()) == "words"
+    assert tokenizer.decode(tokens[segments == 0].tolist()) == "words"

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from minipref.methods import METHODS
 from scale.data.rows import read, write
 from scale.data.tokenizer import train_tokenizer
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.train.metrics import WALL_CLOCK
@@ -32,8 +32,8 @@ WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 def folder(tmp_path_factory):
     """A random policy, and rows with columns for it: an ensemble's scores, and one model's."""
     at = tmp_path_factory.mktemp("distributed")
-    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
-    policy, rng = folders.load_policy(at / "policy"), np.random.default_rng(0)
+    model_folder.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
+    policy, rng = model_folder.load_policy(at / "policy"), np.random.default_rng(0)
     hashes = policy.hashes | {"limits": str(align_worker.LIMITS)}
     for name, members in (("ensemble", 3), ("single", 1)):
         write(at / f"{name}.parquet", [row(rng, i, members) for i in range(12)], hashes)

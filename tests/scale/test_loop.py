@@ -21,17 +21,17 @@ from scale.data.dataset import batch_indices, take
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.io.model_folder import load_policy, load_rewards, save
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
-from scale.train.loop import Training, hyper, train
+from scale.train.loop import TrainingConfig, hyper, train
 from scale.train.metrics import WALL_CLOCK
 from scale.train.optimizer import ADAM
 
 STEPS = 7
-SETTINGS = Training(steps=STEPS, batch=4, learning_rate=0.05, warmup=2, end_lr_ratio=0.1, seed=3)
+SETTINGS = TrainingConfig(steps=STEPS, batch=4, learning_rate=0.05, warmup=2, end_lr_ratio=0.1, seed=3)
 
 
 class Linear(eqx.Module):
@@ -62,7 +62,7 @@ def start(num_reward_models=0):
 
 
 def batch_at(i):
-    return take(DATA, batch_indices(11, SETTINGS.batch, SETTINGS.seed, i))
+    return take(DATA, batch_indices(11, SETTINGS.batch_size, SETTINGS.seed, i))
 
 
 class Stopped(Exception):
@@ -325,7 +325,7 @@ def test_a_policy_comes_back_to_the_bit(tmp_path, policy):
     found = load_policy(tmp_path / "p")
     same(found.model, policy)
     assert found.config == CONFIG and found.model.config.rope_base == 77.0
-    assert found.codec.text_ids("a few words") == CODEC.text_ids("a few words")
+    assert found.tokenizer.text_ids("a few words") == CODEC.text_ids("a few words")
 
 
 def test_an_ensemble_comes_back_to_the_bit(tmp_path, policy, rewards):
@@ -390,5 +390,5 @@ def test_a_damaged_folder_is_a_data_error_that_names_it(tmp_path, policy, name, 
 
 
 def test_the_skeleton_costs_no_arrays():
-    like = eqx.filter_eval_shape(folders.skeleton, ModelConfig(vocab_size=256_000, d_model=4096), 0, Runtime())
+    like = eqx.filter_eval_shape(model_folder.skeleton, ModelConfig(vocab_size=256_000, d_model=4096), 0, Runtime())
     assert isinstance(like.embedding, jax.ShapeDtypeStruct)

@@ -15,10 +15,10 @@ from minipref.batch import Batch
 from minipref.training import init_state, loss_of, train_step
 from scale.errors import InputError
 from scale.train import metrics as logs
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.metrics import WALL_CLOCK, open_log, scalars
 from scale.train.optimizer import ADAM
-from scale.train.throughput import Speed
+from scale.train.throughput import Throughput
 
 BOTH = ("tensorboard", "wandb")
 
@@ -158,7 +158,7 @@ def test_the_metrics_of_a_method_reach_tensorboard_under_the_names_that_trl_uses
     rng = np.random.default_rng(0)
     ints = [np.zeros((4, 1), np.int32)] * 6
     batch = Batch(*ints, np.zeros((4, 3), np.int32), *(rng.normal(size=s).astype("f") for s in ((4, 3), (4, 2, 2))))
-    state = init_state(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), ADAM, hyper(Training(), 0.1, (1.0, 1.0)))
+    state = init_state(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), ADAM, hyper(TrainingConfig(), 0.1, (1.0, 1.0)))
     step = jax.jit(partial(train_step, lambda model, _: model, loss_of("e-dpo"), ADAM))
     write(tmp_path, 0, [{"step": 1} | step(state, batch)[1]], ("tensorboard",))
     names = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen",
@@ -277,48 +277,48 @@ def steps(*counts, first=1):
 
 
 def clocked(*seconds, **options):
-    return partial(Speed, clock=iter(seconds).__next__)(**options)
+    return partial(Throughput, clock=iter(seconds).__next__)(**options)
 
 
 def test_tokens_a_second_and_mfu_by_hand():
     """Step 1 compiles, and ends at 100 s. Steps 2 and 3: 300 + 500 tokens in 4 s, so 200 a second, of 6 flop each,
     1200 flop/s of 4800. A checkpoint is saved from 104 to 110 s; then step 4: 90 tokens in 3 s."""
-    speed = clocked(100.0, 104.0, 110.0, 113.0, flops_a_token=6.0, peak_flops=4800.0)
+    speed = clocked(100.0, 104.0, 110.0, 113.0, flops_per_token=6.0, peak_flops=4800.0)
     speed.begin(1)
-    assert speed.measured(steps(700, 300, 500)) == {"tokens_per_second": 200.0, "mfu": 0.25}
+    assert speed.measure(steps(700, 300, 500)) == {"tokens_per_second": 200.0, "mfu": 0.25}
     speed.begin(3)
-    assert speed.measured(steps(90, first=4)) == {"tokens_per_second": 30.0, "mfu": 180 / 4800}
+    assert speed.measure(steps(90, first=4)) == {"tokens_per_second": 30.0, "mfu": 180 / 4800}
 
 
 def test_without_a_known_peak_there_is_no_mfu():
-    speed = clocked(0.0, 2.0, flops_a_token=6.0)
+    speed = clocked(0.0, 2.0, flops_per_token=6.0)
     speed.begin(0)
-    assert speed.measured(steps(10)) == {"tokens_per_second": 5.0}
+    assert speed.measure(steps(10)) == {"tokens_per_second": 5.0}
 
 
 def test_an_interval_of_the_first_step_alone_has_no_speed():
-    speed = clocked(0.0, 2.0, flops_a_token=6.0, peak_flops=1.0)
+    speed = clocked(0.0, 2.0, flops_per_token=6.0, peak_flops=1.0)
     speed.begin(8)
-    assert speed.measured(steps(10, first=8)) == {}
+    assert speed.measure(steps(10, first=8)) == {}
 
 
 def test_every_member_of_an_ensemble_reads_its_tokens():
-    speed = clocked(0.0, 2.0, flops_a_token=1.0, peak_flops=100.0)
+    speed = clocked(0.0, 2.0, flops_per_token=1.0, peak_flops=100.0)
     speed.begin(0)
     records = [{"step": 1, "tokens": np.array([10, 10, 10])}]
-    assert speed.measured(records) == {"tokens_per_second": 15.0, "mfu": 0.15}
+    assert speed.measure(records) == {"tokens_per_second": 15.0, "mfu": 0.15}
 
 
 def test_the_published_mfu_of_palm_540b():
     """238.3K tokens/s on 6144 TPU v4 (275 TFLOP/s), 6N + 12 L H Q T flop a token: 46.2% (arXiv 2204.02311)."""
     flops = 6 * 540.35e9 + 12 * 118 * 48 * 256 * 2048
-    speed = clocked(0.0, 1.0, flops_a_token=flops, peak_flops=6144 * 275e12)
+    speed = clocked(0.0, 1.0, flops_per_token=flops, peak_flops=6144 * 275e12)
     speed.begin(0)
-    assert speed.measured(steps(238_300))["mfu"] == pytest.approx(0.462, abs=5e-4)
+    assert speed.measure(steps(238_300))["mfu"] == pytest.approx(0.462, abs=5e-4)
 
 
 def test_what_the_clock_decides_is_named():
     """Equal runs are compared without these."""
-    speed = clocked(0.0, 1.0, flops_a_token=1.0, peak_flops=1.0)
+    speed = clocked(0.0, 1.0, flops_per_token=1.0, peak_flops=1.0)
     speed.begin(0)
-    assert set(speed.measured(steps(1))) == set(WALL_CLOCK)
+    assert set(speed.measure(steps(1))) == set(WALL_CLOCK)

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scale.model.layers import angles, frequencies, rotate
 
 from minipref.batch import Batch, response_logps
-from scale.data.layout import Shape
-from scale.data.packing import lay, tokens_of
+from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
+from scale.model.layers import angles, frequencies, rotate
 from scale.model.response_logps import logps
 from scale.model.transformer import UNROLLED, Transformer
 from scale.parallel.mesh import Runtime
@@ -35,7 +34,7 @@ def model() -> Transformer:
 
 def batch_of(rows, width=16, labels=16) -> Batch:
     """Shared-prefix rows of (prompt, [responses])."""
-    arrays = lay(tokens_of(rows), Shape(len(rows), width, labels, width))
+    arrays = pack(tokenized_rows(rows), Shape(len(rows), width, labels, width))
     return Batch(*map(jnp.asarray, arrays), jnp.zeros((len(rows), 0)), jnp.zeros((len(rows), 2, 0)))
 
 
@@ -169,8 +168,8 @@ def test_padding_changes_nothing(uneven):
 def test_what_padding_holds_changes_not_a_bit(uneven):
     batch = batch_of(ROWS)
     scribbled = batch._replace(
-        tokens=jnp.where(batch.segments < 0, 23, batch.tokens),
-        positions=jnp.where(batch.segments < 0, 9, batch.positions),
+        tokens=jnp.where(batch.segment_ids < 0, 23, batch.tokens),
+        positions=jnp.where(batch.segment_ids < 0, 9, batch.positions),
         labels=jnp.where(batch.response_ids == 2, 22, batch.labels),
         logit_positions=jnp.where(batch.response_ids == 2, 15, batch.logit_positions),
     )

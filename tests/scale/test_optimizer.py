@@ -11,7 +11,7 @@ from minipref.training import loss_of, sft_loss
 from scale.model.config import ModelConfig
 from scale.model.response_logps import logps_and_normalizers
 from scale.model.transformer import Transformer
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.optimizer import ADAFACTOR, OptimizerConfig, language_step, start_state
 from tests.scale.test_model import ROWS, batch_of
 
@@ -60,7 +60,7 @@ CONFIG = ModelConfig(vocab_size=24, num_layers=2, d_model=16, num_heads=2, head_
 
 def stepped(optimizer_config, loss=sft_loss):
     model = Transformer(CONFIG, jax.random.key(0))
-    state = start_state(jax.tree.map(jnp.copy, model), optimizer_config, hyper(Training(learning_rate=0.01, warmup=1)))
+    state = start_state(jax.tree.map(jnp.copy, model), optimizer_config, hyper(TrainingConfig(learning_rate=0.01, warmup=1)))
     batch = batch_of(ROWS)._replace(ref_logps=jnp.zeros((2, 2)))
     state, metrics = jax.jit(language_step, static_argnums=(0, 1))(loss, optimizer_config, state, batch)
     return model, state, {name: np.asarray(value) for name, value in metrics.items()}

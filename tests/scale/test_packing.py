@@ -14,34 +14,34 @@ import pytest
 from minipref.batch import Batch
 from minipref.methods import METHODS
 from minipref.training import loss_of, sft_loss
-from scale.data.dataset import Encoded, on_disk
-from scale.data.layout import Shape, least_shape
-from scale.data.packing import lay, tokens_of
+from scale.data.dataset import Dataset, on_disk
+from scale.data.layout import smallest_shape
+from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
 from scale.model.response_logps import logps, sum_of_logps
 from scale.model.transformer import Transformer
 from scale.train.batches import few, least_sizes, schedule
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 
 CONFIG = ModelConfig(60, 2, 16, 2, 8, 32, num_kv_heads=1, block="sequential", norm="rms", tie_embeddings=False)
 PIECES = [([5, 6, 7], [[8, 9, 1], [10, 1], [11]]), ([15, 16], [[17], [18, 19, 1], []]),
           ([25, 26, 27, 28, 29], [[25, 1], [26, 27, 28, 1], [29, 1]]), ([35], [[36, 1], [37, 1], [38, 39, 36, 1]])]
 
 
-def encoded() -> Encoded:
+def dataset() -> Dataset:
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(4, 2, 3)).astype(np.float32)
-    return Encoded(tokens_of(PIECES), rng.normal(size=(4, 3)).astype(np.float32) - 9, scores, np.arange(4))
+    return Dataset(tokenized_rows(PIECES), rng.normal(size=(4, 3)).astype(np.float32) - 9, scores, np.arange(4))
 
 
 def batch(lines: int, spare: int = 0) -> Batch:
-    rows = encoded()
-    shape = Shape(*(size + spare * (i > 0) for i, size in enumerate(least_shape(rows.tokens.lengths, lines))))
+    rows = dataset()
+    shape = Shape(*(size + spare * (i > 0) for i, size in enumerate(smallest_shape(rows.tokens.lengths, lines))))
     return jax.tree.map(jnp.asarray, rows.batch(np.arange(4), shape))
 
 
 def test_two_rows_in_a_line_by_hand():
-    found = dict(zip(Batch._fields, lay(tokens_of([PIECES[0], PIECES[3]]), Shape(1, 20, 14, 11)), strict=False))
+    found = dict(zip(Batch._fields, pack(tokenized_rows([PIECES[0], PIECES[3]]), Shape(1, 20, 14, 11)), strict=False))
     expected = {
         "tokens": [[5, 6, 7, 8, 9, 1, 10, 1, 11, 35, 36, 1, 37, 1, 38, 39, 36, 1, 0, 0]],
         "positions": [[0, 1, 2, 3, 4, 5, 3, 4, 3, 0, 1, 2, 1, 2, 1, 2, 3, 4, 0, 0]],
@@ -57,7 +57,7 @@ def test_two_rows_in_a_line_by_hand():
 @pytest.mark.parametrize("method", [*METHODS, "sft"])
 def test_lines_give_the_losses_and_gradients_of_rows(method):
     """One line and two, without and with spare slots."""
-    model, values = Transformer(CONFIG, jax.random.key(0)), hyper(Training(), 0.1, (0.5, 0.5))
+    model, values = Transformer(CONFIG, jax.random.key(0)), hyper(TrainingConfig(), 0.1, (0.5, 0.5))
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad
@@ -108,12 +108,12 @@ def test_the_sizes_of_batches():
 
 
 def test_the_batches_of_a_run_hold_their_rows_whole():
-    data, model = encoded(), Transformer(CONFIG, jax.random.key(0))
-    run = schedule(data, replace(Training(), steps=5, batch=2), model)
+    data, model = dataset(), Transformer(CONFIG, jax.random.key(0))
+    run = schedule(data, replace(TrainingConfig(), steps=5, batch=2), model)
     lengths = data.tokens.lengths.sum(1)
     for step, rows in enumerate(run.rows):
-        found = run.batch(step)
-        assert (found.segments >= 0).sum(1).tolist() == lengths[rows].tolist()
+        found = run.batch_size(step)
+        assert (found.segment_ids >= 0).sum(1).tolist() == lengths[rows].tolist()
         assert found.tokens[0, : lengths[rows[0]]].tolist() == data.data.tokens[rows[0], : lengths[rows[0]]].tolist()
     slots = sum(shape.lines * shape.width for shape in run.shapes)
     assert run.findings == {"shapes of a step": 1, "slots that hold a token": round(lengths[run.rows].sum() / slots, 3)}

@@ -20,7 +20,7 @@ from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.paper.pipeline import FOUND, PRESETS, Paper, best, by_cell, found
 from scale.paper.results import Policy
-from scale.train.loop import Training
+from scale.train.loop import TrainingConfig
 
 OPTIONS = [
     *("--rhos", "0.5", "--methods", "dpo", "e-dpo", "--pairs", "24", "--length-biases", "0.4", "0.6"),
@@ -118,8 +118,8 @@ def test_model_selection_keeps_to_its_kl_budget() -> None:
 def test_the_paper_preset_is_section_6_1() -> None:
     paper = PRESETS["paper"]
     assert paper.pairs == 30_000
-    assert paper.align == Training(10_000, 16, 1e-6, 0, 1.0)
-    assert paper.reward == paper.oracle == Training(3_000, 64, 4e-6, 0, 1.0)
+    assert paper.align == TrainingConfig(10_000, 16, 1e-6, 0, 1.0)
+    assert paper.reward == paper.oracle == TrainingConfig(3_000, 64, 4e-6, 0, 1.0)
     parameters = jax.tree.leaves(eqx.filter_eval_shape(Transformer, paper.model, jax.random.key(0)))
     assert sum(a.size for a in parameters) == pytest.approx(0.4e9, rel=0.03)
     assert paper.rhos == (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)

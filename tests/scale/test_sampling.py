@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 
 from minipref.batch import Batch
-from scale.data.layout import Shape
-from scale.data.packing import lay, tokens_of
+from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
 from scale.model.response_logps import logps
 from scale.model.sampling import Samples, sample
@@ -45,7 +44,7 @@ def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, **options) -> Sam
 
 def rows_of(pairs) -> Batch:
     """A row for each (prompt, responses)."""
-    arrays = lay(tokens_of(pairs), Shape(len(pairs), 32, 32, 32))
+    arrays = pack(tokenized_rows(pairs), Shape(len(pairs), 32, 32, 32))
     return Batch(*map(jnp.asarray, arrays), jnp.zeros((len(pairs), 0)), jnp.zeros((len(pairs), 2, 0)))
 
 

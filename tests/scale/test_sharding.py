@@ -19,7 +19,7 @@ from scale.model.presets import MODELS
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, mesh_shape
 from scale.parallel.sharding import RULES, partition_spec, shardings
-from scale.train.loop import Training, hyper
+from scale.train.loop import TrainingConfig, hyper
 from scale.train.optimizer import ADAFACTOR, ADAM
 
 CONFIG = ModelConfig(vocab_size=24, num_layers=2, d_model=8, num_heads=4, head_dim=2, d_ff=16, num_kv_heads=2, block="sequential",
@@ -68,7 +68,7 @@ def test_members_of_an_ensemble_are_not_split():
 )
 def test_the_optimisers_moments_lie_where_their_parameters_do(optimizer, moments):
     found = specs(eqx.filter_eval_shape(
-        lambda: init_state(Transformer(CONFIG, jax.random.key(0)), optimizer, hyper(Training()))
+        lambda: init_state(Transformer(CONFIG, jax.random.key(0)), optimizer, hyper(TrainingConfig()))
     ))
     for moment in moments:
         prefix = f"opt_state{moment}."

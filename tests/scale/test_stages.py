@@ -13,10 +13,10 @@ from scale.console import console
 from scale.data.dataset import Limits, encode
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
-from scale.data.tokenizer import Codec
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.inference import rewards, sequence_logps
 from scale.stages.align import Align
@@ -31,10 +31,10 @@ from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
 from scale.stages.stage import execute
 from scale.train.batches import Schedule
-from scale.train.loop import Training
+from scale.train.loop import TrainingConfig
 
 LIMITS = Limits(24, 12)
-FEW = Training(3, 4, 1e-2, 1)
+FEW = TrainingConfig(3, 4, 1e-2, 1)
 MODEL = ModelConfig(vocab_size=300, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
 SIDES = ("chosen", "rejected")
 
@@ -76,7 +76,7 @@ class Chain:
             validation=self.data,
             model=MODEL,
             limits=LIMITS,
-            training=Training(120, 8, 3e-2, 5),
+            training=TrainingConfig(120, 8, 3e-2, 5),
         )  # long enough to speak its words, and to stop
         self.found = {"sft": execute(self.sft)}
         self.num_reward_models = Reward(
@@ -115,18 +115,18 @@ def test_sft_learns_and_reports(chain):
     found = chain.found["sft"]
     per_block = 16 + 16 * 2 * 8 + 16 * 2 * 8 + 16 * 2 * 16 + 2 * 8 * 16 + 16 * 16
     assert found["rows"] == 40 and found["parameters"] == 300 * 16 + per_block + 16
-    policy = folders.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.at / "sft")
     pairs = [row | {"completion": row["chosen"]} for row in chain.rows]
-    logps = sequence_logps(policy.model, encode(policy.codec, pairs, ["completion"], LIMITS).data)
-    tokens = sum(len(policy.codec.text_ids(row["chosen"])) + 1 for row in chain.rows)
+    logps = sequence_logps(policy.model, encode(policy.tokenizer, pairs, ["completion"], LIMITS).data)
+    tokens = sum(len(policy.tokenizer.text_ids(row["chosen"])) + 1 for row in chain.rows)
     assert found["validation loss (nats a token)"] == pytest.approx(-logps.sum() / tokens, rel=1e-5)
     assert found["validation loss (nats a token)"] < np.log(300) / 2
 
 
 def test_reward_members_differ_and_accuracies_are_theirs(chain):
-    models = folders.load_rewards(chain.at / "members")
+    models = model_folder.load_rewards(chain.at / "members")
     assert models.model.head.shape == (2, 16) and not np.array_equal(*models.model.head)
-    values = rewards(models.model, encode(models.codec, chain.rows, SIDES, LIMITS).data)
+    values = rewards(models.model, encode(models.tokenizer, chain.rows, SIDES, LIMITS).data)
     assert values.shape == (40, 2, 2)
     expected = [round(float(np.mean(values[:, 0, k] > values[:, 1, k])), 4) for k in range(2)]
     assert chain.found["members"]["held-out accuracy"] == expected
@@ -136,18 +136,18 @@ def test_reward_members_differ_and_accuracies_are_theirs(chain):
 def test_scores_are_the_models_own_and_so_are_the_references(chain):
     rows = read(chain.scored)
     assert [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
-    models = folders.load_rewards(chain.at / "members")
-    values = rewards(models.model, encode(models.codec, rows, SIDES, LIMITS).data)
+    models = model_folder.load_rewards(chain.at / "members")
+    values = rewards(models.model, encode(models.tokenizer, rows, SIDES, LIMITS).data)
     np.testing.assert_allclose([[r["score_chosen"], r["score_rejected"]] for r in rows], values, rtol=1e-6)
-    policy = folders.load_policy(chain.at / "sft")
-    logps = sequence_logps(policy.model, encode(policy.codec, rows, [*SIDES, "ref_sample"], Limits(24, 24)).data)
+    policy = model_folder.load_policy(chain.at / "sft")
+    logps = sequence_logps(policy.model, encode(policy.tokenizer, rows, [*SIDES, "ref_sample"], Limits(24, 24)).data)
     np.testing.assert_allclose(
         [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6
     )
     origin = {
         "limits": str(LIMITS),
         "data": fingerprint(chain.data),
-        "rewards": folders.load_rewards(chain.at / "members").hashes["model"],
+        "rewards": model_folder.load_rewards(chain.at / "members").hashes["model"],
     }
     assert provenance(chain.scored) == policy.hashes | origin
 
@@ -212,7 +212,7 @@ def test_align(chain, method):
         assert "kl" not in log[1]
     else:
         assert log[1]["kl"] == pytest.approx(0, abs=1e-5)
-    trained, start = folders.load_policy(stage.out), folders.load_policy(chain.at / "sft")
+    trained, start = model_folder.load_policy(stage.out), model_folder.load_policy(chain.at / "sft")
     assert not np.array_equal(trained.model.embedding, start.model.embedding)
     assert trained.hashes["tokenizer"] == start.hashes["tokenizer"]
 
@@ -222,7 +222,7 @@ def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
     models = {}
     for gamma in (None, (1e-4, 1e-2), (0.0, 0.0)):
         execute(chain.align("p-dpo", out=tmp_path / str(gamma), gamma=gamma))
-        models[gamma] = np.asarray(folders.load_policy(tmp_path / str(gamma)).model.embedding)
+        models[gamma] = np.asarray(model_folder.load_policy(tmp_path / str(gamma)).model.embedding)
     np.testing.assert_array_equal(models[None], models[1e-4, 1e-2])
     assert not np.array_equal(models[None], models[0.0, 0.0])
 
@@ -242,7 +242,7 @@ def test_snapshots(chain, tmp_path, steps, snapshots, expected):
     found = sorted(int(p.name.removeprefix("step-")) for p in (tmp_path / "a").glob("step-*"))
     assert found == expected
     for step in found:
-        folders.load_policy(tmp_path / f"a/step-{step}")
+        model_folder.load_policy(tmp_path / f"a/step-{step}")
 
 
 def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(chain, tmp_path, monkeypatch):
@@ -276,9 +276,9 @@ def without(rows, *names):
 
 
 def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp_path):
-    policy = folders.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.at / "sft")
     other = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * 1.001)
-    folders.save(tmp_path / "other", other, policy.config, policy.codec)
+    model_folder.save(tmp_path / "other", other, policy.config, policy.tokenizer)
     refused(chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other"), "computed for another model")
     rows, hashes = read(chain.scored), provenance(chain.scored)
     path = rewritten(tmp_path, rows, hashes | {"tokenizer": "0" * 16})
@@ -368,7 +368,7 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
             assert new[pattern.format("rejected")] == row[pattern.format(second)]
         assert new["score_chosen"][0] >= new["score_rejected"][0]
     assert found["share of labels kept"] == np.mean(np.array(margins) >= 0)
-    oracle = folders.load_rewards(chain.at / "members").hashes["model"]
+    oracle = model_folder.load_rewards(chain.at / "members").hashes["model"]
     origin = provenance(chain.scored) | {"data": fingerprint(chain.scored), "labelled by": oracle}
     assert provenance(tmp_path / "a/rows.parquet") == origin
 
@@ -376,7 +376,7 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
 # ---- length bias
 
 
-class Letters(Codec):
+class Letters(Tokenizer):
     def __init__(self):
         """No tokenizer: a token a letter."""
 
@@ -463,7 +463,7 @@ def test_bias_stage(chain, tmp_path):
     found = execute(Bias(out=tmp_path / "a", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2))
     assert found == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
     rows = read(tmp_path / "a/rows.parquet")
-    sides = longer_side(folders.load_tokenizer(chain.at / "sft"), rows)
+    sides = longer_side(model_folder.load_tokenizer(chain.at / "sft"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
     assert len({r["prompt"] for r in rows}) == 25
     assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(
@@ -478,13 +478,13 @@ def test_bias_stage(chain, tmp_path):
 def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
     """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has 25."""
     stage = replace(chain.members, out=tmp_path / "a", num_reward_models=1, length_biases=(0.2, 0.5, 0.8))
-    policy = folders.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.at / "sft")
     subsets = stage.subsets(policy, chain.rows)
-    sides = longer_side(policy.codec, chain.rows)
+    sides = longer_side(policy.tokenizer, chain.rows)
     assert [len(s) for s in subsets] == [25, 25, 25]
     assert [int((sides[s] > 0).sum()) for s in subsets] == [5, 12, 20]  # 12.5 rounds to even
     assert execute(replace(stage, length_biases=(0.2, 0.8)))["pairs of each member"] == 25
-    assert folders.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
+    assert model_folder.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
 
 
 def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
@@ -742,11 +742,11 @@ def test_too_few_rows_for_a_part_are_an_error(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
-    policy = folders.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.at / "sft")
     broken = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * np.nan)
-    folders.save(tmp_path / "p", broken, policy.config, policy.codec)
+    model_folder.save(tmp_path / "p", broken, policy.config, policy.tokenizer)
     with pytest.raises(InputError, match="a weight is not finite"):
-        folders.load_policy(tmp_path / "p")
+        model_folder.load_policy(tmp_path / "p")
 
 
 def test_a_part_of_a_split_corpus_can_be_split_again(tmp_path):

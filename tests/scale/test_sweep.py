@@ -18,7 +18,7 @@ from scale.data.rows import write
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.files import read_json, write_json
-from scale.io import model_folder as folders
+from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.run import parse
@@ -26,12 +26,12 @@ from scale.stages.align import Align, align_step
 from scale.stages.stage import execute
 from scale.stages.sweep import Sweep, shares
 from scale.train.batches import schedule
-from scale.train.loop import Training
+from scale.train.loop import TrainingConfig
 
 CONFIG = ModelConfig(vocab_size=272, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
 LIMITS = Limits(60, 40)
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
-TRAINING = Training(6, 4, 1e-2, 1)
+TRAINING = TrainingConfig(6, 4, 1e-2, 1)
 NAMES = ["dpo-0.1-0.01-0", "dpo-0.1-0.01-1", "dpo-0.5-0.01-0", "dpo-0.5-0.01-1",
          "ipo-0.2-0.01-0", "ipo-0.2-0.01-1", "p-dpo-0.1-0.01-0", "p-dpo-0.1-0.01-1",
          "p-dpo-0.5-0.01-0", "p-dpo-0.5-0.01-1"]
@@ -56,9 +56,9 @@ def row(rng, i):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     at = tmp_path_factory.mktemp("sweep")
-    folders.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
+    model_folder.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
     rng = np.random.default_rng(0)
-    hashes = folders.load_policy(at / "policy").hashes | {"limits": str(LIMITS)}
+    hashes = model_folder.load_policy(at / "policy").hashes | {"limits": str(LIMITS)}
     write(at / "rows.parquet", [row(rng, i) for i in range(20)], hashes)
     return at
 
@@ -109,7 +109,7 @@ def test_a_policy_is_the_one_that_align_trains_alone(folder, swept, tmp_path, na
                   limits=LIMITS, **options)
     execute(alone)
     assert last_of(swept / name)["loss"] == pytest.approx(last_of(tmp_path)["loss"], rel=1e-6)
-    moved, expected = (np.asarray(folders.load_policy(at).model.embedding) for at in (swept / name, tmp_path))
+    moved, expected = (np.asarray(model_folder.load_policy(at).model.embedding) for at in (swept / name, tmp_path))
     np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-5)  # moved by some 0.04
 
 
@@ -128,7 +128,7 @@ def test_a_worker_gets_neighbours(folder):
 
 def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
     """Where alone they would not."""
-    policy = folders.load_policy(folder / "policy")
+    policy = model_folder.load_policy(folder / "policy")
     stage = Align(out=folder, data=folder / "rows.parquet", policy=folder / "policy", limits=LIMITS)
     data = stage.load(policy, stage.data, ["chosen", "rejected"])
     runs = [replace(TRAINING, seed=seed) for seed in range(3)]

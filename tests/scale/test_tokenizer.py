@@ -20,7 +20,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 def test_special_tokens_have_their_places():
     assert [CODEC.tokenizer.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
     assert (PAD, EOS, ROLES) == (0, 1, {"system": 2, "user": 3, "assistant": 4})
-    assert (CODEC.pad, CODEC.bos, CODEC.eos, CODEC.closing) == (PAD, None, EOS, [4])
+    assert (CODEC.pad, CODEC.bos, CODEC.eos, CODEC.generation_prompt) == (PAD, None, EOS, [4])
 
 
 @settings(deadline=None)
@@ -95,10 +95,10 @@ LOADED = loaded()
 def test_the_vocabulary_is_at_most_what_was_asked_for_or_an_error():
     """A token at or above the model's `vocab` would be looked up past the end of its embedding, without a word."""
     try:
-        codec = train_tokenizer(TEXTS, 200)  # less than 5 special tokens and 256 bytes
+        tokenizer = train_tokenizer(TEXTS, 200)  # less than 5 special tokens and 256 bytes
     except ValueError:
         return
-    assert codec.vocab_size <= 200
+    assert tokenizer.vocab_size <= 200
 
 
 # ---- another's tokenizer
@@ -157,36 +157,36 @@ def others(template: str | None = CHATML, **settings) -> ChatTokenizer:
     return chat_tokenizer(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "folder")
 
 
-def spelled(codec: ChatTokenizer, ids: list[int]) -> str:
-    return codec.special.decode(ids, skip_special_tokens=False)
+def spelled(tokenizer: ChatTokenizer, ids: list[int]) -> str:
+    return tokenizer.special.decode(ids, skip_special_tokens=False)
 
 
 def test_a_conversation_is_what_its_template_writes():
-    codec = others()
+    tokenizer = others()
     text = ("<|im_start|>system\n Be kind. <|im_end|>\n<|im_start|>user\nthe cat\n\nsat  on the mat <|im_end|>\n"
             "<|im_start|>assistant\n Größe: ∑ 你好 🙂\n<|im_end|>\n<|im_start|>user\n  and\tthe bat? 1234 <|im_end|>\n"
             "<|im_start|>assistant\n")
-    ids = codec.prompt_ids(TURNS)
-    assert spelled(codec, ids) == text
-    start, end = (codec.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    ids = tokenizer.prompt_ids(TURNS)
+    assert spelled(tokenizer, ids) == text
+    start, end = (tokenizer.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
     assert (ids[0], ids.count(start), ids.count(end)) == (start, 5, 4)
-    assert (codec.eos, codec.pad) == (end, codec.tokenizer.token_to_id("<pad>"))
-    assert codec.vocab_size == VOCAB + len(MARKERS) + 1
+    assert (tokenizer.eos, tokenizer.pad) == (end, tokenizer.tokenizer.token_to_id("<pad>"))
+    assert tokenizer.vocab_size == VOCAB + len(MARKERS) + 1
 
 
 def test_a_string_is_one_turn_of_the_user():
-    codec = others()
-    assert codec.prompt_ids("the cat") == codec.prompt_ids([{"role": "user", "content": "the cat"}])
-    assert spelled(codec, codec.prompt_ids("the cat")).startswith("<|im_start|>system\nYou are kind.<|im_end|>\n")
+    tokenizer = others()
+    assert tokenizer.prompt_ids("the cat") == tokenizer.prompt_ids([{"role": "user", "content": "the cat"}])
+    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")).startswith("<|im_start|>system\nYou are kind.<|im_end|>\n")
 
 
 def test_what_a_template_adds_after_the_last_turn():
-    codec = others()
-    assert spelled(codec, codec.closing) == "<|im_end|>\n<|im_start|>assistant\n"
-    ids = codec.prompt_ids("the cat")
-    assert ids[-len(codec.closing):] == codec.closing
-    assert spelled(others(STRICT), others(STRICT).closing) == " [/INST]"
-    assert others(None).closing == []
+    tokenizer = others()
+    assert spelled(tokenizer, tokenizer.generation_prompt) == "<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.prompt_ids("the cat")
+    assert ids[-len(tokenizer.generation_prompt):] == tokenizer.generation_prompt
+    assert spelled(others(STRICT), others(STRICT).generation_prompt) == " [/INST]"
+    assert others(None).generation_prompt == []
 
 
 @settings(deadline=None, max_examples=40)
@@ -219,12 +219,12 @@ def test_a_response_is_its_stripped_text_and_the_token_that_ends_a_turn():
 
 
 def test_without_a_template_text_is_itself_and_turns_are_an_error():
-    codec = others(None)
-    assert codec.prompt_ids("the cat") == [codec.tokenizer.token_to_id("<s>"), *codec.text_ids("the cat")]
+    tokenizer = others(None)
+    assert tokenizer.prompt_ids("the cat") == [tokenizer.tokenizer.token_to_id("<s>"), *tokenizer.text_ids("the cat")]
     hh = "\n\nHuman: the cat\n\nAssistant:"
-    assert spelled(codec, codec.prompt_ids(hh)) == "<s>" + hh
+    assert spelled(tokenizer, tokenizer.prompt_ids(hh)) == "<s>" + hh
     with pytest.raises(InputError, match="folder: the tokenizer has no chat template, so a prompt must be text"):
-        codec.prompt_ids(TURNS)
+        tokenizer.prompt_ids(TURNS)
 
 
 def test_what_a_template_refuses_is_an_error_with_its_reason():
@@ -246,8 +246,8 @@ def test_a_template_is_in_a_sandbox(attack):
 
 
 def test_a_template_sees_no_clock():
-    codec = others("{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}")
-    assert spelled(codec, codec.prompt_ids("the cat")) == "a mat"
+    tokenizer = others("{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}")
+    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")) == "a mat"
 
 
 HH = "\n\nHuman: the cat?\n\nAssistant: sat\n\non the mat\n\nHuman:  and the bat\n\nAssistant:"
@@ -269,20 +269,20 @@ def test_text_that_is_no_hh_conversation_is_one_turn(text):
     assert conversation(text) == [{"role": "user", "content": text}]
 
 
-def saved(codec, folder: Path) -> Path:
+def saved(tokenizer, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
-    codec.save(folder)
+    tokenizer.save(folder)
     return folder
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, None])
 def test_a_folder_brings_back_the_tokenizer(tmp_path, template):
-    codec = others(template)
-    again = load_tokenizer(saved(codec, tmp_path))
+    tokenizer = others(template)
+    again = load_tokenizer(saved(tokenizer, tmp_path))
     prompt = TURNS if template else "the cat"
-    assert again.prompt_ids(prompt) == codec.prompt_ids(prompt)
-    assert (again.eos, again.pad, again.closing) == (codec.eos, codec.pad, codec.closing)
-    assert again.settings == codec.settings
+    assert again.prompt_ids(prompt) == tokenizer.prompt_ids(prompt)
+    assert (again.eos, again.pad, again.generation_prompt) == (tokenizer.eos, tokenizer.pad, tokenizer.generation_prompt)
+    assert again.settings == tokenizer.settings
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
 
 
@@ -294,8 +294,8 @@ def test_where_a_folder_may_have_its_template_and_names(tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": entries}))
     assert load_tokenizer(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    codec = load_tokenizer(folder)
-    assert spelled(codec, codec.prompt_ids("the cat")) == "the cat"
+    tokenizer = load_tokenizer(folder)
+    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")) == "the cat"
     (folder / "chat_template.jinja").unlink()
     file.write_text(json.dumps({**named, "pad_token": None}))
     assert load_tokenizer(folder).pad == CHAT.eos
@@ -339,25 +339,25 @@ def peer():
 
 
 def test_a_folder_that_transformers_wrote(peer, tmp_path):
-    codec = others(TRIMMED)
-    peer.from_pretrained(saved(codec, tmp_path / "ours")).save_pretrained(tmp_path / "theirs")
+    tokenizer = others(TRIMMED)
+    peer.from_pretrained(saved(tokenizer, tmp_path / "ours")).save_pretrained(tmp_path / "theirs")
     assert (tmp_path / "theirs" / "chat_template.jinja").exists()
     again = load_tokenizer(tmp_path / "theirs")
-    assert again.prompt_ids(TURNS) == codec.prompt_ids(TURNS)
-    assert (again.bos, again.eos, again.pad) == (codec.bos, codec.eos, codec.pad)
+    assert again.prompt_ids(TURNS) == tokenizer.prompt_ids(TURNS)
+    assert (again.bos, again.eos, again.pad) == (tokenizer.bos, tokenizer.eos, tokenizer.pad)
 
 
 @pytest.mark.parametrize("template", [CHATML, TRIMMED, STRICT])
 def test_conversations_and_texts_have_the_tokens_of_transformers(peer, tmp_path, template):
-    codec = others(template)
-    theirs = peer.from_pretrained(saved(codec, tmp_path))
+    tokenizer = others(template)
+    theirs = peer.from_pretrained(saved(tokenizer, tmp_path))
     for turns in (TURNS[1:], TURNS[1:2], [{"role": "user", "content": "you <think> 1"}]):
         expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        assert codec.prompt_ids(turns) == expected
+        assert tokenizer.prompt_ids(turns) == expected
     for turn in TURNS:
-        assert codec.text_ids(turn["content"]) == theirs(turn["content"], add_special_tokens=False).input_ids
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (codec.eos, codec.pad, codec.vocab_size)
-    assert theirs.bos_token_id == codec.bos is not None
+        assert tokenizer.text_ids(turn["content"]) == theirs(turn["content"], add_special_tokens=False).input_ids
+    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
+    assert theirs.bos_token_id == tokenizer.bos is not None
 
 
 def test_without_a_template_text_has_the_tokens_of_transformers(peer, tmp_path):

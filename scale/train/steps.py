@@ -1,0 +1,122 @@
+"""The compiled training steps: what a policy, a language model and a reward model minimise.
+
+Each is `minipref.train_step` with a loss of this model's outputs; no formula stands here.
+"""
+
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from minipref.batch import Batch
+from minipref.losses import Metrics, preference_loss, reward_loss, sft_loss, z_loss
+from minipref.methods import METHODS
+from minipref.reward_models import RewardModel
+from minipref.training import Hyperparameters, LossFn, TrainState, init_state, train_step
+from scale.model.response_logps import response_logps, response_logps_and_normalizers, total_logp
+from scale.model.transformer import Transformer
+from scale.parallel.sharding import constrain, initialise, runtime_of
+from scale.train.optimizer import OptimizerConfig, Schedule, learning_rate, make_optimizer
+
+Loss = tuple[Any, Metrics]
+Step = tuple[TrainState, Metrics]
+
+
+def start_state(
+    model: Any,
+    optimizer: OptimizerConfig,
+    schedule: Schedule,
+    peak_lr: float,
+    hyperparameters: Hyperparameters | None = None,
+) -> TrainState:
+    """The state before the first step, sharded by the rules. It takes over the model's buffers."""
+    transform = make_optimizer(optimizer.optimizer, schedule, peak_lr)
+
+    def start(model: Any) -> TrainState:
+        return init_state(model, transform, schedule.num_steps, hyperparameters)
+
+    return initialise(start, model, donate=(0,))
+
+
+def policy_loss(
+    method: str,
+    z_loss_weight: float,
+    model: Transformer,
+    batch: Batch,
+    hyperparameters: Hyperparameters,
+    progress: Any,
+) -> Loss:
+    """The loss of a row of `METHODS`, and the z-loss where it has a weight."""
+    logps, penalty, metrics = logps_and_penalty(model, batch, z_loss_weight)
+    row, (beta, gamma) = METHODS[method], hyperparameters
+    loss, pair_metrics = preference_loss(
+        method,
+        logps,
+        batch.targets.ref_logps,
+        rewards=None if row.rewards == "none" else jnp.moveaxis(batch.targets.rewards, 2, 0),
+        beta=beta,
+        gamma=None if row.gamma is None else gamma,
+        progress=progress,
+    )
+    return loss + penalty, pair_metrics | metrics
+
+
+def language_model_loss(z_loss_weight: float, model: Transformer, batch: Batch, *_: Any) -> Loss:
+    """The negative log-likelihood of responses, and the z-loss where it has a weight."""
+    num_tokens = batch.inputs.response_mask.sum()
+    if not z_loss_weight:
+        return sft_loss(total_logp(model, batch.inputs), num_tokens)
+    logps, penalty, metrics = logps_and_penalty(model, batch, z_loss_weight)
+    return sft_loss(logps, num_tokens)[0] + penalty, metrics
+
+
+def reward_model_loss(model: RewardModel, batch: Batch, *_: Any) -> Loss:
+    """The Bradley-Terry loss of a reward model."""
+    return reward_loss(model(batch.inputs))
+
+
+def logps_and_penalty(model: Transformer, batch: Batch, weight: float) -> tuple[Any, Any, Metrics]:
+    """The log-probabilities of the responses, the weighted z-loss, and its metric."""
+    if not weight:
+        return response_logps(model, batch.inputs), 0.0, {}
+    logps, log_normalizers = response_logps_and_normalizers(model, batch.inputs)
+    penalty = z_loss(log_normalizers, batch.inputs.response_mask)
+    return logps, weight * penalty, {"z_loss": penalty}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def policy_step(
+    method: str, optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+) -> Step:
+    """One step of alignment."""
+    loss_fn = partial(policy_loss, method, optimizer.z_loss)
+    return update(loss_fn, optimizer, schedule, state, batch)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def sft_step(
+    optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+) -> Step:
+    """One step of supervised fine-tuning."""
+    loss_fn = partial(language_model_loss, optimizer.z_loss)
+    return update(loss_fn, optimizer, schedule, state, batch)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def reward_step(schedule: Schedule, states: TrainState, batches: Batch) -> Step:
+    """One step of each of K reward models, each on its own batch."""
+    step = partial(update, reward_model_loss, OptimizerConfig(), schedule)
+    return constrain(eqx.filter_vmap(step)(states, batches), runtime_of(states.model))
+
+
+def update(
+    loss_fn: LossFn, optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+) -> Step:
+    """`train_step`, sharded by the rules, with the metrics of a run."""
+    transform = make_optimizer(optimizer.optimizer, schedule)
+    new, metrics = train_step(loss_fn, transform, state, batch)
+    metrics["learning_rate"] = learning_rate(schedule, state)
+    metrics["tokens"] = (batch.inputs.segment_ids >= 0).sum()
+    return constrain((new, metrics), runtime_of(state.model))
