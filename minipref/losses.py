@@ -3,7 +3,7 @@
 A loss sees numbers, never a model. It returns `(loss, metrics)`, both over the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def preference_loss(
     *,
     rewards: ArrayLike | None = None,
     beta: ArrayLike | None = None,
-    gamma: ArrayLike | tuple[ArrayLike, ArrayLike] | None = None,
+    gamma: ArrayLike | Sequence[ArrayLike] | None = None,
     progress: ArrayLike = 1.0,
 ) -> tuple[Scalar, Metrics]:
     """The loss of one row of `METHODS` on a batch of preference pairs.

@@ -1,6 +1,6 @@
-"""`python -m scale.run`: the paper in miniature, end to end; or one of its stages on your own data.
+"""Align language models: the paper in miniature, or one stage on your own data and model.
 
-Without a subcommand: `paper`.
+Without a command, `paper` runs. `scale/README.md` explains the stages.
 """
 
 # ruff: noqa: E402
@@ -9,10 +9,10 @@ from scale.memory import keep_freed_memory
 keep_freed_memory()
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any
 
 import tyro
 
@@ -35,50 +35,64 @@ from scale.stages.sft import Sft
 from scale.stages.stage import Stage, execute
 from scale.stages.sweep import Sweep
 
-Job: TypeAlias = Stage | Plan | Export
-STAGES: dict[str, Callable[..., Job]] = {
-    stage.__name__.lower(): stage
-    for stage in (Paper, Corpus, Sft, Sample, Pairs, Reward, Score, Bias, Align, Sweep, Evaluate, Export, Plan)
+PROG = "python -m scale.run"
+COMMANDS: dict[str, Any] = {
+    "paper": Paper,
+    "corpus": Corpus,
+    "sft": Sft,
+    "sample": Sample,
+    "pairs": Pairs,
+    "reward": Reward,
+    "score": Score,
+    "bias": Bias,
+    "align": Align,
+    "sweep": Sweep,
+    "evaluate": Evaluate,
+    "export": Export,
+    "plan": Plan,
 }
 
 
-def parse(argv: Sequence[str]) -> Job:
-    """The stage that the command line describes; without a subcommand, `paper`."""
+def parse(argv: Sequence[str]) -> Any:
+    """The command with its options; `paper` where none is named."""
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["paper", *argv]
-    if argv[0] == "paper":
-        return tyro.cli(Paper, prog="python -m scale.run paper", default=preset(argv), args=argv[1:])
-    return tyro.extras.subcommand_cli_from_dict(STAGES, prog="python -m scale.run", description=__doc__, args=argv)
+    if argv[0] == "paper":  # its defaults depend on --preset
+        return tyro.cli(Paper, prog=f"{PROG} paper", default=preset(argv), args=argv[1:])
+    return tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, prog=PROG, description=__doc__, args=argv
+    )
 
 
 def preset(argv: Sequence[str]) -> Paper:
-    """The defaults of the other options."""
-    words = [word for arg in argv for word in arg.split("=", 1)]
-    named = [value for flag, value in pairwise(words) if flag == "--preset"]
-    return PRESETS.get(named[-1] if named else "miniature", PRESETS["miniature"])
+    """The preset that the arguments name, or the first one."""
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    names = [value for option, value in pairwise(words) if option == "--preset"]
+    return PRESETS.get(names[-1] if names else "miniature", PRESETS["miniature"])
 
 
-def start(job: Job) -> None:
-    require_bounds(job)
-    if hasattr(job, "runtime"):
-        join(job.runtime)
-    if isinstance(job, Stage):
-        execute(job)
+def start(command: Any) -> None:
+    require_bounds(command)
+    if hasattr(command, "runtime"):
+        join(command.runtime)
+    if isinstance(command, Stage):
+        execute(command)
     else:
-        job.run()
+        command.run()
 
 
 def main() -> None:
-    stage = parse(sys.argv[1:])
+    command = parse(sys.argv[1:])
     try:
-        start(stage)
+        start(command)
     except (InputError, FloatingPointError, BrokenProcessPool, OSError) as error:
-        console.quiet = False  # whichever of several processes it is
+        console.quiet = False  # also in a process that does not print otherwise
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        if isinstance(stage, Stage):
-            console.print(f"stopped; the same command goes on from {stage.out}", markup=False, soft_wrap=True)
+        if isinstance(command, Stage):
+            message = f"stopped; the same command resumes {command.out}"
+            console.print(message, markup=False, soft_wrap=True)
         sys.exit(130)
 
 

@@ -24,7 +24,7 @@ from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
-from scale.stages.stage import Stage, description, execute
+from scale.stages.stage import Stage, describe, execute
 from scale.train.loop import TrainingConfig
 
 ALL_METHODS: tuple[MethodName, ...] = tuple(METHODS)
@@ -75,9 +75,6 @@ class Paper(Stage):
     align: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """Training of each policy; its learning rate is searched, or found before, and its seed the repetition's."""
 
-    def inputs(self) -> list[Path]:
-        return [self.data] if self.data else []
-
     def candidates(self, method: str, rho: float) -> list[tuple[float, float]]:
         """(beta, learning rate) of each policy to train."""
         beta, rate = searched(method, rho)
@@ -93,7 +90,7 @@ class Paper(Stage):
                 trained += policies
                 outcomes += self.test(pool, selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
-        write_json(self.out / "config.json", description(self)["options"])
+        write_json(self.out / "config.json", describe(self)["options"])
         test = read(self.out / "corpus/test.parquet", COMPLETIONS)
         human = {prompt_text(row["prompt"]): row["completion"] for row in test}
         write_report(self.out, outcomes, facts | {"biases": self.length_biases}, human)

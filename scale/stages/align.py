@@ -58,9 +58,6 @@ class Alignment(Stage):
     log: tuple[LoggerName, ...] = ()
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.data, self.policy, self.validation) if path]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Align(Alignment):
@@ -175,7 +172,7 @@ def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """1, 4, 9, ... times a step, all before the last one: denser early, where a policy moves fast."""
+    """1, 4, 9, ... times a step, all before the last: denser early, where a policy moves fast."""
     return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
 
 

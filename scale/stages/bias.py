@@ -27,9 +27,6 @@ class Bias(Stage):
     seed: int = 0
     """Seed of the subsample."""
 
-    def inputs(self) -> list[Path]:
-        return [self.data, self.tokenizer]
-
     def run(self) -> dict[str, Any]:
         rows = read(self.data)
         sides = longer_side(model_folder.tokenizer_of(self.tokenizer), rows)

@@ -21,9 +21,6 @@ class Corpus(Stage):
     seed: int = 0
     """Seed of the split."""
 
-    def inputs(self) -> list[Path]:
-        return [self.data] if self.data else []
-
     def run(self) -> dict[str, Any]:
         if self.validation + self.test >= 1:
             raise InputError("--validation and --test: together they must leave some prompts to train on")

@@ -43,9 +43,6 @@ class Evaluate(Stage):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
-    def inputs(self) -> list[Path]:
-        return [self.data, *self.policies, self.reference, self.rewards]
-
     def run(self) -> dict[str, Any]:
         if not self.policies:
             raise InputError("--policies: name at least one folder")

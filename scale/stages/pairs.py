@@ -24,9 +24,6 @@ class Pairs(Stage):
     seed: int = 0
     """Seed of which other prompts' completions are the negatives."""
 
-    def inputs(self) -> list[Path]:
-        return [self.data]
-
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
         rng = np.random.default_rng(self.seed)

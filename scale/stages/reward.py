@@ -35,29 +35,27 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, kw_only=True)
 class Reward(Stage):
-    """Reward models by maximum likelihood under Bradley-Terry (Eq. 2): one, or an ensemble trained side by side."""
+    """Train reward models by maximum likelihood under Bradley-Terry (Eq. 2), side by side."""
 
     data: Path
     """Preference rows."""
     init: Path
-    """Folder of the policy whose trunk and tokenizer every member starts from."""
+    """Folder of the policy whose trunk and tokenizer every reward model starts from."""
     validation: Path | None = None
     """Held-out preference rows. Default: a tenth of the prompts of --data."""
     num_reward_models: int = 1
-    """Reward models, differing by seed: each has its own head and its own order of the rows."""
+    """How many; they differ by seed: each has its own head and its own order of the rows."""
     length_biases: tuple[float, ...] = ()
-    """Instead of --num-reward-models: one for each length bias b, trained on the largest equal-sized D_b that --data allows."""
+    """Instead of --num-reward-models: one for each length bias b, trained on D_b. All D_b have one
+    size, the largest that --data allows."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(100, 16, 2e-3))
-    """The training run of every member."""
+    """The training run of every reward model."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
     log: tuple[LoggerName, ...] = ()
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
-
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.data, self.init, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
         policy = model_folder.load_policy(self.init, make_runtime(self.runtime))

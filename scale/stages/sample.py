@@ -16,7 +16,7 @@ from scale.stages.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Stage):
-    """Sample responses from a policy: `rows.parquet` with the input's rows plus `samples` and `complete`."""
+    """Sample responses from a policy: the rows of --data with columns `samples` and `complete`."""
 
     policy: Path
     """Folder of the policy."""
@@ -32,9 +32,6 @@ class Sample(Stage):
     """Length limits; `response` is the most tokens a sample may have."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
-
-    def inputs(self) -> list[Path]:
-        return [self.policy, self.data]
 
     def run(self) -> dict[str, Any]:
         policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))

@@ -23,12 +23,12 @@ SIDES = ("chosen", "rejected")
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Stage):
-    """RuntimeConfig, once, the columns that alignment needs: rewards, reference log-probs, a reference sample."""
+    """Compute, once, the columns that alignment reads: rewards, reference log-probs and samples."""
 
     data: Path
     """Preference rows."""
     rewards: Path | None = None
-    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each member."""
+    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each model."""
     reference: Path | None = None
     """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a
     `ref_sample`, which is drawn where the rows have none."""
@@ -41,11 +41,9 @@ class Score(Stage):
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.data, self.rewards, self.reference) if path]
-
     def run(self) -> dict[str, Any]:
-        rows, hashes = read(self.data), provenance(self.data) | {"data": fingerprint(self.data)}
+        rows = read(self.data)
+        hashes = provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
             raise InputError("score needs --rewards, --reference or both; --relabel needs --rewards")

@@ -34,13 +34,15 @@ class Sft(Stage):
     """
 
     data: Path
-    """Rows with `prompt` and `completion`, or preference rows (their chosen response is the completion)."""
+    """Rows with `prompt` and `completion`, or preference rows: their chosen response is the
+    completion."""
     init: Path | None = None
     """Folder of a policy to start from, with its tokenizer; then --model is not used."""
     validation: Path | None = None
     """Held-out rows: their loss is reported."""
     shape: str | None = None
-    """A published shape (palm-8b, llama-3-8b, smollm2-135m, ...) to make from scratch, with all of its vocabulary."""
+    """A published shape (palm-8b, llama-3-8b, smollm2-135m, ...) to make from scratch, with all of
+    its vocabulary."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of a model made from scratch."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(600, 32, 1.5e-2, 50))
@@ -53,9 +55,6 @@ class Sft(Stage):
     """Devices, memory and precision."""
     log: tuple[LoggerName, ...] = ()
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
-
-    def inputs(self) -> list[Path]:
-        return [path for path in (self.data, self.init, self.validation) if path]
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))

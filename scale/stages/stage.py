@@ -1,7 +1,12 @@
-"""What every stage shares: one folder out, skipped when complete, resumed when not, refused when it differs."""
+"""What every stage shares.
+
+A stage writes one folder. A complete folder is skipped, an incomplete one resumed, and one that
+was begun with other options or inputs is refused.
+"""
 
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,43 +19,49 @@ from scale.io.model_folder import located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
 
-HOW = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
-
-
-TOKENS = "tokens"  # of the rows that a stage trains on, in its folder until it is complete
+NO_RESULT = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
+TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
+SCRATCH = ("checkpoints", TOKENS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
+    """A command that writes one folder. Its options of type `Path` are its inputs."""
+
     EXTENDS: ClassVar[tuple[str, ...]] = ()
-    """Options that may differ from those that the folder was begun with: what is there of the new ones stays."""
+    """Options that may differ from those that the folder was begun with."""
     out: Path
-    """Folder that the stage writes. If it holds this stage complete, nothing is done; if part of it, it resumes."""
+    """Folder that the stage writes. A complete one is skipped, an incomplete one resumed."""
 
     @property
     def record(self) -> dict[str, Any]:
         """What identifies the run: its options, and hashes of its inputs."""
         return read_json(self.out / "stage.json")
 
-    def inputs(self) -> list[Path]:
-        """The files and folders that the stage reads: a run is the same run only if their contents are."""
-        raise NotImplementedError
-
     def run(self) -> dict[str, Any]:
-        """Do the work; returns the findings that the stage prints and records."""
+        """Do the work; returns the findings, which are printed and recorded."""
         raise NotImplementedError
 
 
 def execute(stage: Stage) -> dict[str, Any]:
-    """Run the stage unless its folder says that exactly this was done; returns its findings."""
+    """Run a stage unless its folder is complete.
+
+    Args:
+        stage: The stage.
+
+    Returns:
+        Its findings.
+
+    Raises:
+        InputError: An option or an input cannot be used, or the folder is another run's.
+    """
     require_bounds(stage)
+    path, record = stage.out / "stage.json", describe(stage)
     if stage.out.is_file():
         raise InputError(f"--out {stage.out}: is a file")
-    path = stage.out / "stage.json"
-    record = description(stage)
     old = read_json(path) if path.exists() else record
     refuse_other(stage, old, record)
-    if "findings" in old and not differing(old, record):
+    if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     write_json(path, record)
@@ -59,53 +70,86 @@ def execute(stage: Stage) -> dict[str, Any]:
     try:
         findings = stage.run()
     except InputError:
-        shutil.rmtree(stage.out / TOKENS, ignore_errors=True)
-        if [*stage.out.glob("*")] == [path]:  # nothing was done: the same folder will do when the fault is mended
-            shutil.rmtree(stage.out, ignore_errors=True)
+        discard_unstarted(stage.out)
         raise
     write_json(path, record | {"findings": findings})
     if is_main():
-        for scratch in ("checkpoints", TOKENS):
-            shutil.rmtree(stage.out / scratch, ignore_errors=True)
+        for name in SCRATCH:
+            shutil.rmtree(stage.out / name, ignore_errors=True)
     multihost_utils.sync_global_devices(f"{path} is complete")
     for name, value in findings.items():
-        console.print(f"  {name}: {value:.4g}" if isinstance(value, float) else f"  {name}: {value}")
+        text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
+        console.print(f"  {name}: {text}")
     return findings
 
 
-def description(stage: Stage) -> dict[str, Any]:
-    paths = [located(path) for path in stage.inputs()]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise InputError(f"{', '.join(missing)}: no such file or folder")
-    options = {k: plain(v) for k, v in asdict(stage).items() if k not in HOW and not is_path(v)}
-    inputs = [fingerprint(path) for path in paths]
-    return {"stage": type(stage).__name__, "options": options, "inputs": inputs}
+def discard_unstarted(out: Path) -> None:
+    """Remove a folder in which nothing was done: the corrected command may use it."""
+    shutil.rmtree(out / TOKENS, ignore_errors=True)
+    if [path.name for path in out.iterdir()] == ["stage.json"]:
+        shutil.rmtree(out, ignore_errors=True)
 
 
-def plain(value: Any) -> Any:
-    """As JSON would give it back."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value
+def describe(stage: Stage) -> dict[str, Any]:
+    """The stage's name and options, and the hashes of its inputs.
+
+    Raises:
+        InputError: An input does not exist.
+    """
+    hashes = []
+    for option, path in input_paths(stage):
+        if not located(path).exists():
+            raise InputError(f"{option} {path}: no such file or folder")
+        hashes.append(fingerprint(located(path)))
+    options = {
+        name: as_json(value)
+        for name, value in asdict(stage).items()
+        if name not in NO_RESULT and not is_path(value)
+    }
+    return {"stage": type(stage).__name__, "options": options, "inputs": hashes}
+
+
+def input_paths(stage: Stage) -> Iterator[tuple[str, Path]]:
+    """The option and the path of each file or folder that the stage reads."""
+    for field in fields(stage):
+        value = getattr(stage, field.name)
+        paths = value if isinstance(value, tuple) else (value,)
+        if field.name != "out" and is_path(value):
+            yield from ((f"--{field.name.replace('_', '-')}", path) for path in paths)
 
 
 def is_path(value: Any) -> bool:
-    """Paths are not compared: a run may move, and the inputs' contents are."""
+    """Paths are not compared, because a run may move; the contents of the inputs are."""
     return isinstance(value, Path) or (isinstance(value, tuple) and any(map(is_path, value)))
 
 
+def as_json(value: Any) -> Any:
+    """A value as JSON gives it back."""
+    if isinstance(value, dict):
+        return {str(name): as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value
+
+
 def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse a folder that another stage, other options or other inputs began."""
     if old["stage"] != new["stage"]:
-        raise InputError(f"{stage.out}: holds a {old['stage']} stage, not {new['stage']}; name another --out")
-    other = [k for k in differing(old, new) if k not in stage.EXTENDS]
-    other += ["contents of the inputs"] * (old["inputs"] != new["inputs"])
+        raise InputError(
+            f"--out {stage.out}: holds a {old['stage']} stage, not {new['stage']}; "
+            "name another --out"
+        )
+    other = [name for name in differing_options(old, new) if name not in stage.EXTENDS]
+    if old["inputs"] != new["inputs"]:
+        other.append("contents of the inputs")
     if other:
-        raise InputError(f"{stage.out}: was begun with other {', '.join(other)}; name another --out or delete it")
+        raise InputError(
+            f"--out {stage.out}: was begun with other {', '.join(other)}; name another --out or "
+            "delete it"
+        )
 
 
-def differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The options of `new` that `old` has not, or other values of."""
-    return [k for k in new["options"] if old["options"].get(k) != new["options"][k]]
+def differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The options of `new` that `old` lacks or has with other values."""
+    before = old["options"]
+    return [name for name, value in new["options"].items() if before.get(name) != value]
