@@ -94,8 +94,8 @@ def mesh_axis(name: str, axis: str, size: int, mesh: Mapping[str, int], rules: M
 
 def runtime_of(model: Any) -> Runtime:
     """That of the (one) model in a tree of modules, such as a reward model's trunk."""
-    nodes = jax.tree.leaves(model, is_leaf=lambda node: hasattr(node, "execution"))
-    return next((node.runtime for node in nodes if hasattr(node, "execution")), ONE_DEVICE)
+    nodes = jax.tree.leaves(model, is_leaf=lambda node: hasattr(node, "runtime"))
+    return next((node.runtime for node in nodes if hasattr(node, "runtime")), ONE_DEVICE)
 
 
 def abstract_sharded(like: Any, runtime: Runtime) -> Any:

@@ -168,14 +168,14 @@ def test_descent_of_no_step_and_of_one(steps):
     np.testing.assert_array_equal(path[0], theta)
 
 
-def test_one_compiled_descent_sweeps_strengths_gammas_starts_and_datasets():
+def test_one_compiled_descent_sweeps_betas_gammas_starts_and_datasets():
     """Against the reference run by run, and traced once for whatever values."""
     traces = []
 
-    def run(leaves, theta, strength, gamma):
+    def run(leaves, theta, beta, gamma):
         traces.append(None)
         method = METHODS["e-dpo"]._replace(gamma=(gamma[0], gamma[1]))
-        return loglinear.descend(loglinear.Problem(*leaves), method, strength, 0.05, 20, theta)
+        return loglinear.descend(loglinear.Problem(*leaves), method, beta, 0.05, 20, theta)
 
     datasets = [settings("float32", 3, seed)["tabular"] for seed in (0, 1)]
     leaves = (*stacked([leaves[:3] for leaves, _ in datasets]), 1)
@@ -183,15 +183,15 @@ def test_one_compiled_descent_sweeps_strengths_gammas_starts_and_datasets():
     by_dataset = jax.vmap(run, ((0, 0, 0, None), None, None, None))
     by_start = jax.vmap(by_dataset, (None, 0, None, None))
     sweep = jax.jit(jax.vmap(jax.vmap(by_start, (None, None, None, 0)), (None, None, 0, None)))
-    strengths, gammas = np.array([0.5, 2.0]), np.array([[0.0, 0.0], [0.1, 2.0], [3.0, 0.5]])
-    paths = sweep(leaves, thetas, jnp.float32(strengths), jnp.float32(gammas))
+    betas, gammas = np.array([0.5, 2.0]), np.array([[0.0, 0.0], [0.1, 2.0], [3.0, 0.5]])
+    paths = sweep(leaves, thetas, jnp.float32(betas), jnp.float32(gammas))
     assert paths.shape == (2, 3, 2, 2, 21, 2, 4)
     for b, g, s, d in np.ndindex(paths.shape[:4]):
         method = ref_methods.METHODS["e-dpo"]._replace(gamma=tuple(gammas[g]))
         _, reference = same_problem(datasets[d][0])
-        expected = ref.descend(reference, method, strengths[b], 0.05, 20, wide(datasets[s][1]))
+        expected = ref.descend(reference, method, betas[b], 0.05, 20, wide(datasets[s][1]))
         assert_close(paths[b, g, s, d], expected, "float32", 30)
-    other = sweep(leaves, thetas, jnp.float32(strengths + 1), jnp.float32(gammas + 1))
+    other = sweep(leaves, thetas, jnp.float32(betas + 1), jnp.float32(gammas + 1))
     assert len(traces) == 1 and not np.allclose(other, paths)
 
 
