@@ -3,16 +3,13 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from scale.errors import InputError
 from scale.parallel.mesh import RematPolicy
 from scale.plan.report import report
 from scale.plan.step import StepConfig
 from scale.plan.topology import meshes
-
-Config = TypeVar("Config", bound=StepConfig)
-
 
 def best(config: StepConfig, log: Callable[[str], None]) -> dict[str, Any]:
     """The figures of the candidate with the highest bound of its MFU.
@@ -42,7 +39,7 @@ def best(config: StepConfig, log: Callable[[str], None]) -> dict[str, Any]:
     return max(reports, key=lambda figures: figures["mfu_bound"])
 
 
-def candidates(config: Config) -> Iterator[Config]:
+def candidates(config: StepConfig) -> Iterator[StepConfig]:
     """Half, once and twice the batch, with all meshes and remat policies.
 
     Args:
