@@ -64,19 +64,12 @@ def memory(
         stats: The compiler's, `compiled.memory_analysis()`.
 
     Returns:
-        The total, the limit and the parts. Saved activations are one residual stream a layer under
-        full remat; else they are among the temporaries.
+        The total, the limit and the parts.
     """
-    chip, stream = chip_of(config.topology), config.batch * config.tokens * model.d_model
-    saved = 2 * stream * model.num_layers / runtime.devices * (config.remat == "full")
+    chip, saved = chip_of(config.topology), _saved_activations(config, model) / runtime.devices
     temporaries, program = stats.temp_size_in_bytes, stats.generated_code_size_in_bytes
-    parts = {
-        "parameters": shard_bytes(state.model),
-        "optimizer": shard_bytes(state.opt_state),
-        "activations": saved,
-        "temporaries": temporaries - saved,
-        "program": program,
-    }
+    parts = {"parameters": shard_bytes(state.model), "optimizer": shard_bytes(state.opt_state),
+             "activations": saved, "temporaries": temporaries - saved, "program": program}
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     total = (stats.argument_size_in_bytes + results + temporaries + program) * chip.devices
     return {
@@ -85,6 +78,12 @@ def memory(
         "hbm_parts": {name: int(size * chip.devices) for name, size in parts.items()},
         "fits": total <= chip.hbm_bytes,
     }
+
+
+def _saved_activations(config: StepConfig, model: ModelConfig) -> int:
+    """One residual stream a layer under full remat; else they are among the temporaries."""
+    is_full = config.remat == "full"
+    return 2 * config.batch * config.tokens * model.d_model * model.num_layers * is_full
 
 
 def shard_bytes(tree: Any) -> int:
@@ -115,22 +114,28 @@ def speed(
     Returns:
         FLOPs of all devices, bytes of one device, seconds of a step.
     """
-    layout, sizes = row_layout(config), torus(config.topology)
-    by_token = model_flops(model, params, config.tokens, layout.num_labels)
-    model_total = config.batch * config.tokens * by_token
-    by_pair = 12 * model.num_layers * model.num_heads * model.head_dim
-    skipped = config.batch * by_pair * (config.tokens**2 - visited_pairs(layout))
-    spans = {axis: spanned(size, sizes) for axis, size in runtime.sizes.items()}
+    total, needed = _step_flops(config, model, params)
+    spans = {axis: spanned(size, torus(config.topology)) for axis, size in runtime.sizes.items()}
     slow = "data" if config.slices > 1 else ""
-    limit = bound(counts, chip_of(config.topology), runtime.sizes, model_total, spans, slow)
+    limit = bound(counts, chip_of(config.topology), runtime.sizes, total, spans, slow)
     compiled = counts.flops * runtime.devices
     return {
-        "model_flops": model_total,
+        "model_flops": total,
         "compiled_flops": compiled,
-        "recompute_factor": compiled / (model_total - skipped),
+        "recompute_factor": compiled / needed,
         "bytes_moved_per_device": counts.collective_bytes,
         "seconds": limit.seconds,
         "binding": limit.binding,
         "step_seconds_bound": limit.step_seconds,
         "mfu_bound": limit.mfu,
     }
+
+
+def _step_flops(config: StepConfig, model: ModelConfig, params: int) -> tuple[float, float]:
+    """The model's FLOPs of a step; and without those in the blocks that the mask skips."""
+    layout = row_layout(config)
+    by_token = model_flops(model, params, config.tokens, layout.num_labels)
+    total = config.batch * config.tokens * by_token
+    by_pair = 12 * model.num_layers * model.num_heads * model.head_dim
+    skipped = config.batch * by_pair * (config.tokens**2 - visited_pairs(layout))
+    return total, total - skipped

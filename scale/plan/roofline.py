@@ -35,17 +35,10 @@ class Bound:
 
 
 def bound(
-    counts: Counts,
-    chip: Chip,
-    mesh_shape: dict[str, int],
-    flops: float,
-    torus: dict[str, int],
-    slow: str,
+    counts: Counts, chip: Chip, mesh_shape: dict[str, int], flops: float,
+    torus: dict[str, int], slow: str,
 ) -> Bound:
-    """The roofline of a step.
-
-    Traffic over several axes uses the links of all of them, or waits for the slow one. The devices
-    of a chip share its memory and its links evenly.
+    """The roofline of a step. The devices of a chip share its memory and its links evenly.
 
     Args:
         counts: The work of one device.
@@ -62,11 +55,21 @@ def bound(
     peak = chip.flops / chip.devices
     bandwidth = {axis: 2 * torus.get(axis, 1) * chip.link_bandwidth for axis in mesh_shape}
     bandwidth[slow] = chip.dcn_bandwidth
+    sent = {axes: size * chip.devices for axes, size in counts.collective_bytes.items()}
     memory = counts.hbm_bytes * chip.devices / chip.hbm_bandwidth
     seconds = {"compute": counts.flops / peak, "memory": memory}
-    for names, sent in counts.collective_bytes.items():
+    seconds |= _network_seconds(sent, bandwidth, slow)
+    return Bound(seconds, flops / (max(seconds.values()) * math.prod(mesh_shape.values()) * peak))
+
+
+def _network_seconds(
+    sent: dict[str, float], bandwidth: dict[str, float], slow: str
+) -> dict[str, float]:
+    """Traffic over several axes uses the links of all of them, or waits for the slow one."""
+    seconds: dict[str, float] = {}
+    for names, size in sent.items():
         axes = [slow] if slow in names.split("+") else names.split("+")
-        time = sent * chip.devices / sum(bandwidth[axis] for axis in axes)
+        time = size / sum(bandwidth[axis] for axis in axes)
         for axis in axes:
             seconds[f"network {axis}"] = seconds.get(f"network {axis}", 0.0) + time
-    return Bound(seconds, flops / (max(seconds.values()) * math.prod(mesh_shape.values()) * peak))
+    return seconds

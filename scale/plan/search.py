@@ -11,6 +11,7 @@ from scale.plan.report import report
 from scale.plan.step import StepConfig
 from scale.plan.topology import meshes
 
+
 def best(config: StepConfig, log: Callable[[str], None]) -> dict[str, Any]:
     """The figures of the candidate with the highest bound of its MFU.
 

@@ -49,11 +49,7 @@ def sent_bytes(
         return {}
     if fused and kind == "all-reduce" and _is_sliced(computation, instruction):
         kind = "reduce-scatter"
-    groups = instruction.attribute(GROUPS)
-    if not groups:
-        name = f"{instruction.opcode} {instruction.name}"
-        raise InputError(f"HLO text: {name}: no replica groups that can be read")
-    names, group_size = group_axes(groups, axes)
+    names, group_size = group_axes(_groups(instruction), axes)
     operands = computation.operands(instruction)[: 1 if kind == "collective-permute" else None]
     size = math.fsum(operand.size for operand in operands)
     return {names: SENT[kind](group_size) * size} if names else {}
@@ -69,6 +65,14 @@ def is_continued(computation: Computation, instruction: Instruction) -> bool:
     targets = (user.target for user in computation.users[instruction.name])
     is_async = "async_collective_fusion_config" in instruction.attributes
     return is_async and "AsyncCollectiveStart" not in targets
+
+
+def _groups(collective: Instruction) -> str:
+    groups = collective.attribute(GROUPS)
+    if not groups:
+        name = f"{collective.opcode} {collective.name}"
+        raise InputError(f"HLO text: {name}: no replica groups that can be read")
+    return groups
 
 
 def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:
