@@ -163,12 +163,14 @@ def test_main_memory_by_hand():
     ("text", "message"),
     [
         ("nothing", "no ENTRY computation"),
-        (module("  ROOT %x = f32[8] mystery"), r"the instruction 'ROOT %x = f32\[8\] mystery'"),
+        (module("  ROOT %x = f32[8] mystery"),
+         r"cannot read the instruction 'ROOT %x = f32\[8\] mystery'"),
         (
             collective("all-reduce(%x), replica_groups=[2,8]<=[16]"),
             "device 15 in groups .*, but the mesh is {'data': 2",
         ),
-        (collective("all-reduce(%x), replica_groups=everyone"), "all-reduce y: no replica groups"),
+        (collective("all-reduce(%x), replica_groups=everyone"),
+         "all-reduce y: no replica groups that can be read"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(text, message):
