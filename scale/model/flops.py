@@ -7,7 +7,10 @@ from scale.model.transformer import Transformer, parameter_count
 
 
 def model_flops(
-    config: ModelConfig, params: int, row_length: float, labels: float | None = None
+    config: ModelConfig,
+    params: int,
+    row_length: int | float,
+    labels: int | float | None = None,
 ) -> float:
     """The FLOPs that training needs for one token, without recomputation.
 
