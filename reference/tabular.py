@@ -124,7 +124,7 @@ def preference_probability(policy_logps, ref_logps, beta):
 def advantages(policy_logps, ref_logps, rewards):
     """A policy's expected reward minus the reference's, under each of K reward models.
 
-    adv_k(pi) = mean_x [E_{y ~ pi} r_k - E_{y ~ pi_ref} r_k]
+    adv_k = mean_x [E_{y ~ pi} r_k - E_{y ~ pi_ref} r_k]
 
     Args:
         policy_logps, ref_logps: log pi and log pi_ref [X, Y], in nats.
