@@ -121,7 +121,8 @@ def print_maximin(instances=50, seed=0):
         instances: how many random instances of several reward models to draw.
         seed: of the random instances.
     """
-    rng, values = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    values: list[np.ndarray] = []
     while len(values) < instances:
         instance = draw(claims.maximin_values, rng)
         if len(instance["rewards"]) > 1:
@@ -144,10 +145,8 @@ def main(arguments=None):
     Returns:
         The exit status.
     """
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "python -m reference", description=WHAT, epilog=EXIT, formatter_class=layout
-    )
+    parser = argparse.ArgumentParser("python -m reference", description=WHAT, epilog=EXIT)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.parse_args(arguments)
     try:
         agrees = print_claims()

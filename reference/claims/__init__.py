@@ -9,7 +9,7 @@ Args of every claim, by name:
         in nats.
     rivals: log-probabilities [M, X, Y] of M other policies, in nats.
     rewards: r [K, X, Y] of K reward models, in nats.
-    margin, reward_margin: h and rho of one pair, scalars in nats.
+    margin: h of one pair, a scalar in nats.
     margins, reward_margins: h [B] and rho [K, B] of B pairs, in nats.
     theta: logits [V] of a bag of words' reference.
     chosen, rejected: token ids [n] of y_w and y_l.

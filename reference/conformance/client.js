@@ -1,13 +1,19 @@
-// A client of the kit in 30 lines: dpo/plain over JSON lines. From the folder that holds reference/:
-//   python -m reference.conformance --command "node reference/conformance/client.js" --only dpo/plain
-const NAMES = ["policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps"];
+// A small client of the kit: dpo/plain over JSON lines. From the folder that holds reference/:
+//   python -m reference.conformance --only dpo/plain \
+//     --command "node reference/conformance/client.js"
+const NAMES = [
+  "policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps",
+];
+const softplus = (x) => Math.max(x, 0) + Math.log1p(Math.exp(-Math.abs(x))); // does not overflow
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function dpo({ beta }, inputs) {
-  const [pc, pr, rc, rr] = NAMES.map((name) => inputs[name].map(Number)); // "Infinity" comes as a string
-  if ([pr, rc, rr].some((array) => array.length !== pc.length)) throw new Error("arrays of different lengths");
+  // "Infinity" comes as a string, of which Number makes a number.
+  const [pc, pr, rc, rr] = NAMES.map((name) => inputs[name].map(Number));
+  if ([pr, rc, rr].some((array) => array.length !== pc.length))
+    throw new Error("arrays of different lengths");
   const margins = pc.map((_, b) => pc[b] - rc[b] - (pr[b] - rr[b]));
-  const losses = margins.map((h) => Math.max(-beta * h, 0) + Math.log1p(Math.exp(-Math.abs(beta * h)))); // no overflow
+  const losses = margins.map((h) => softplus(-beta * h));
   const slopes = margins.map((h) => -beta / (1 + Math.exp(beta * h)) / margins.length);
   const grads = [slopes, slopes.map((slope) => -slope), slopes.map(() => 0), slopes.map(() => 0)];
   const metrics = {
@@ -21,9 +27,12 @@ function dpo({ beta }, inputs) {
 }
 
 require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
-  const { id, method, objective, dialect, params, inputs } = JSON.parse(line), answer = { id };
+  const { id, method, objective, dialect, params, inputs } = JSON.parse(line);
+  const answer = { id };
   try {
-    answer.result = method === "supports" ? `${objective}/${dialect}` === "dpo/plain" : dpo(params, inputs);
+    const known = `${objective}/${dialect}` === "dpo/plain";
+    answer.result = method === "supports" ? known : dpo(params, inputs);
   } catch (error) { answer.error = error.message; }
-  console.log(JSON.stringify(answer, (_, v) => (typeof v === "number" && !isFinite(v) ? String(v) : v)));
+  const isLost = (value) => typeof value === "number" && !isFinite(value); // JSON has no Infinity
+  console.log(JSON.stringify(answer, (_, value) => (isLost(value) ? String(value) : value)));
 });

@@ -20,7 +20,9 @@ def lines_of(path):
     """Where each function and annotated constant of a module starts: (name, link)."""
     module = path.relative_to(FOLDER).as_posix()
     for node in ast.parse(path.read_text()).body:
-        if name := getattr(node, "name", None) or getattr(getattr(node, "target", None), "id", None):
+        if name := getattr(node, "name", None) or getattr(
+            getattr(node, "target", None), "id", None
+        ):
             yield name, f"{module}#L{node.lineno}"
 
 
@@ -35,9 +37,17 @@ def test_links_lead_to_the_functions():
 def test_the_snippet_prints_what_it_says():
     """Each line that prints is followed by a comment with what it prints."""
     source = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
-    assert set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)) == {"numpy", "reference"}
-    printed = subprocess.run([sys.executable, "-W", "error", "-c", source], cwd=FOLDER.parent, capture_output=True,
-                             text=True, check=True).stdout
+    assert set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)) == {
+        "numpy",
+        "reference",
+    }
+    printed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert printed.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", source, re.MULTILINE) != []
 
 
@@ -52,7 +62,9 @@ def test_the_figures_are_those_of_the_table():
     optimal = [int(np.sum(best - limit <= 1e-6)) for limit in (hull, finite)]
     assert optimal == [50, 11] and round(np.mean(finite), 3) == -0.545
     opening = " ".join(TEXT[: TEXT.index("## In an hour")].split())
-    assert "optimal in 11 of 50" in opening and "-.545" in opening and "optimal in all 50" in opening
+    assert (
+        "optimal in 11 of 50" in opening and "-.545" in opening and "optimal in all 50" in opening
+    )
 
 
 def test_every_claim_is_in_a_table():
