@@ -58,10 +58,11 @@ LIMITS = ("maximiser", "hull", "e-dpo: finite minimum", "mean")  # the order of 
 class Claim(NamedTuple):
     """A row of the table.
 
-    function:       the claim, of `claims` or `errata`.
-    place:          its place in the paper.
-    expected:       the recorded verdict.
-    counterexample: the instance that refutes it; None where random instances are drawn.
+    Attributes:
+        function: the claim, of `claims` or `errata`.
+        place: its place in the paper.
+        expected: the recorded verdict.
+        counterexample: the instance that refutes it; None where random instances are drawn.
     """
 
     function: Callable

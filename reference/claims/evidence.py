@@ -12,9 +12,10 @@ class Evidence(NamedTuple):
     this much. Zero says that the claim just holds. A negative margin, or NaN, says that the claim
     fails on this instance.
 
-    measured: the value that the claim bounds from above; for an identity the largest error.
-    bound:    the largest value that the claim allows; for an identity the tolerance.
-    margin:   bound - measured, plus the slack that rounding is allowed.
+    Attributes:
+        measured: the value that the claim bounds from above; for an identity the largest error.
+        bound: the largest value that the claim allows; for an identity the tolerance.
+        margin: bound - measured, plus the slack that rounding is allowed.
     """
 
     measured: float

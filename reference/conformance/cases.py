@@ -25,12 +25,13 @@ class Tolerance(NamedTuple):
 class Case(NamedTuple):
     """One question and its answer.
 
-    flags:     the bugs that the case exists to catch.
-    params:    name -> number; of `data`, plain JSON.
-    inputs:    name -> array of float64 or of integers; of `data`, plain JSON.
-    result:    "value": the outputs must be `expected`. "reject": an error must be raised.
-               "unspecified": anything passes.
-    tolerance: dtype -> kind ("values", "grads") -> Tolerance.
+    Attributes:
+        flags: the bugs that the case exists to catch.
+        params: name -> number; of `data`, plain JSON.
+        inputs: name -> array of float64 or of integers; of `data`, plain JSON.
+        result: "value": the outputs must be `expected`. "reject": an error must be raised.
+            "unspecified": anything passes.
+        tolerance: dtype -> kind ("values", "grads") -> Tolerance.
     """
 
     id: str

@@ -47,10 +47,11 @@ class Adapter(Protocol):
 class Result(NamedTuple):
     """What came of one case.
 
-    outcome:   "passed", "failed", "skipped" (not supported) or "errored" (raised where a value was
-               due).
-    detail:    what was wrong, in words.
-    unchecked: outputs that the implementation did not report.
+    Attributes:
+        outcome: "passed", "failed", "skipped" (not supported) or "errored" (raised where a value
+            was due).
+        detail: what was wrong, in words.
+        unchecked: outputs that the implementation did not report.
     """
 
     case: Case

@@ -17,9 +17,10 @@ BAD = ("failed", "errored")
 class Report(NamedTuple):
     """The results of one implementation.
 
-    results:           one for each case.
-    follows:           what it does in place of what it claims, both as `objective/dialect`.
-    expected_failures: ids of cases that are known to fail.
+    Attributes:
+        results: one for each case.
+        follows: what it does in place of what it claims, both as `objective/dialect`.
+        expected_failures: ids of cases that are known to fail.
     """
 
     results: list[Result]
