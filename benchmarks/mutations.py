@@ -71,15 +71,15 @@ MUTATIONS = [
     ),
     Mutation(
         "loss without KL", "loglinear",
-        "kls(problem, theta), strength, fraction)",
-        "0 * kls(problem, theta), strength, fraction)",
+        "margins(problem, theta), kls(problem, theta)\n",
+        "margins(problem, theta), 0 * kls(problem, theta)\n",
     ),
     Mutation(
         "gradient's pull negated", "loglinear",
         "np.exp(log_softmax(theta)) - np.exp(log_softmax(problem.ref))",
         "np.exp(log_softmax(problem.ref)) - np.exp(log_softmax(theta))",
     ),
-    Mutation("slopes summed over pairs", "loglinear", "(pair_margins, strength) / batch", "(pair_margins, strength)"),
+    Mutation("slopes summed over pairs", "loglinear", "(pair_margins, beta) / batch", "(pair_margins, beta)"),
     Mutation("DPO's slope", "loglinear", "np.logaddexp(0.0, beta * h)", "np.logaddexp(0.0, -beta * h)"),
     Mutation("IPO's slope", "loglinear", "2 * (h - 1 / tau)", "2 * (h - tau)"),
     Mutation("distillation's slope", "loglinear", "-2 * beta * (reward_margins", "-2 * (reward_margins"),

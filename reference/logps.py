@@ -8,9 +8,6 @@ def token_logps(hidden, unembedding, labels):
 
     log softmax(hidden_n . unembedding')[label_n]
 
-    `minipref.logps.token_logps` also takes `chunk`, which bounds its memory and does not change its
-    result. Here that argument would have no effect.
-
     Args:
         hidden: hidden states [N, D].
         unembedding: the vocabulary's output vectors [V, D].

@@ -40,16 +40,16 @@ def test_client_passes(client):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads(done.stdout)["results"]
     passed = {(r["objective"], r["dialect"]) for r in results if r["outcome"] == "passed"}
-    assert passed == SUPPORTED[client.split(".")[0]]
+    assert passed == SUPPORTED[client.split(":")[0].split(".")[-1]]
     assert {r["outcome"] for r in results} == {"passed", "skipped"}
     assert {name for r in results for name in r["unchecked"]} <= CONSTANT
 
 
 SHARDED = """
 import numpy as np
-from scale.adapter import sharded, _given
-from scale.execution import execution
-table = _given(np.ones((8, 8)), execution(sharded.compute)).table
+from benchmarks.adapters.scale import sharded, table_model
+from scale.parallel.mesh import make_runtime
+table = table_model(np.ones((8, 8)), make_runtime(sharded.runtime)).table
 assert len(table.sharding.device_set) == 8 and table.sharding.shard_shape(table.shape) == (4, 4), table.sharding
 """
 
