@@ -9,14 +9,37 @@ from reference.loglinear import Problem, log_softmax
 
 
 def counts(tokens, vocabulary):
-    """c(y): how often each of the V tokens occurs, [n] -> [V]."""
+    """How often each token of the vocabulary occurs in a response.
+
+    c(y)_i = #{t: y_t = i}
+
+    Args:
+        tokens: token ids [n].
+        vocabulary: V, the number of tokens.
+
+    Returns:
+        Counts [V].
+    Source: section 4.1.
+    """
     return np.bincount(tokens, minlength=vocabulary)
 
 
 def problem(ref, chosen, rejected, reward_margins):
-    """Counts [B, V] of pairs whose responses all have one length, and reward margins [K, B], as a `Problem`.
+    """The `Problem` of pairs of bags, all of one length.
 
-    `ref` [V] are the reference's logits. Errors: ValueError where lengths differ, since log Z would not cancel.
+    h_b = [c(y_w) - c(y_l)] . (theta - theta_ref)
+
+    Args:
+        ref: the logits theta_ref of the reference [V].
+        chosen, rejected: the counts of each pair's responses [B, V].
+        reward_margins: rho [K, B], in nats.
+
+    Returns:
+        The problem, with one prompt whose responses are n draws.
+
+    Raises:
+        ValueError: responses differ in length, so log Z would not cancel in h.
+    Source: Proposition 2.
     """
     lengths = np.unique(np.sum([chosen, rejected], axis=-1))
     if len(lengths) > 1:
@@ -26,10 +49,32 @@ def problem(ref, chosen, rejected, reward_margins):
 
 
 def log_prob(theta, count):
-    """log pi_theta(y) of a response with these counts: [V], [V] -> scalar, nats. Source: Proposition 2."""
+    """The log-probability of a response.
+
+    log pi_theta(y) = c(y) . log_softmax(theta)
+
+    Args:
+        theta: logits [V].
+        count: the response's counts c(y) [V].
+
+    Returns:
+        The log-probability, a scalar in nats.
+    Source: Proposition 2.
+    """
     return count @ log_softmax(theta)
 
 
 def log_prob_bound(theta, count):
-    """The upper bound that Proposition 2 follows: log pi_theta(y) <= c(y) . theta - n max_j theta_j."""
+    """The upper bound on the log-probability of a response that Proposition 2 follows.
+
+    log pi_theta(y) <= c(y) . theta - n max_j theta_j
+
+    Args:
+        theta: logits [V].
+        count: the response's counts c(y) [V], with sum n.
+
+    Returns:
+        The bound, a scalar in nats.
+    Source: Proposition 2.
+    """
     return count @ (theta - np.max(theta))

@@ -8,10 +8,14 @@ def token_logps(hidden, unembedding, labels):
 
     log softmax(hidden_n . unembedding')[label_n]
 
-    `minipref.logps.token_logps` also takes `chunk`, which bounds its memory and must not change its result;
-    here it would be an argument without effect.
+    Args:
+        hidden: hidden states [N, D].
+        unembedding: the vocabulary's output vectors [V, D].
+        labels: token ids [N], in 0..V-1.
 
-    Shapes: hidden [N, D], unembedding [V, D], labels [N] in 0..V-1 -> float32 [N], nats.
+    Returns:
+        Log-probabilities [N], float32, in nats.
+    Source: pi(y_t | x, y_<t) of section 3.1.
     """
     logits = np.asarray(hidden, np.float64) @ np.asarray(unembedding, np.float64).T
     shifted = logits - np.max(logits, axis=-1, keepdims=True)

@@ -1,37 +1,49 @@
-"""The paper's objectives, on one example each, in float64.
+"""The paper's objectives, Eq. 1-13, in float64.
 
-Everything here is a log-probability, a difference of log-probabilities (a margin) or a reward, all in nats,
-so every loss is in nats or nats squared. Functions take scalars of ONE pair; those that minimise over a batch
-say so. The same functions, in the same order, are in `minipref/objectives.py`.
+A function takes scalars of ONE pair, unless it says that it minimises over a batch. The same
+functions, in the same order, are in `minipref/objectives.py`. Log-probabilities, margins (their
+differences) and rewards are in nats. Two symbols stand in the equations:
 
-h denotes `margin`, the log-ratio margin of Eq. 6; rho = r(y1) - r(y2) denotes a `reward_margin`.
+    h    `margin`, the log-ratio margin of Eq. 6
+    rho  `reward_margin`, r(y1) - r(y2)
 """
-
-from itertools import chain, combinations
 
 import numpy as np
 
+from reference.simplex import nearest_mixture
+
 
 def sequence_logp(token_logps, mask):
-    """How probable one response is: the SUM of its tokens' log-probabilities, never their mean.
+    """The log-probability of one response: the SUM over its tokens, never their mean.
 
     log pi(y | x) = sum_t mask_t log pi(y_t | x, y_<t)
 
-    Masked positions are not read, so they may hold NaN or -inf; a response without tokens has log-probability
-    0.
+    Masked positions are not read, so they may hold NaN or -inf. A response without tokens has
+    log-probability 0.
 
-    Shapes: token_logps [T], mask [T] (0 or 1) -> scalar, nats. Source: section 3.1, where pi(y | x) is of
-    sequences.
+    Args:
+        token_logps: log-probabilities of the tokens [T], in nats.
+        mask: [T], 1 where a token belongs to the response and 0 elsewhere.
+
+    Returns:
+        The response's log-probability, a scalar in nats.
+    Source: section 3.1, where pi(y | x) is the probability of a sequence.
     """
     return np.sum(np.where(mask, token_logps, 0.0))
 
 
 def log_ratio_margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected):
-    """By how much more than the reference the policy prefers the chosen response.
+    """How much more the policy prefers the chosen response than the reference does.
 
     h = [log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]
 
-    Shapes: four scalars, sequence log-probabilities -> scalar, nats. Source: the argument of Eq. 6 and Eq. 7.
+    Args:
+        policy_chosen, policy_rejected: log pi of y_w and of y_l, in nats, summed over tokens.
+        ref_chosen, ref_rejected: log pi_ref of y_w and of y_l, likewise.
+
+    Returns:
+        The margin h, a scalar in nats.
+    Source: the argument of Eq. 6 and Eq. 7.
     """
     return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)  # Eq. 6
 
@@ -41,17 +53,28 @@ def bradley_terry(reward_margin):
 
     -log sigmoid(r(y_w) - r(y_l))
 
-    Shapes: scalar -> scalar, nats. Source: Eq. 2.
+    Args:
+        reward_margin: r(y_w) - r(y_l), a scalar in nats.
+
+    Returns:
+        The loss, a scalar in nats.
+    Source: Eq. 2.
     """
     return np.logaddexp(0.0, -reward_margin)  # Eq. 2
 
 
 def dpo(margin, beta):
-    """Direct preference optimization: Bradley-Terry with the policy's implicit reward beta log(pi / pi_ref).
+    """Direct preference optimization: Bradley-Terry with the rewards beta log(pi / pi_ref).
 
     -log sigmoid(beta h)
 
-    Shapes: scalars -> scalar, nats. Source: Eq. 6.
+    Args:
+        margin: h, a scalar in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats.
+    Source: Eq. 6.
     """
     return bradley_terry(beta * margin)  # Eq. 6
 
@@ -61,41 +84,67 @@ def ipo(margin, tau):
 
     (h - 1/tau)^2
 
-    The paper's convention. IPO's own authors use the target 1/(2 tau): their tau is half of this one. Margins
-    are of summed token log-probabilities, where some implementations average.
+    This is the paper's convention. The authors of IPO use the target 1/(2 tau), so their tau is
+    half of this one. Margins are of summed token log-probabilities; some implementations average.
 
-    Shapes: scalars -> scalar, nats squared. Source: section 7.1; Azar et al. (2024), Eq. 17.
+    Args:
+        margin: h, a scalar in nats.
+        tau: the inverse of the target margin, per nat, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: section 7.1; Azar et al. (2024), Eq. 17.
     """
     return (margin - 1.0 / tau) ** 2  # section 7.1
 
 
 def distillation(margin, reward_margin, beta):
-    """Reward model distillation: match the policy's implicit reward difference to the reward model's.
+    """Reward model distillation: fit the policy's implicit reward margin to the reward model's.
 
     (r(y1) - r(y2) - beta h)^2
 
-    Shapes: scalars -> scalar, nats squared. Source: Eq. 7.
+    Args:
+        margin: h, a scalar in nats.
+        reward_margin: rho = r(y1) - r(y2), a scalar in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: Eq. 7.
     """
     return (reward_margin - beta * margin) ** 2  # Eq. 7
 
 
 def mean_distillation(margins, reward_margins, beta):
-    """Distil the ensemble's average: Eq. 7 averaged over the batch, against the mean of the K rewards.
+    """Distil the mean of the K reward models: the batch mean of Eq. 7.
 
     mean_b (mean_k rho_kb - beta h_b)^2
 
-    With K = 1 this is Eq. 7 itself. With more it is the baseline without pessimism, which the paper does not
+    With K = 1 this is Eq. 7. With more it is a baseline without pessimism that the paper does not
     run.
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: Eq. 7.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: Eq. 7.
     """
     return _batch_distillation(margins, np.mean(reward_margins, axis=0), beta)
 
 
 def mean_weights(margins, reward_margins, beta):
-    """The weight of each reward model in `mean_distillation`: 1/K.
+    """The weight of each reward model in `mean_distillation`.
 
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
+    w_k = 1/K
+
+    Args:
+        margins, reward_margins, beta: as in `mean_distillation`; only K is read.
+
+    Returns:
+        Weights [K], with sum 1.
+    Source: Eq. 7.
     """
     return np.full(len(reward_margins), 1.0 / len(reward_margins))
 
@@ -105,34 +154,53 @@ def ensemble_distillation(margins, reward_margins, beta):
 
     min_k mean_b (rho_kb - beta h_b)^2
 
-    Eq. 11 has the minimum outside the whole expectation; footnote 5 takes it per minibatch, as here. The mean
-    of such minima is at most the minimum of the mean.
+    The minimum of Eq. 11 is outside the expectation. Footnote 5 takes it over each minibatch, and
+    so does this function. The mean of such minima is at most the minimum of the mean.
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: first term of Eq. 11, footnote
-    5.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: the first term of Eq. 11, with footnote 5.
     """
-    return np.min(_member_losses(margins, reward_margins, beta))  # Eq. 11
+    return np.min(_model_losses(margins, reward_margins, beta))  # Eq. 11
 
 
 def ensemble_weights(margins, reward_margins, beta):
-    """Which reward model `ensemble_distillation` chose, as a one-hot vector (the first of equals).
+    """The reward model that `ensemble_distillation` selects, as a one-hot vector.
 
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
+    w = onehot(argmin_k mean_b (rho_kb - beta h_b)^2)
+
+    Args:
+        margins, reward_margins, beta: as in `ensemble_distillation`.
+
+    Returns:
+        Weights [K], with sum 1. Of several nearest models the first has weight 1.
+    Source: the first term of Eq. 11, with footnote 5.
     """
-    return np.eye(len(reward_margins))[np.argmin(_member_losses(margins, reward_margins, beta))]
+    return np.eye(len(reward_margins))[np.argmin(_model_losses(margins, reward_margins, beta))]
 
 
 def nearest_shares(margins, reward_margins, beta):
-    """For what share of the pairs each reward model is the nearest to the policy, pair by pair.
+    """The share of the pairs on which each reward model is the nearest to the policy.
 
     mean_b onehot(argmin_k (rho_kb - beta h_b)^2)
 
-    What Figure B.3 tracks, while the loss itself takes its minimum over the batch (`ensemble_weights`).
+    Figure B.3 tracks these shares. The loss itself takes its minimum over the whole batch
+    (`ensemble_weights`).
 
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1. Source: section 6.2, appendix B.3.
+    Args:
+        margins, reward_margins, beta: as in `ensemble_distillation`.
+
+    Returns:
+        Shares [K], with sum 1.
+    Source: section 6.2, appendix B.3.
     """
     pairs = zip(margins, np.transpose(reward_margins), strict=True)
-    return np.mean([ensemble_weights([margin], rewards[:, None], beta) for margin, rewards in pairs], axis=0)
+    weights = [ensemble_weights([margin], rewards[:, None], beta) for margin, rewards in pairs]
+    return np.mean(weights, axis=0)
 
 
 def hull_distillation(margins, reward_margins, beta):
@@ -140,12 +208,18 @@ def hull_distillation(margins, reward_margins, beta):
 
     min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2
 
-    Departs from the paper: the proof of Theorem 2 exchanges a minimum with a maximum, which needs a convex
-    set of reward models; the finite set's corners (`ensemble_distillation`) are replaced by their convex
-    hull.
+    Departs from the paper. The proof of Theorem 2 exchanges a minimum with a maximum, which needs a
+    convex set of reward models. So this loss takes the convex hull of the K models, where
+    `ensemble_distillation` takes the K models alone. The slope of the loss is the slope at the
+    minimising weights, held constant (envelope theorem).
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: ours, after Theorem 2 and Eq.
-    11.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: ours, after Theorem 2 and Eq. 11.
     """
     weights = hull_weights(margins, reward_margins, beta)
     return _batch_distillation(margins, weights @ reward_margins, beta)
@@ -154,29 +228,32 @@ def hull_distillation(margins, reward_margins, beta):
 def hull_weights(margins, reward_margins, beta):
     """The simplex weights at which `hull_distillation` has its minimum.
 
-    argmin_{w in simplex} w' Q w, with residuals e_k = rho_k - beta h and Q_jk = mean_b e_jb e_kb
+    argmin_{w in simplex} mean_b (sum_k w_k e_kb)^2,  e_kb = rho_kb - beta h_b
 
-    By enumeration: the minimum lies inside one of the simplex's 2^K - 1 faces, where it is a least-squares
-    solution on that face. Exact, and meant for small K. Where several w give the same mixture, one of them.
+    Args:
+        margins, reward_margins, beta: as in `hull_distillation`.
 
-    Shapes: margins [B], reward_margins [K, B] -> [K], non-negative, sums to 1. Source: ours.
+    Returns:
+        Weights [K], non-negative, with sum 1. If several give the same mixture, one of them.
+    Source: ours; `simplex.nearest_mixture` says how the minimum is computed.
     """
-    residuals = reward_margins - beta * np.asarray(margins)
-    members = np.argsort(np.mean(residuals**2, axis=1))
-    faces = chain.from_iterable(combinations(members, size) for size in range(1, len(members) + 1))
-    candidates = [_nearest_on_face(residuals, list(face)) for face in faces]
-    return min(candidates, key=lambda weights: np.mean((weights @ residuals) ** 2))
+    return nearest_mixture(reward_margins - beta * np.asarray(margins))
 
 
 def forward_kl(ref_logps, policy_logps):
-    """How badly the policy covers what the reference would say.
+    """The divergence of the policy from the reference, in expectation over the reference.
 
     KL(pi_ref || pi) = sum_y pi_ref(y) [log pi_ref(y) - log pi(y)]
 
-    Outcomes of reference probability 0 contribute 0, whatever the policy. An outcome that the reference
-    allows and the policy does not makes the divergence infinite.
+    Outcomes of reference probability 0 contribute 0, whatever the policy. An outcome that only the
+    reference allows makes the divergence infinite.
 
-    Shapes: [..., Y], [..., Y], normalised log-probabilities -> [...], nats. Source: Eq. 9.
+    Args:
+        ref_logps, policy_logps: log pi_ref and log pi [..., Y], normalised, in nats.
+
+    Returns:
+        The divergence [...], in nats.
+    Source: Eq. 9.
     """
     possible = np.exp(ref_logps) > 0
     ref, policy = np.where(possible, ref_logps, 0.0), np.where(possible, policy_logps, 0.0)
@@ -188,35 +265,53 @@ def sampled_forward_kl(ref_logp, policy_logp):
 
     log pi_ref(y) - log pi(y)
 
-    Unbiased, and so sometimes negative.
+    The estimate is unbiased, and it is negative for some y.
 
-    Shapes: scalars, sequence log-probabilities of the same y -> scalar, nats. Source: second term of Eq. 11.
+    Args:
+        ref_logp, policy_logp: log pi_ref(y) and log pi(y) of the same y, scalars in nats.
+
+    Returns:
+        The estimate, a scalar in nats.
+    Source: the second term of Eq. 11.
     """
     return ref_logp - policy_logp  # Eq. 11
 
 
 def pessimistic(loss, kl, gamma):
-    """A pair loss with the pull towards the reference that makes it pessimistic.
+    """A pair loss plus the weighted forward KL, which makes the loss pessimistic.
 
     loss + gamma KL(pi_ref || pi)
 
-    The paper defines gamma twice. Eq. 10 weighs the KL by beta and the loss by alpha, so Eq. 11 has gamma =
-    beta / alpha; section 6.1 says gamma = alpha / beta. Either way gamma is the number that multiplies the KL
-    here.
+    The paper defines gamma twice: as beta / alpha, which follows from Eq. 10 and Eq. 11, and as
+    alpha / beta (section 6.1). Here gamma is the number that multiplies the KL.
 
-    Shapes: scalars -> scalar. Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
+    Args:
+        loss: a pair loss, a scalar in nats or nats squared.
+        kl: the forward KL or an estimate of it, a scalar in nats.
+        gamma: the weight of the KL, at least 0.
+
+    Returns:
+        The pessimistic loss, a scalar.
+    Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
     """
     return loss + gamma * kl  # Eq. 11, Eq. 13
 
 
 def rlhf(policy_logps, ref_logps, rewards, beta):
-    """A policy's value at one prompt, to be MAXIMISED: expected reward less divergence from the reference.
+    """A policy's value at one prompt, to be MAXIMISED: expected reward minus weighted divergence.
 
     E_{y ~ pi} r(y) - beta KL(pi || pi_ref)
 
-    The divergence is the reverse of `forward_kl`'s.
+    This divergence is the reverse KL: the expectation in it is over the policy.
 
-    Shapes: policy_logps [Y], ref_logps [Y], rewards [Y] -> scalar, nats. Source: Eq. 1.
+    Args:
+        policy_logps, ref_logps: log pi and log pi_ref [Y], normalised, in nats.
+        rewards: r [Y], in nats.
+        beta: the weight of the KL, above 0.
+
+    Returns:
+        The value, a scalar in nats.
+    Source: Eq. 1.
     """
     reverse_kl = forward_kl(policy_logps, ref_logps)
     return np.sum(np.exp(policy_logps) * rewards, axis=-1) - beta * reverse_kl  # Eq. 1
@@ -227,12 +322,20 @@ def pessimistic_rlhf(policy_logps, ref_logps, rewards, beta):
 
     min_k mean_x [E_{y ~ pi} r_k - E_{y ~ pi_ref} r_k - beta KL(pi || pi_ref)]
 
-    Prompts are equally likely, and the minimum is outside their mean. The reference's own `rlhf` value is its
-    expected reward, so the bracket is a difference of two values.
+    Prompts are equally likely, and the minimum is outside their mean. The `rlhf` value of the
+    reference is its expected reward, so the bracket is a difference of two values.
 
-    Shapes: policy_logps [X, Y], ref_logps [X, Y], rewards [K, X, Y] -> scalar, nats. Source: Eq. 8.
+    Args:
+        policy_logps, ref_logps: log pi and log pi_ref [X, Y], normalised, in nats.
+        rewards: r [K, X, Y], in nats.
+        beta: the weight of the KL, above 0.
+
+    Returns:
+        The value, a scalar in nats; the value of pi_ref is 0.
+    Source: Eq. 8.
     """
-    advantages = rlhf(policy_logps, ref_logps, rewards, beta) - rlhf(ref_logps, ref_logps, rewards, beta)
+    ref_values = rlhf(ref_logps, ref_logps, rewards, beta)
+    advantages = rlhf(policy_logps, ref_logps, rewards, beta) - ref_values
     return np.min(np.mean(advantages, axis=-1))  # Eq. 8
 
 
@@ -242,19 +345,6 @@ def _batch_distillation(margins, reward_margins, beta):
     return np.mean([distillation(margin, reward_margin, beta) for margin, reward_margin in pairs])
 
 
-def _member_losses(margins, reward_margins, beta):
+def _model_losses(margins, reward_margins, beta):
     """The batch mean of Eq. 7 for each reward model: [B], [K, B] -> [K]."""
-    return np.array([_batch_distillation(margins, member, beta) for member in reward_margins])
-
-
-def _nearest_on_face(residuals, face):
-    """Weights of the point nearest to 0 in the plane through a face's residuals, clipped to the simplex.
-
-    A clipped point is a point of the simplex like any other, so it cannot undercut the true minimum.
-    """
-    first, *others = face
-    weights = np.zeros(len(residuals))
-    directions = (residuals[others] - residuals[first]).T
-    weights[others] = np.linalg.lstsq(directions, -residuals[first])[0] if others else []
-    weights[first] = 1.0 - np.sum(weights)
-    return np.maximum(weights, 0.0) / np.sum(np.maximum(weights, 0.0))
+    return np.array([_batch_distillation(margins, rewards, beta) for rewards in reward_margins])

@@ -1,4 +1,4 @@
-"""The conformance kit: test vectors of preference optimisation, and a judge of implementations. See README.md."""
+"""The conformance kit: test vectors of preference optimisation, and a judge. See README.md."""
 
 from reference.conformance.cases import Case, load_cases
 from reference.conformance.judge import Adapter, Result, judge

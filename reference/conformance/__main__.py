@@ -1,4 +1,4 @@
-"""`python -m reference.conformance --adapter module:attribute`: an implementation against the vectors."""
+"""`python -m reference.conformance --adapter module:attribute` judges an implementation."""
 
 import argparse
 import json
@@ -8,45 +8,82 @@ from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 
 from reference.conformance.cases import load_cases
-from reference.conformance.judge import DTYPES
+from reference.conformance.judge import DTYPES, Adapter
 from reference.conformance.lines import CommandAdapter
-from reference.conformance.report import as_json, cases_named, load_adapter, read_expected_failures, run, table
+from reference.conformance.report import (
+    as_json,
+    cases_named,
+    load_adapter,
+    read_expected_failures,
+    run,
+    table,
+)
 
 NAME = "python -m reference.conformance"
-WHAT = "Puts every test vector to an implementation of preference optimisation and says which of them it meets."
-EXIT = "Exits with 0 where all did as expected, with 1 on any other failure, with 2 where the kit cannot run."
+WHAT = (
+    "Puts every test vector to an implementation of preference optimisation and says which of them "
+    "it meets."
+)
+EXIT = (
+    "Exits with 0 where all did as expected, with 1 on any other failure, with 2 where the kit "
+    "cannot run."
+)
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(NAME, description=WHAT, epilog=EXIT)
-    tested = made.add_mutually_exclusive_group(required=True)
-    tested.add_argument("--adapter", metavar="MODULE:ATTRIBUTE", help="a Python object with supports and evaluate")
-    tested.add_argument("--command", help="a program that speaks JSON lines on standard input and output")
-    made.add_argument("--dtype", choices=DTYPES, help="judge at this precision, whatever the adapter says of itself")
-    made.add_argument("--only", metavar="OBJECTIVE[/DIALECT]", help="these cases alone")
-    made.add_argument("--xfail", metavar="FILE", type=Path, help="ids of cases that are expected to fail, one a line")
-    made.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    return made
+    """The command line of the kit."""
+    arguments = argparse.ArgumentParser(NAME, description=WHAT, epilog=EXIT)
+    tested = arguments.add_mutually_exclusive_group(required=True)
+    adapter = "a Python object with supports and evaluate"
+    tested.add_argument("--adapter", metavar="MODULE:ATTRIBUTE", help=adapter)
+    command = "a program that speaks JSON lines on standard input and output"
+    tested.add_argument("--command", help=command)
+    dtype = "judge at this precision, whatever the adapter says of itself"
+    arguments.add_argument("--dtype", choices=DTYPES, help=dtype)
+    arguments.add_argument("--only", metavar="OBJECTIVE[/DIALECT]", help="these cases alone")
+    xfail = "ids of cases that are expected to fail, one a line"
+    arguments.add_argument("--xfail", metavar="FILE", type=Path, help=xfail)
+    arguments.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    return arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = parser().parse_args(arguments)
+    """Judge the implementation that the command line names, and print the report.
+
+    Args:
+        arguments: the command line; None reads `sys.argv`.
+
+    Returns:
+        The exit status: 0, 1 or 2, as the help explains them.
+    """
+    options = parser().parse_args(arguments)
     with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(sys.stderr))  # whatever the implementation prints; the report stands alone
+        # Whatever the implementation prints goes to standard error; the report stands alone.
+        stack.enter_context(redirect_stdout(sys.stderr))
         try:
-            cases = cases_named(given.only)
-            xfail = read_expected_failures(given.xfail, load_cases()) if given.xfail else frozenset()
-            program = stack.enter_context(closing(CommandAdapter(given.command))) if given.command is not None else None
-            adapter = program or load_adapter(given.adapter)
+            cases = cases_named(options.only)
+            xfail = read_expected_failures(options.xfail, load_cases()) if options.xfail else set()
+            adapter = _open_adapter(options, stack)
         except (ValueError, OSError) as error:
-            print(f"{NAME}: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 2
-        report = run(adapter, cases, xfail, given.dtype)
-    _print(json.dumps(as_json(report)) if given.json else table(report))
+            return _cannot_run(" ".join(str(error).split()))
+        report = run(adapter, cases, frozenset(xfail), options.dtype)
+    _print(json.dumps(as_json(report)) if options.json else table(report))
     if all(result.outcome == "skipped" for result in report.results):
-        print(f"{NAME}: error: nothing was tested: none of these cases is supported", file=sys.stderr)
-        return 2
+        return _cannot_run("nothing was tested: none of these cases is supported")
     return 1 if report.unexpected else 0
+
+
+def _open_adapter(options: argparse.Namespace, stack: ExitStack) -> Adapter:
+    """The implementation under test; the stack ends its program."""
+    if options.command is None:
+        return load_adapter(options.adapter)
+    return stack.enter_context(closing(CommandAdapter(options.command)))
+
+
+def _cannot_run(reason: str) -> int:
+    """Print why the kit cannot run; returns the exit status for it."""
+    print(f"{NAME}: error: {reason}", file=sys.stderr)
+    return 2
 
 
 def _print(text: str) -> None:

@@ -1,4 +1,7 @@
-"""Test vectors: one JSON file an objective and dialect, checked against `vectors_v1/schema.json` by the tests."""
+"""Test vectors: one JSON file for each objective and dialect.
+
+The tests check the files against `vectors_v1/schema.json`.
+"""
 
 import json
 import math
@@ -13,7 +16,7 @@ VECTORS = Path(__file__).parent / "vectors_v1"
 
 
 class Tolerance(NamedTuple):
-    """A number passes if it is within `rtol` times the largest of its expected array, plus `atol`."""
+    """A number passes within `rtol` times the largest of its expected array, plus `atol`."""
 
     rtol: float
     atol: float
@@ -22,10 +25,13 @@ class Tolerance(NamedTuple):
 class Case(NamedTuple):
     """One question and its answer.
 
-    flags:     the bugs that the case exists to catch.
-    params:    name -> number; inputs: name -> array. Floats are float64, others integers. Of `data`: plain JSON.
-    result:    "value": the outputs must be `expected`. "reject": an error must be raised. "unspecified": anything.
-    tolerance: dtype -> kind ("values", "grads") -> Tolerance.
+    Attributes:
+        flags: the bugs that the case exists to catch.
+        params: name -> number; of `data`, plain JSON.
+        inputs: name -> array of float64 or of integers; of `data`, plain JSON.
+        result: "value": the outputs must be `expected`. "reject": an error must be raised.
+            "unspecified": anything passes.
+        tolerance: dtype -> kind ("values", "grads") -> Tolerance.
     """
 
     id: str
@@ -42,16 +48,38 @@ class Case(NamedTuple):
 
 
 def load_cases(objective: str = "*", dialect: str = "*") -> list[Case]:
-    """All cases, in a stable order. Errors: ValueError where no file has that objective and dialect."""
+    """All cases, in a stable order.
+
+    Args:
+        objective, dialect: which ones, where `*` stands for any text.
+
+    Returns:
+        The cases of the files that match.
+
+    Raises:
+        ValueError: no file has that objective and dialect.
+    """
     wanted = f"{objective}/{dialect}"
-    paths = [p for p in sorted(VECTORS.glob("*/*.json")) if fnmatchcase(f"{p.parent.name}/{p.stem}", wanted)]
+    paths = [
+        p
+        for p in sorted(VECTORS.glob("*/*.json"))
+        if fnmatchcase(f"{p.parent.name}/{p.stem}", wanted)
+    ]
     if not paths:
         raise ValueError(f"no vectors for {wanted}")
     return [case for path in paths for case in _cases(json.loads(path.read_text(encoding="utf-8")))]
 
 
 def to_hex(value: Any) -> Any:
-    """Floats as hex strings, NaN, Infinity or -Infinity; integers as they are; arrays as nested lists."""
+    """A value as JSON that keeps every bit; `from_hex` is its inverse.
+
+    Args:
+        value: numbers, arrays, text, and lists and dictionaries of them.
+
+    Returns:
+        Floats as hexadecimal strings, "NaN", "Infinity" or "-Infinity", arrays as nested lists,
+        all else as it is.
+    """
     if isinstance(value, np.ndarray | np.generic):
         return to_hex(value.tolist())
     if isinstance(value, dict):
@@ -64,7 +92,14 @@ def to_hex(value: Any) -> Any:
 
 
 def from_hex(value: Any) -> Any:
-    """The inverse of `to_hex`; lists become arrays, float64 where they hold any float."""
+    """The inverse of `to_hex`.
+
+    Args:
+        value: what `to_hex` returned.
+
+    Returns:
+        The value, its lists as arrays: float64 where they hold a float, else integers.
+    """
     if isinstance(value, dict):
         return {name: from_hex(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -52,9 +52,11 @@ class Reference:
     dtype = "float64"
 
     def supports(self, objective: str, dialect: str) -> bool:
+        """Whether `DIALECTS` has it: all that the vectors ask for."""
         return (objective, dialect) in DIALECTS
 
     def evaluate(self, objective: str, dialect: str, params: Values, inputs: Values) -> Values:
+        """The outputs of a case, in float64."""
         return DIALECTS[objective, dialect](params, inputs)
 
 

@@ -1,4 +1,4 @@
-"""One case put to an implementation, and what is made of its answer."""
+"""One case is put to an implementation, and its answer is judged."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -18,22 +18,41 @@ BROKEN = (NotImplementedError, AttributeError, NameError, ImportError, Connectio
 class Adapter(Protocol):
     """An implementation under test, NumPy in and out.
 
-    An attribute `dtype` ("float64", "float32" or "bfloat16"; float32 where there is none) says how exact it is.
+    An attribute `dtype` says how exact it is: "float64", "float32" or "bfloat16". Where there is
+    none, "float32" is assumed.
     """
 
-    def supports(self, objective: str, dialect: str) -> bool: ...
+    def supports(self, objective: str, dialect: str) -> bool:
+        """Whether the implementation claims to compute this dialect of this objective."""
 
     def evaluate(
         self, objective: str, dialect: str, params: dict[str, Any], inputs: dict[str, Any]
     ) -> dict[str, Any]:
-        """The outputs of the dialect's format page; `per_example`, `grads` and `metrics` where it has them.
+        """The implementation's answer to one case.
 
-        Errors: any, where the input is refused.
+        Args:
+            objective, dialect: what to compute.
+            params: name -> number.
+            inputs: name -> array; of `data`, plain JSON.
+
+        Returns:
+            The outputs that the dialect's format page lists; `per_example`, `grads` and `metrics`
+            where the implementation has them.
+
+        Raises:
+            Exception: any, where the input is refused.
         """
 
 
 class Result(NamedTuple):
-    """outcome: passed, failed, skipped (not supported) or errored (raised where a value was due)."""
+    """What came of one case.
+
+    Attributes:
+        outcome: "passed", "failed", "skipped" (not supported) or "errored" (raised where a value
+            was due).
+        detail: what was wrong, in words.
+        unchecked: outputs that the implementation did not report.
+    """
 
     case: Case
     outcome: str
@@ -42,7 +61,16 @@ class Result(NamedTuple):
 
 
 def judge(adapter: Adapter, case: Case, dtype: str | None = None) -> Result:
-    """`dtype` is how exact the adapter is said to be, in place of what it says itself."""
+    """Put one case to an implementation.
+
+    Args:
+        adapter: the implementation.
+        case: the case.
+        dtype: how exact the answer must be, in place of what the adapter says of itself.
+
+    Returns:
+        The result, whatever the implementation raises.
+    """
     try:
         if not adapter.supports(case.objective, case.dialect):
             return Result(case, "skipped")
@@ -56,13 +84,23 @@ def judge(adapter: Adapter, case: Case, dtype: str | None = None) -> Result:
         return Result(case, "failed", "accepted, where an error is due")
     if case.result == "unspecified":
         return Result(case, "passed")
-    faults, reported = list(differences(case, answer, dtype or dtype_of(adapter))), _reported(answer)
-    unchecked = tuple(name for name, _ in _leaves(case.expected) if _optional(name) and name not in reported)
-    return Result(case, "failed" if faults else "passed", "; ".join(faults), unchecked)
+    faults = list(differences(case, answer, dtype or dtype_of(adapter)))
+    outcome = "failed" if faults else "passed"
+    return Result(case, outcome, "; ".join(faults), _unchecked(case, answer))
 
 
 def dtype_of(adapter: Adapter) -> str:
-    """Errors: ValueError where there are no tolerances for it."""
+    """How exact an adapter says it is.
+
+    Args:
+        adapter: the implementation.
+
+    Returns:
+        One of `DTYPES`.
+
+    Raises:
+        ValueError: there are no tolerances for its dtype.
+    """
     dtype = str(getattr(adapter, "dtype", "float32"))
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
@@ -70,30 +108,54 @@ def dtype_of(adapter: Adapter) -> str:
 
 
 def differences(case: Case, answer: Any, dtype: str) -> Iterator[str]:
-    """What is missing from an answer or is out of tolerance, in words."""
+    """What is missing from an answer or is out of tolerance.
+
+    Args:
+        case: the case, whose result is "value".
+        answer: what the implementation returned.
+        dtype: one of `DTYPES`, whose tolerances apply.
+
+    Returns:
+        One text for each difference.
+    """
     if not isinstance(answer, dict):
         yield f"the answer is of type {type(answer).__name__}, where a dict of outputs is due"
         return
     reported = _reported(answer)
     for name, expected in _leaves(case.expected):
-        found, kind = reported.get(name), "grads" if name.startswith("grads.") else "values"
-        if found is None:
+        value, kind = reported.get(name), "grads" if name.startswith("grads.") else "values"
+        if value is None:
             yield from () if _optional(name) else (f"{name} is missing",)
         elif isinstance(expected, str | list):
-            yield from () if _plain(found) == expected else (f"{name}: {_plain(found)!r}, not {expected!r}",)
+            yield from (
+                ()
+                if _plain(value) == expected
+                else (f"{name}: {_plain(value)!r}, not {expected!r}",)
+            )
         else:
-            yield from _distance(name, np.asarray(expected), found, case.tolerance[dtype][kind])
+            yield from _distance(name, np.asarray(expected), value, case.tolerance[dtype][kind])
 
 
 def followed(adapter: Adapter, failed: list[Case], dtype: str | None = None) -> list[str]:
-    """The other dialects of the objective whose values and gradients explain all of these cases of one dialect.
+    """The dialects that an implementation follows in place of the one that it claims.
 
-    Cases in which only metrics are wrong say nothing of the dialect.
+    Such a dialect explains the values and gradients of all the failed cases. A case in which only
+    metrics are wrong says nothing about the dialect.
+
+    Args:
+        adapter: the implementation.
+        failed: the cases of one dialect that it failed.
+        dtype: how exact the answers must be, in place of what the adapter says of itself.
+
+    Returns:
+        Names of dialects of the same objective.
     """
     objective, claimed = failed[0].objective, failed[0].dialect
     telling = [case for case in failed if not _explains(claimed, adapter, case, dtype)]
     others = [name for kind, name in DIALECTS if telling and kind == objective and name != claimed]
-    return [name for name in others if all(_explains(name, adapter, case, dtype) for case in telling)]
+    return [
+        name for name in others if all(_explains(name, adapter, case, dtype) for case in telling)
+    ]
 
 
 def _explains(dialect: str, adapter: Adapter, case: Case, dtype: str | None) -> bool:
@@ -106,9 +168,17 @@ def _explains(dialect: str, adapter: Adapter, case: Case, dtype: str | None) -> 
     return not any(differences(case._replace(expected=other), answer, dtype or dtype_of(adapter)))
 
 
+def _unchecked(case: Case, answer: Any) -> tuple[str, ...]:
+    """The optional outputs that an answer does not have."""
+    optional = [name for name, _ in _leaves(case.expected) if _optional(name)]
+    return tuple(name for name in optional if name not in _reported(answer))
+
+
 def _answer(adapter: Adapter, case: Case) -> Any:
     """Of copies: what an implementation does to its inputs must not change the next question."""
-    return adapter.evaluate(case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs))
+    return adapter.evaluate(
+        case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
+    )
 
 
 def _raised(case: Case, error: BaseException) -> Result:
@@ -125,18 +195,18 @@ def _optional(name: str) -> bool:
     return name.split(".")[0] in OPTIONAL
 
 
-def _plain(found: Any) -> Any:
+def _plain(value: Any) -> Any:
     """As JSON has it: arrays of any library, and tuples, as lists."""
-    if isinstance(found, dict):
-        return {name: _plain(item) for name, item in found.items()}
-    if isinstance(found, list | tuple):
-        return [_plain(item) for item in found]
-    return found.tolist() if hasattr(found, "tolist") else found
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _numbers(found: Any) -> np.ndarray:
-    """Errors: any, where `found` is no array of real numbers; NumPy alone would read text as numbers."""
-    array = np.asarray(found)
+def _numbers(value: Any) -> np.ndarray:
+    """The value as floats. Raises where it is no array of real numbers, text of digits included."""
+    array = np.asarray(value)
     if array.dtype.kind in "USc":
         raise TypeError(f"of type {array.dtype}")
     return array.astype(float)
@@ -158,16 +228,16 @@ def _leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _distance(name: str, expected: np.ndarray, answer: Any, tolerance: Tolerance) -> Iterator[str]:
     try:
-        found = _numbers(answer)
+        numbers = _numbers(answer)
     except Exception as error:  # whatever an array of another library raises
         yield f"{name}: no array of numbers: {error}"
         return
-    if found.shape != expected.shape:
-        yield f"{name}: shape {list(found.shape)}, not {list(expected.shape)}"
+    if numbers.shape != expected.shape:
+        yield f"{name}: shape {list(numbers.shape)}, not {list(expected.shape)}"
         return
     largest = np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))
-    wrong = ~np.isclose(found, expected, rtol=0.0, atol=tolerance.rtol * largest + tolerance.atol)
+    wrong = ~np.isclose(numbers, expected, rtol=0.0, atol=tolerance.rtol * largest + tolerance.atol)
     if wrong.any():
-        at = tuple(int(i) for i in np.argwhere(wrong)[0])
-        where = f"{name}{list(at)}" if at else name
-        yield f"{where}: {found[at]:.9g}, not {expected[at]:.9g}"
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = f"{name}{list(index)}" if index else name
+        yield f"{where}: {numbers[index]:.9g}, not {expected[index]:.9g}"

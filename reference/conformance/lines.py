@@ -1,12 +1,14 @@
-"""Implementations in other languages: one JSON object a line on a program's standard input and output.
+"""Implementations in other languages, as programs that read and write one JSON object a line.
 
     -> {"id": 1, "method": "supports", "objective": "dpo", "dialect": "plain"}
     <- {"id": 1, "result": true}
-    -> {"id": 2, "method": "evaluate", "objective": "dpo", "dialect": "plain", "params": {...}, "inputs": {...}}
+    -> {"id": 2, "method": "evaluate", "objective": "dpo", "dialect": "plain",
+        "params": {...}, "inputs": {...}}                         (all on one line)
     <- {"id": 2, "result": {"loss": 0.31, "grads": {...}}}      or, where the input is refused,
     <- {"id": 2, "error": "why"}
 
-Floats are JSON numbers that keep all 17 digits; those that JSON lacks are the strings "NaN", "Infinity", "-Infinity".
+Floats are JSON numbers that keep all 17 digits. Those that JSON lacks are the strings "NaN",
+"Infinity" and "-Infinity".
 """
 
 import json
@@ -30,7 +32,15 @@ class Rejected(ValueError):
 class CommandAdapter:
     """A program as an adapter. The program may write what it likes on standard error.
 
-    Errors: ConnectionError where it ends, is silent for `timeout` seconds, or answers out of turn. It is then gone.
+    Args:
+        command: the program and its arguments, as a shell would split them.
+        dtype: how exact the program is.
+        timeout: how long to wait for an answer, in seconds.
+
+    Raises:
+        ConnectionError: the program ended, was silent for `timeout` seconds, or answered out of
+            turn. It is then gone.
+        ValueError: the command is empty.
     """
 
     def __init__(self, command: str, dtype: str = "float64", timeout: float = 60.0):
@@ -43,16 +53,20 @@ class CommandAdapter:
         self.process = subprocess.Popen(words, start_new_session=True, **pipes, **text)
 
     def supports(self, objective: str, dialect: str) -> bool:
+        """Ask the program whether it claims this dialect of this objective."""
         return self._ask({"method": "supports", "objective": objective, "dialect": dialect}) is True
 
     def evaluate(
         self, objective: str, dialect: str, params: dict[str, Any], inputs: dict[str, Any]
     ) -> dict[str, Any]:
+        """Put one case to the program; raises `Rejected` where it refuses the input."""
         question = {"method": "evaluate", "objective": objective, "dialect": dialect}
-        return from_json(self._ask(question | {"params": to_json(params), "inputs": to_json(inputs)}))
+        return from_json(
+            self._ask(question | {"params": to_json(params), "inputs": to_json(inputs)})
+        )
 
     def close(self) -> None:
-        """Ends the program and what it started."""
+        """End the program and the processes that it started."""
         self._kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -60,7 +74,7 @@ class CommandAdapter:
                 pipe.close()  # type: ignore[union-attr]
 
     def _kill(self) -> None:
-        """The whole group, as a shell's child would go on and hold the pipes open."""
+        """Kill the whole group, since a shell's child would go on and hold the pipes open."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -74,13 +88,15 @@ class CommandAdapter:
             answer = None
         if not isinstance(answer, dict) or answer.get("id") != self.last:
             self.close()
-            raise ConnectionError(f"the program answered {self.last} out of turn, or not in JSON: {line[:200]!r}")
+            raise ConnectionError(
+                f"the program answered {self.last} out of turn, or not in JSON: {line[:200]!r}"
+            )
         if answer.get("error") is not None:
             raise Rejected(answer["error"])
         return answer.get("result")
 
     def _exchange(self, line: str) -> str:
-        """One line there, one line back. A program that does not read, or does not answer, is killed in time."""
+        """Write one line and read one line; a program that does neither is killed in time."""
         assert self.process.stdin and self.process.stdout
         if self.process.stdin.closed:
             raise ConnectionError("the program is gone")
@@ -96,11 +112,21 @@ class CommandAdapter:
             late = time.monotonic() - start >= self.timeout
             self.close()
             ended = f"ended with status {self.process.returncode}"
-            raise ConnectionError(f"the program {f'was silent for {self.timeout:g} s' if late else ended}")
+            raise ConnectionError(
+                f"the program {f'was silent for {self.timeout:g} s' if late else ended}"
+            )
         return answer
 
 
 def to_json(value: Any) -> Any:
+    """A value as strict JSON; `from_json` is its inverse.
+
+    Args:
+        value: numbers, arrays, text, and lists and dictionaries of them.
+
+    Returns:
+        Arrays as nested lists, "NaN", "Infinity" and "-Infinity" as text, all else as it is.
+    """
     if isinstance(value, dict):
         return {name: to_json(item) for name, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -111,7 +137,14 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Lists stay lists; the judge makes arrays of them where numbers are due."""
+    """The inverse of `to_json`, but lists stay lists.
+
+    Args:
+        value: decoded JSON.
+
+    Returns:
+        The value; the judge makes arrays of its lists where numbers are due.
+    """
     if isinstance(value, dict):
         return {name: from_json(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,7 @@
-"""Level 1: losses of a batch of B pairs from sequence log-probabilities and rewards, with their gradients by hand.
+"""Level 1: losses of B pairs from sequence log-probabilities and rewards, with their gradients.
 
-Each function takes a case's params and inputs and gives its outputs. Losses are batch means.
+Each function takes the params and inputs of a case and returns its outputs. Losses are batch means,
+and gradients are derived by hand. The pages of `vectors_v1/` list names, shapes and units.
 """
 
 from collections.abc import Callable
@@ -23,30 +24,55 @@ Values = dict[str, Any]
 
 
 def plain_dpo(params: Values, inputs: Values) -> Values:
-    """-log sigmoid(beta h). Source: Eq. 6."""
+    """DPO.
+
+    -log sigmoid(beta h)
+
+    Source: Eq. 6.
+    """
     return _smoothed_dpo(params, inputs, 1.0, 0.0)
 
 
 def conservative_dpo(params: Values, inputs: Values) -> Values:
-    """(1 - e) dpo(h) + e dpo(-h), where each label is wrong with probability e. Source: Mitchell (2023), cDPO."""
+    """Conservative DPO, where each label is wrong with probability e.
+
+    (1 - e) dpo(h) + e dpo(-h)
+
+    Source: Mitchell (2023), cDPO.
+    """
     e = params.get("label_smoothing", 0.0)
     return _smoothed_dpo(params, inputs, 1 - e, e)
 
 
 def robust_dpo(params: Values, inputs: Values) -> Values:
-    """[(1 - e) dpo(h) - e dpo(-h)] / (1 - 2e), the unbiased one. Source: Chowdhury et al. (2024)."""
+    """Robust DPO, the unbiased loss where each label is wrong with probability e.
+
+    [(1 - e) dpo(h) - e dpo(-h)] / (1 - 2e)
+
+    Source: Chowdhury et al. (2024).
+    """
     e = params.get("label_smoothing", 0.0)
     return _smoothed_dpo(params, inputs, (1 - e) / (1 - 2 * e), -e / (1 - 2 * e))
 
 
 def summed_ipo(target: float, params: Values, inputs: Values) -> Values:
-    """(h - target/beta)^2. Source: section 7.1 with target 1; Azar et al. (2024), Eq. 17 with 1/2."""
+    """IPO of summed log-probabilities.
+
+    (h - target/beta)^2
+
+    Source: section 7.1 with target 1; Azar et al. (2024), Eq. 17, with 1/2.
+    """
     margins, tau = _margins(inputs), params["beta"] / target
     return _over_pairs([ipo(h, tau) for h in margins], 2 * (margins - 1 / tau))
 
 
 def token_mean_ipo(params: Values, inputs: Values) -> Values:
-    """(h - 1/(2 beta))^2 of log-probabilities averaged over each response's tokens."""
+    """IPO of log-probabilities that are averaged over the tokens of each response.
+
+    (h - 1/(2 beta))^2
+
+    Source: the code of TRL and LLaMA-Factory.
+    """
     lengths = {name: inputs[f"{name}_lengths"] for name in ("chosen", "rejected")}
     logps = dict(zip(POLICY + REFERENCE, _alike(inputs, POLICY + REFERENCE), strict=True))
     means = {name: values / lengths[name.split("_")[1]] for name, values in logps.items()}
@@ -56,7 +82,12 @@ def token_mean_ipo(params: Values, inputs: Values) -> Values:
 
 
 def distil(params: Values, inputs: Values) -> Values:
-    """(reward_scale rho - beta h)^2. Source: Eq. 7 with reward_scale 1; NeMo-Aligner's rpo_sq with any."""
+    """Reward model distillation.
+
+    (reward_scale rho - beta h)^2
+
+    Source: Eq. 7 with reward_scale 1; NeMo-Aligner's rpo_sq with any.
+    """
     beta, margins = params["beta"], _margins(inputs)
     rewards = params.get("reward_scale", 1.0) * _reward_margins(inputs)
     losses = [distillation(h, rho, beta) for h, rho in zip(margins, rewards, strict=True)]
@@ -65,16 +96,29 @@ def distil(params: Values, inputs: Values) -> Values:
 
 
 def rebel(params: Values, inputs: Values) -> Values:
-    """(h - eta rho)^2 with eta = 1/beta: Eq. 7 over beta^2. Source: the code of REBEL's authors (Gao et al., 2024)."""
+    """REBEL, which is Eq. 7 over beta^2.
+
+    (h - eta rho)^2,  eta = 1/beta
+
+    Source: the code of Gao et al. (2024).
+    """
     made, scale = distil(params, inputs), params["beta"] ** -2
     grads = {name: scale * grad for name, grad in made["grads"].items()}
-    return made | {"loss": scale * made["loss"], "per_example": scale * made["per_example"], "grads": grads}
+    return made | {
+        "loss": scale * made["loss"],
+        "per_example": scale * made["per_example"],
+        "grads": grads,
+    }
 
 
 def distil_ensemble(weigh: Callable, params: Values, inputs: Values) -> Values:
-    """Eq. 7 on the K rewards' mixture that `weigh(margins, reward_margins, beta)` gives.
+    """Eq. 7 for the mixture of K rewards whose weights are `weigh(margins, reward_margins, beta)`.
+
+    mean_b (sum_k w_k rho_kb - beta h_b)^2
 
     Weights that minimise the loss are constants to its gradient (envelope theorem).
+
+    Source: Eq. 11, footnote 5; ours for hull and mean.
     """
     beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
     residuals = weigh(margins, rewards, beta) @ rewards - beta * margins
@@ -83,7 +127,12 @@ def distil_ensemble(weigh: Callable, params: Values, inputs: Values) -> Values:
 
 
 def nearest_per_pair(params: Values, inputs: Values) -> Values:
-    """mean_b min_k (rho_kb - beta h_b)^2: Eq. 11 with the minimum inside the mean."""
+    """Eq. 11 with the minimum inside the mean.
+
+    mean_b min_k (rho_kb - beta h_b)^2
+
+    Source: Eq. 11, read pair by pair.
+    """
     beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
     residuals = rewards - beta * margins
     nearest = residuals[np.argmin(residuals**2, axis=0), np.arange(len(margins))]
@@ -91,7 +140,12 @@ def nearest_per_pair(params: Values, inputs: Values) -> Values:
 
 
 def sampled_kl(params: Values, inputs: Values) -> Values:
-    """dpo + gamma mean_s [log pi_ref(y_s) - log pi(y_s)] over S samples of the reference. Source: Eq. 11, 13."""
+    """p-DPO, with the KL estimated on S samples of the reference.
+
+    dpo + gamma mean_s [log pi_ref(y_s) - log pi(y_s)]
+
+    Source: Eq. 11, 13.
+    """
     ref, policy = inputs["ref_sample_logps"], inputs["policy_sample_logps"]
     kl = np.mean([sampled_forward_kl(r, p) for r, p in zip(ref, policy, strict=True)])
     slope = np.full(len(policy), -params["gamma"] / len(policy))
@@ -99,14 +153,26 @@ def sampled_kl(params: Values, inputs: Values) -> Values:
 
 
 def exact_kl(params: Values, inputs: Values) -> Values:
-    """dpo + gamma mean_x KL(pi_ref || pi), of distributions over Y outcomes at X prompts. Source: Eq. 9, 13."""
+    """p-DPO, with the exact KL of distributions over Y outcomes at X prompts.
+
+    dpo + gamma mean_x KL(pi_ref || pi)
+
+    Source: Eq. 9, 13.
+    """
     ref, policy = inputs["ref_distribution_logps"], inputs["policy_distribution_logps"]
     slope = -params["gamma"] * np.exp(ref) / len(ref)
-    return _with_kl(params, inputs, np.mean(forward_kl(ref, policy)), {"policy_distribution_logps": slope})
+    return _with_kl(
+        params, inputs, np.mean(forward_kl(ref, policy)), {"policy_distribution_logps": slope}
+    )
 
 
 def reward(params: Values, inputs: Values) -> Values:
-    """-log sigmoid(r(y_w) - r(y_l) - margin), the margin 0 where there is none. Source: Eq. 2; Llama 2, Eq. 2."""
+    """The loss of a reward model, with a margin that is 0 where the case has none.
+
+    -log sigmoid(r(y_w) - r(y_l) - margin)
+
+    Source: Eq. 2; Llama 2, Eq. 2.
+    """
     differences = _reward_margins(inputs)
     shifted = differences - inputs.get("margins", 0.0)
     losses, slopes = [bradley_terry(d) for d in shifted], -_sigmoid(-shifted) / len(shifted)
@@ -114,7 +180,10 @@ def reward(params: Values, inputs: Values) -> Values:
         "loss": np.mean(losses),
         "per_example": np.array(losses),
         "grads": {"score_chosen": slopes, "score_rejected": -slopes},
-        "metrics": {"rewards/margins": np.mean(differences), "rewards/accuracies": np.mean(differences > 0)},
+        "metrics": {
+            "rewards/margins": np.mean(differences),
+            "rewards/accuracies": np.mean(differences > 0),
+        },
     }
 
 
@@ -140,15 +209,17 @@ def _reward_margins(inputs: Values) -> np.ndarray:
 
 
 def _alike(inputs: Values, names: tuple[str, ...]) -> list[np.ndarray]:
-    """Arrays of one value a pair. Errors: ValueError where shapes differ: NumPy would repeat an array of one."""
+    """Arrays of one shape. Raises ValueError where shapes differ, which NumPy would broadcast."""
     arrays = [inputs[name] for name in names]
     if len({array.shape for array in arrays}) > 1:
-        raise ValueError(f"{', '.join(names)} have shapes {', '.join(str(array.shape) for array in arrays)}")
+        raise ValueError(
+            f"{', '.join(names)} have shapes {', '.join(str(array.shape) for array in arrays)}"
+        )
     return arrays
 
 
 def _over_pairs(losses: Any, slopes: np.ndarray) -> Values:
-    """From each pair's loss and its derivative in h. The reference is constant, so its gradients are 0."""
+    """Outputs from the loss of each pair and its derivative in h. The reference has gradient 0."""
     slopes = slopes / len(slopes)
     grads = dict(zip(POLICY + REFERENCE, (slopes, -slopes, 0 * slopes, 0 * slopes), strict=True))
     return {"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads}

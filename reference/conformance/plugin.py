@@ -1,6 +1,7 @@
-"""The kit as a pytest plugin: `pytest --preference-adapter module:attribute` adds every case as a test.
+"""The kit as a pytest plugin: `pytest --preference-adapter module:attribute` adds its cases.
 
-pytest finds this module by the package's entry point; nothing else imports it, as it is the one that needs pytest.
+pytest finds this module by the package's entry point. Nothing else imports it, since it alone needs
+pytest.
 """
 
 from collections.abc import Iterator
@@ -16,14 +17,25 @@ ASKED = pytest.StashKey[tuple[Adapter, frozenset[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options `--preference-adapter` and `--preference-xfail`."""
     group = parser.getgroup("preference conformance")
-    group.addoption("--preference-adapter", metavar="MODULE:ATTRIBUTE", help="run the conformance cases on this object")
-    group.addoption("--preference-xfail", metavar="FILE", help="ids of cases that are expected to fail, one a line")
+    group.addoption(
+        "--preference-adapter",
+        metavar="MODULE:ATTRIBUTE",
+        help="run the conformance cases on this object",
+    )
+    group.addoption(
+        "--preference-xfail",
+        metavar="FILE",
+        help="ids of cases that are expected to fail, one a line",
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Loads the adapter before xdist starts a worker: an error in a worker is not told, nor in the exit status."""
-    adapter, xfail = (session.config.getoption(name) for name in ("--preference-adapter", "--preference-xfail"))
+    """Loads the adapter before xdist starts a worker, since errors in a worker are not reported."""
+    adapter, xfail = (
+        session.config.getoption(name) for name in ("--preference-adapter", "--preference-xfail")
+    )
     if not adapter:
         return
     try:
@@ -35,7 +47,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector):
-    """The cases stand beside what the session finds in files."""
+    """Adds the cases to what the session collects from files."""
     report = yield
     if isinstance(collector, pytest.Session) and ASKED in collector.config.stash:
         report.result.append(Cases.from_parent(collector, name="conformance", nodeid="conformance"))
@@ -43,7 +55,10 @@ def pytest_make_collect_report(collector: pytest.Collector):
 
 
 class Cases(pytest.Collector):
+    """All cases of the kit."""
+
     def collect(self) -> Iterator["CaseItem"]:
+        """One item for each case."""
         adapter, expected = self.config.stash[ASKED]
         for case in load_cases():
             item = CaseItem.from_parent(self, name=case.id, adapter=adapter, case=case)
@@ -53,19 +68,28 @@ class Cases(pytest.Collector):
 
 
 class CaseItem(pytest.Item):
+    """One case as a test."""
+
     def __init__(self, *, adapter: Adapter, case: Case, **rest):
         super().__init__(**rest)
         self.adapter, self.case = adapter, case
 
     def runtest(self) -> None:
+        """Judges the case: it is skipped where it is not supported."""
         result = judge(self.adapter, self.case)
         if result.outcome == "skipped":
             pytest.skip("not supported")
         if result.outcome != "passed":
-            raise NonConformance(f"{', '.join(self.case.flags)}: {self.case.comment}\n{result.detail}")
+            raise NonConformance(
+                f"{', '.join(self.case.flags)}: {self.case.comment}\n{result.detail}"
+            )
 
     def repr_failure(self, excinfo, style=None):
-        return str(excinfo.value) if isinstance(excinfo.value, NonConformance) else super().repr_failure(excinfo, style)
+        return (
+            str(excinfo.value)
+            if isinstance(excinfo.value, NonConformance)
+            else super().repr_failure(excinfo, style)
+        )
 
     def reportinfo(self):
         return "conformance", None, self.name

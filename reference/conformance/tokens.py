@@ -1,4 +1,8 @@
-"""Level 2: logits, labels and masks to sequence log-probabilities, with their gradients by hand."""
+"""Level 2: from logits, labels and masks to sequence log-probabilities, with their gradients.
+
+Each function takes the params and inputs of a case and returns its outputs. Gradients are derived
+by hand.
+"""
 
 from typing import Any
 
@@ -8,21 +12,29 @@ Values = dict[str, Any]
 
 
 def summed(params: Values, inputs: Values) -> Values:
-    """log pi(y | x) = sum_t mask_t log softmax(logits_{t-1})[id_t]; 0 where nothing is masked in."""
+    """The log-probability of each response, summed over tokens; 0 where the mask marks none.
+
+    log pi(y | x) = sum_t mask_t log softmax(logits_{t-1})[id_t]
+
+    Source: section 3.1.
+    """
     mask = inputs["completion_mask"][:, 1:]
     return _scored(inputs, {"logps": mask}, _before(mask))
 
 
 def averaged(params: Values, inputs: Values) -> Values:
-    """`summed` over the number of tokens that the mask marks; 0 where it marks none."""
+    """`summed` divided by the number of tokens that the mask marks; 0 where it marks none."""
     mask = inputs["completion_mask"][:, 1:]
-    return _scored(inputs, {"logps": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}, _before(mask))
+    return _scored(
+        inputs, {"logps": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}, _before(mask)
+    )
 
 
 def shared_prefix(params: Values, inputs: Values) -> Values:
-    """log pi of both responses of rows `[prompt | chosen | rejected]`, of segments 0, 1 and 2 (-1 is padding).
+    """The log-probabilities of both responses of rows `[prompt | chosen | rejected]`.
 
-    The first token of EACH response is predicted by the last slot of the prompt.
+    Segments are 0, 1 and 2, and -1 for padding. The last slot of the prompt predicts the first
+    token of EACH response.
     """
     segments = inputs["segments"]
     last = np.sum(segments == 0, axis=1, keepdims=True) - 1
@@ -38,14 +50,22 @@ def _before(mask: np.ndarray) -> np.ndarray:
 
 
 def _scored(inputs: Values, weights: Values, predictors: np.ndarray) -> Values:
-    """Weighted sums of log-probabilities of the tokens at slots 1.., and the logits' gradient of the sum of all."""
+    """Weighted sums of the log-probabilities of slots 1.., and the gradient of their total."""
     rows = np.arange(len(predictors))[:, None]
     logits, ids = inputs["logits"][rows, predictors], inputs["input_ids"][:, 1:]
     logps = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     labels = np.eye(logits.shape[-1])[ids]
     tokens = np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
-    sums = {name: np.array([np.dot(w, np.where(w, t, 0.0)) for w, t in zip(weight, tokens, strict=True)])
-            for name, weight in weights.items()}
+    sums = {
+        name: np.array(
+            [np.dot(w, np.where(w, t, 0.0)) for w, t in zip(weight, tokens, strict=True)]
+        )
+        for name, weight in weights.items()
+    }
     grad = np.zeros(inputs["logits"].shape)
-    np.add.at(grad, (rows, predictors), np.sum(list(weights.values()), axis=0)[..., None] * (labels - np.exp(logps)))
+    np.add.at(
+        grad,
+        (rows, predictors),
+        np.sum(list(weights.values()), axis=0)[..., None] * (labels - np.exp(logps)),
+    )
     return sums | {"grads": {"logits": grad}}

@@ -1,4 +1,8 @@
-"""Level 4: gradient descent on a tiny given language model, whose logits after token v are row v of a table."""
+"""Level 4: gradient descent on a tiny language model that is given.
+
+The logits after token v are row v of a table. Each function takes the params and inputs of a case
+and returns its outputs.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,28 +12,38 @@ import numpy as np
 from reference.conformance.tokens import summed
 
 Values = dict[str, Any]
-ROWS = ("score_chosen", "score_rejected")  # what of the inputs has a row for each pair, besides tokens and masks
+ROWS = (
+    "score_chosen",
+    "score_rejected",
+)  # what of the inputs has a row for each pair, besides tokens and masks
 
 
 def train(loss: Callable[[Values, Values], Values], params: Values, inputs: Values) -> Values:
     """S steps of plain gradient descent on a preference loss of `pairs`.
 
-    `batches` [S, A, M] names each step's pairs; its loss is the mean over all A x M of them, however they are split.
-    `ref_table` never changes.
+    W <- W - learning_rate dL/dW
+
+    `batches` [S, A, M] names the pairs of each step, whose loss L is the mean over all A M of them,
+    however they are split. `ref_table` never changes.
     """
     table, ref = inputs["table"], _pair_logps(inputs["ref_table"], inputs)
     losses = []
     for rows in inputs["batches"].reshape(len(inputs["batches"]), -1):
         policy = _pair_logps(table, inputs)
         made = loss(params, _loss_inputs(policy, ref, inputs, rows))
-        grad = sum(_table_grad(table, inputs, name, rows, made["grads"]) for name in ("chosen", "rejected"))
+        grad = sum(
+            _table_grad(table, inputs, name, rows, made["grads"]) for name in ("chosen", "rejected")
+        )
         table = table - params["learning_rate"] * grad
         losses.append(made["loss"])
     return {"losses": np.array(losses), "parameters": table}
 
 
 def train_sft(params: Values, inputs: Values) -> Values:
-    """The same on the mean negative log-likelihood of all response TOKENS of a step, however it is split."""
+    """S steps on the mean negative log-likelihood of the step's response TOKENS.
+
+    The mean is over all tokens of the step, however its pairs are split.
+    """
     table, losses = inputs["table"], []
     for rows in inputs["batches"].reshape(len(inputs["batches"]), -1):
         count = inputs["chosen_mask"][rows, 1:].sum()
@@ -55,12 +69,17 @@ def _token_inputs(table: np.ndarray, inputs: Values, name: str, rows: Any = slic
 
 def _loss_inputs(policy: Values, ref: Values, inputs: Values, rows: np.ndarray) -> Values:
     scores = {name: inputs[name][..., rows] for name in ROWS if name in inputs}
-    logps = {f"{who}_{name}_logps": values[name][rows]
-             for who, values in (("policy", policy), ("ref", ref)) for name in ("chosen", "rejected")}
+    logps = {
+        f"{who}_{name}_logps": values[name][rows]
+        for who, values in (("policy", policy), ("ref", ref))
+        for name in ("chosen", "rejected")
+    }
     return logps | scores
 
 
-def _table_grad(table: np.ndarray, inputs: Values, name: str, rows: np.ndarray, grads: Values) -> np.ndarray:
+def _table_grad(
+    table: np.ndarray, inputs: Values, name: str, rows: np.ndarray, grads: Values
+) -> np.ndarray:
     """Chain rule: a gradient of the rows' log-probabilities to one of the table."""
     scored = _token_inputs(table, inputs, name, rows)
     slopes = summed({}, scored)["grads"]["logits"] * grads[f"policy_{name}_logps"][:, None, None]

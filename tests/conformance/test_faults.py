@@ -23,8 +23,8 @@ from reference.conformance.judge import judge
 from tests.conformance.vectors import FLAGS
 
 ROOT = Path(reference.__file__).parent
-MODULES = ("objectives", "conformance.tokens", "conformance.pairs", "conformance.data", "conformance.training",
-           "conformance.dialects")
+MODULES = ("simplex", "objectives", "conformance.tokens", "conformance.pairs", "conformance.data",
+           "conformance.training", "conformance.dialects")
 ALL = load_cases()
 
 
@@ -42,7 +42,7 @@ def faults_of(module):
     return lambda flag, *edit: Fault(flag, module, *edit)
 
 
-objectives, tokens, pairs, data, training, dialects = map(faults_of, MODULES)
+simplex, objectives, tokens, pairs, data, training, dialects = map(faults_of, MODULES)
 
 
 def half(expression, dtype):
@@ -196,7 +196,7 @@ FAULTS = {
     "reward margin added": pairs("margin-dropped", "differences - inputs.get", "differences + inputs.get"),
     # ensembles
     "E-DPO of the mean": dialects("min-mean", NEAREST_MEMBER, MEAN),
-    "farthest member": objectives("min-mean", "np.argmin(_member_losses", "np.argmax(_member_losses"),
+    "farthest member": objectives("min-mean", "np.argmin(_model_losses", "np.argmax(_model_losses"),
     "mean by the nearest": dialects("min-mean", MEAN, NEAREST_MEMBER),
     "hull's centre": dialects("min-mean", HULL, MEAN),
     "farthest for each pair": pairs("min-mean", "np.argmin(residuals**2", "np.argmax(residuals**2"),
@@ -205,9 +205,9 @@ FAULTS = {
     "example-min outside the mean": dialects("example-min", "pairs.nearest_per_pair", "E_DPO"),
     "weights of each pair": pairs("example-min", MIXTURE, PER_PAIR),
     "hull at the best corner": dialects("hull-at-a-corner", HULL, NEAREST_MEMBER),
-    "hull's corners": objectives("hull-at-a-corner", "range(1, len(members) + 1)", "range(1, 2)"),
-    "hull's edges": objectives("hull-at-a-corner", "range(1, len(members) + 1)", "range(1, 3)"),
-    "hull's plane": objectives("hull-at-a-corner", CLIPPED, "weights"),
+    "hull's corners": simplex("hull-at-a-corner", "range(1, len(vertices) + 1)", "range(1, 2)"),
+    "hull's edges": simplex("hull-at-a-corner", "range(1, len(vertices) + 1)", "range(1, 3)"),
+    "hull's plane": simplex("hull-at-a-corner", CLIPPED, "weights"),
     "hull's cone": dialects("hull-at-a-corner", HULL, f"pairs.distil_ensemble, {CONE}"),
     # the KL
     "KL reversed": objectives("kl-reversed", KL, "np.exp(policy) * (policy - ref)"),
@@ -391,7 +391,7 @@ class Narrow:
     def __init__(self, dtype):
         self.dtype, package = dtype, read_anew(ROUNDED if dtype == "bfloat16" else None)
         self.reference, self.supports = package.dialects.adapter, package.dialects.adapter.supports
-        for module in ("objectives", "tokens", "pairs", "training"):
+        for module in ("simplex", "objectives", "tokens", "pairs", "training"):
             vars(getattr(package, module))["np"] = Numpy32()
 
     def evaluate(self, objective, dialect, params, inputs):

@@ -4,6 +4,7 @@ A claim's own arithmetic, and the exact solvers that the reference alone has, st
 """
 
 import inspect
+import sys
 from functools import cache, partial
 from types import FunctionType, ModuleType, SimpleNamespace
 
@@ -93,7 +94,8 @@ def about_minipref(monkeypatch, dtype):
         ),
         "METHODS": methods.METHODS,
     }
-    for module in (claims, errata):
+    defined = {getattr(claims, name).__module__ for name in claims.__all__}
+    for module in (*(sys.modules[name] for name in defined), errata):
         for name, value in list(vars(module).items()):
             monkeypatch.setattr(module, name, allowances.get(name, swapped(value, dtype)))
 

@@ -2,9 +2,15 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+
 from reference.__main__ import CLAIMS
+from reference.claims import maximin_values
+from reference.instances import draw
 
 FOLDER = Path(__file__).parents[2] / "reference"
 TEXT, LINKS = (FOLDER / "README.md").read_text().split("\n\n[`", 1)
@@ -12,9 +18,12 @@ TEXT, LINKS = (FOLDER / "README.md").read_text().split("\n\n[`", 1)
 
 def lines_of(path):
     """Where each function and annotated constant of a module starts: (name, link)."""
+    module = path.relative_to(FOLDER).as_posix()
     for node in ast.parse(path.read_text()).body:
-        if name := getattr(node, "name", None) or getattr(getattr(node, "target", None), "id", None):
-            yield name, f"{path.name}#L{node.lineno}"
+        if name := getattr(node, "name", None) or getattr(
+            getattr(node, "target", None), "id", None
+        ):
+            yield name, f"{module}#L{node.lineno}"
 
 
 def test_links_lead_to_the_functions():
@@ -23,6 +32,39 @@ def test_links_lead_to_the_functions():
     lines = {module: dict(lines_of(FOLDER / module)) for module in modules}
     assert linked == {name: lines[link.split("#")[0]].get(name) for name, link in linked.items()}
     assert set(linked) == set(re.findall(r"\[`(\w+)`\]", TEXT))
+
+
+def test_the_snippet_prints_what_it_says():
+    """Each line that prints is followed by a comment with what it prints."""
+    source = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)[1]
+    assert set(re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)) == {
+        "numpy",
+        "reference",
+    }
+    printed = subprocess.run(
+        [sys.executable, "-W", "error", "-c", source],
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert printed.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", source, re.MULTILINE) != []
+
+
+def test_the_figures_are_those_of_the_table():
+    """e-DPO's limit, of 50 instances: its mean value, and in how many of them it is optimal."""
+    rng, values = np.random.default_rng(0), []
+    while len(values) < 50:
+        instance = draw(maximin_values, rng)
+        if len(instance["rewards"]) > 1:
+            values.append(maximin_values(**instance))
+    best, hull, finite, _ = np.transpose(values)
+    optimal = [int(np.sum(best - limit <= 1e-6)) for limit in (hull, finite)]
+    assert optimal == [50, 11] and round(np.mean(finite), 3) == -0.545
+    opening = " ".join(TEXT[: TEXT.index("## In an hour")].split())
+    assert (
+        "optimal in 11 of 50" in opening and "-.545" in opening and "optimal in all 50" in opening
+    )
 
 
 def test_every_claim_is_in_a_table():

@@ -6,7 +6,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from reference import bag_of_words, bandit, loglinear, objectives, tabular
+from reference import bag_of_words, bandit, loglinear, objectives, simplex, tabular
 from reference.methods import METHODS
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -213,7 +213,7 @@ def test_minimise_on_simplex_by_hand():
     """|w - target|^2: the projection of (0.5, 0.3, -1) is (0.6, 0.4, 0)."""
     target = np.array([0.5, 0.3, -1.0])
     quadratic = lambda w: (np.sum((w - target) ** 2), 2 * (w - target), 2 * np.eye(3))  # noqa: E731
-    close(tabular.minimise_on_simplex(quadratic, 3), [0.6, 0.4, 0])
+    close(simplex.minimise_on_simplex(quadratic, 3), [0.6, 0.4, 0])
 
 
 # bags of words
