@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from minipref.methods import METHODS, Method, method_loss
-from minipref.objectives import bradley_terry, log_ratio_margin, nearest_shares, sampled_forward_kl
+from minipref.objectives import bradley_terry, log_ratio_margin, sampled_forward_kl
+from minipref.weights import nearest_shares
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, Float[Array, "..."]]
@@ -179,13 +180,13 @@ def _checked_rewards(method: str, row: Method, rewards: ArrayLike | None, batch:
     rewards = jnp.asarray(rewards, jnp.result_type(jnp.float32, rewards))
     if rewards.ndim != 3 or rewards.shape[1:] != (batch, 2) or not len(rewards):
         raise ValueError(
-            f"rewards has shape {rewards.shape}: pass [K, B, 2], the rewards of chosen and rejected "
-            f"by K models, here with B = {batch}"
+            f"rewards has shape {rewards.shape}: pass [K, B, 2], the rewards of chosen and "
+            f"rejected by K models, here with B = {batch}"
         )
     if row.rewards == "single" and len(rewards) > 1:
         raise ValueError(
-            f"rewards are of {len(rewards)} models: {method} distils one; pass [1, B, 2], or use an "
-            "ensemble method"
+            f"rewards are of {len(rewards)} models: {method} distils one; pass [1, B, 2], or use "
+            "an ensemble method"
         )
     return rewards
 
@@ -198,7 +199,8 @@ def _with_gamma(method: str, row: Method, gamma: object, num_samples: int) -> Me
         return row
     if not num_samples:
         raise ValueError(
-            f"{method} has a KL term: pass log-probabilities [B, 2 + S] with S >= 1 samples of pi_ref"
+            f"{method} has a KL term: pass log-probabilities [B, 2 + S] with S >= 1 samples of "
+            "pi_ref"
         )
     if gamma is None:
         return row

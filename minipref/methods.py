@@ -15,17 +15,14 @@ from jaxtyping import Array, Float
 
 from minipref.objectives import (
     Loss,
-    Scalar,
     dpo,
     ensemble_distillation,
-    ensemble_weights,
     hull_distillation,
-    hull_weights,
     ipo,
     mean_distillation,
-    mean_weights,
     pessimistic,
 )
+from minipref.weights import Scalar, ensemble_weights, hull_weights, mean_weights
 
 
 class Method(NamedTuple):

@@ -1,11 +1,12 @@
-"""The paper's objectives, on one example each: jit, vmap and differentiate at will.
+"""The paper's objectives, Eq. 1-13: jit, vmap and differentiate at will.
 
-The same functions, in the same order, as `reference/objectives.py`, which is the place to read what they
-mean. Inputs of lower precision are promoted to float32 first. Everything is in nats (a squared loss: nats
-squared). Functions take scalars of ONE pair, so callers `vmap` and reduce; those that minimise over a batch
-say so.
+A function takes scalars of ONE pair, unless it says that it minimises over a batch; callers `vmap`
+and reduce. The same functions, in the same order, are in `reference/objectives.py`. Inputs of lower
+precision are promoted to float32. Log-probabilities, margins (their differences) and rewards are in
+nats. Two symbols stand in the equations:
 
-h denotes `margin`, the log-ratio margin of Eq. 6; rho = r(y1) - r(y2) denotes a `reward_margin`.
+    h    `margin`, the log-ratio margin of Eq. 6
+    rho  `reward_margin`, r(y1) - r(y2)
 """
 
 from typing import TypeAlias
@@ -14,24 +15,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Real, Shaped
+from jaxtyping import Array, Float, Shaped
 
-from minipref.simplex import nearest_mixture
+from minipref.weights import Margins, RewardMargins, Scalar, Weights, hull_weights
 
-Scalar: TypeAlias = Real[ArrayLike, ""]
 Loss: TypeAlias = Float[Array, ""]
 
 
 def sequence_logp(token_logps: Float[Array, " T"], mask: Shaped[Array, " T"]) -> Loss:
-    """How probable one response is: the SUM of its tokens' log-probabilities, never their mean.
+    """The log-probability of one response: the SUM over its tokens, never their mean.
 
     log pi(y | x) = sum_t mask_t log pi(y_t | x, y_<t)
 
-    Masked positions may hold NaN or -inf: neither value nor gradient reads them. A response without tokens
-    has log-probability 0.
+    Masked positions are not read, so they may hold NaN or -inf. A response without tokens has
+    log-probability 0.
 
-    Shapes: token_logps [T], mask [T] (0 or 1) -> scalar, nats. Source: section 3.1, where pi(y | x) is of
-    sequences.
+    Args:
+        token_logps: log-probabilities of the tokens [T], in nats.
+        mask: [T], 1 where a token belongs to the response and 0 elsewhere.
+
+    Returns:
+        The response's log-probability, a scalar in nats.
+    Source: section 3.1, where pi(y | x) is the probability of a sequence.
     """
     (token_logps,) = _wide(token_logps)
     return jnp.sum(jnp.where(mask, token_logps, 0.0))
@@ -40,11 +45,17 @@ def sequence_logp(token_logps: Float[Array, " T"], mask: Shaped[Array, " T"]) ->
 def log_ratio_margin(
     policy_chosen: Scalar, policy_rejected: Scalar, ref_chosen: Scalar, ref_rejected: Scalar
 ) -> Loss:
-    """By how much more than the reference the policy prefers the chosen response.
+    """How much more the policy prefers the chosen response than the reference does.
 
     h = [log pi(y_w) - log pi_ref(y_w)] - [log pi(y_l) - log pi_ref(y_l)]
 
-    Shapes: four scalars, sequence log-probabilities -> scalar, nats. Source: the argument of Eq. 6 and Eq. 7.
+    Args:
+        policy_chosen, policy_rejected: log pi of y_w and of y_l, in nats, summed over tokens.
+        ref_chosen, ref_rejected: log pi_ref of y_w and of y_l, likewise.
+
+    Returns:
+        The margin h, a scalar in nats.
+    Source: the argument of Eq. 6 and Eq. 7.
     """
     logps = _wide(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = logps
@@ -56,18 +67,29 @@ def bradley_terry(reward_margin: Scalar) -> Loss:
 
     -log sigmoid(r(y_w) - r(y_l))
 
-    Shapes: scalar -> scalar, nats. Source: Eq. 2.
+    Args:
+        reward_margin: r(y_w) - r(y_l), a scalar in nats.
+
+    Returns:
+        The loss, a scalar in nats.
+    Source: Eq. 2.
     """
     (reward_margin,) = _wide(reward_margin)
     return -jax.nn.log_sigmoid(reward_margin)  # Eq. 2
 
 
 def dpo(margin: Scalar, beta: Scalar) -> Loss:
-    """Direct preference optimization: Bradley-Terry with the policy's implicit reward beta log(pi / pi_ref).
+    """Direct preference optimization: Bradley-Terry with the rewards beta log(pi / pi_ref).
 
     -log sigmoid(beta h)
 
-    Shapes: scalars -> scalar, nats. Source: Eq. 6.
+    Args:
+        margin: h, a scalar in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats.
+    Source: Eq. 6.
     """
     margin, beta = _wide(margin, beta)
     return bradley_terry(beta * margin)  # Eq. 6
@@ -78,139 +100,117 @@ def ipo(margin: Scalar, tau: Scalar) -> Loss:
 
     (h - 1/tau)^2
 
-    The paper's convention. IPO's own authors use the target 1/(2 tau): their tau is half of this one. Margins
-    are of summed token log-probabilities, where some implementations average.
+    This is the paper's convention. The authors of IPO use the target 1/(2 tau), so their tau is
+    half of this one. Margins are of summed token log-probabilities; some implementations average.
 
-    Shapes: scalars -> scalar, nats squared. Source: section 7.1; Azar et al. (2024), Eq. 17.
+    Args:
+        margin: h, a scalar in nats.
+        tau: the inverse of the target margin, per nat, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: section 7.1; Azar et al. (2024), Eq. 17.
     """
     margin, tau = _wide(margin, tau)
     return (margin - 1.0 / tau) ** 2  # section 7.1
 
 
 def distillation(margin: Scalar, reward_margin: Scalar, beta: Scalar) -> Loss:
-    """Reward model distillation: match the policy's implicit reward difference to the reward model's.
+    """Reward model distillation: fit the policy's implicit reward margin to the reward model's.
 
     (r(y1) - r(y2) - beta h)^2
 
-    Shapes: scalars -> scalar, nats squared. Source: Eq. 7.
+    Args:
+        margin: h, a scalar in nats.
+        reward_margin: rho = r(y1) - r(y2), a scalar in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: Eq. 7.
     """
     margin, reward_margin, beta = _wide(margin, reward_margin, beta)
     return (reward_margin - beta * margin) ** 2  # Eq. 7
 
 
-def mean_distillation(margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar) -> Loss:
-    """Distil the ensemble's average: Eq. 7 averaged over the batch, against the mean of the K rewards.
+def mean_distillation(margins: Margins, reward_margins: RewardMargins, beta: Scalar) -> Loss:
+    """Distil the mean of the K reward models: the batch mean of Eq. 7.
 
     mean_b (mean_k rho_kb - beta h_b)^2
 
-    With K = 1 this is Eq. 7 itself. With more it is the baseline without pessimism, which the paper does not
+    With K = 1 this is Eq. 7. With more it is a baseline without pessimism that the paper does not
     run.
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: Eq. 7.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: Eq. 7.
     """
     margins, reward_margins, beta = _wide(margins, reward_margins, beta)
     return _batch_distillation(margins, jnp.mean(reward_margins, axis=0), beta)
 
 
-def mean_weights(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Float[Array, " K"]:
-    """The weight of each reward model in `mean_distillation`: 1/K.
-
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
-    """
-    (reward_margins,) = _wide(reward_margins)
-    return jnp.full(len(reward_margins), 1.0 / len(reward_margins), reward_margins.dtype)
-
-
-def ensemble_distillation(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Loss:
+def ensemble_distillation(margins: Margins, reward_margins: RewardMargins, beta: Scalar) -> Loss:
     """Distil the reward model that is nearest to the policy on this batch.
 
     min_k mean_b (rho_kb - beta h_b)^2
 
-    Eq. 11 has the minimum outside the whole expectation; footnote 5 takes it per minibatch, as here. The mean
-    of such minima is below the minimum of the mean.
+    The minimum of Eq. 11 is outside the expectation. Footnote 5 takes it over each minibatch, and
+    so does this function. The mean of such minima is at most the minimum of the mean.
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: first term of Eq. 11, footnote
-    5.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: the first term of Eq. 11, with footnote 5.
     """
-    return jnp.min(_member_losses(margins, reward_margins, beta))  # Eq. 11
+    return jnp.min(_model_losses(margins, reward_margins, beta))  # Eq. 11
 
 
-def ensemble_weights(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Float[Array, " K"]:
-    """Which reward model `ensemble_distillation` chose, as a one-hot vector (the first of equals).
-
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1.
-    """
-    losses = _member_losses(margins, reward_margins, beta)
-    return jax.nn.one_hot(jnp.argmin(losses), len(losses), dtype=losses.dtype)
-
-
-def nearest_shares(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Float[Array, " K"]:
-    """For what share of the pairs each reward model is the nearest to the policy, pair by pair.
-
-    mean_b onehot(argmin_k (rho_kb - beta h_b)^2)
-
-    What Figure B.3 tracks, while the loss itself takes its minimum over the batch (`ensemble_weights`).
-
-    Shapes: margins [B], reward_margins [K, B] -> [K], sums to 1. Source: section 6.2, appendix B.3.
-    """
-    of_one_pair = jax.vmap(ensemble_weights, (0, 1, None))
-    return jnp.mean(of_one_pair(margins[:, None], reward_margins[:, :, None], beta), axis=0)
-
-
-def hull_distillation(margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar) -> Loss:
+def hull_distillation(margins: Margins, reward_margins: RewardMargins, beta: Scalar) -> Loss:
     """Distil the MIXTURE of reward models that is nearest to the policy on this batch.
 
     min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2
 
-    Departs from the paper: the proof of Theorem 2 exchanges a minimum with a maximum, which needs a convex
-    set of reward models; the finite set's corners (`ensemble_distillation`) are replaced by their convex
-    hull. The weights are held constant in the gradient, which is exact at a minimum over them (envelope
-    theorem).
+    Departs from the paper. The proof of Theorem 2 exchanges a minimum with a maximum, which needs a
+    convex set of reward models. So this loss takes the convex hull of the K models, where
+    `ensemble_distillation` takes the K models alone. The slope of the loss is the slope at the
+    minimising weights, held constant (envelope theorem).
 
-    Shapes: margins [B], reward_margins [K, B] -> scalar, nats squared. Source: ours, after Theorem 2 and Eq.
-    11.
+    Args:
+        margins, reward_margins: h [B] and rho [K, B], in nats.
+        beta: the weight of the KL in Eq. 1, above 0.
+
+    Returns:
+        The loss, a scalar in nats squared.
+    Source: ours, after Theorem 2 and Eq. 11.
     """
     margins, reward_margins, beta = _wide(margins, reward_margins, beta)
     weights = hull_weights(margins, reward_margins, beta)
     return _batch_distillation(margins, _mix(weights, reward_margins), beta)
 
 
-def hull_weights(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Float[Array, " K"]:
-    """The simplex weights at which `hull_distillation` has its minimum; constants to differentiation.
-
-    argmin_{w in simplex} w' Q w, with residuals e_k = rho_k - beta h and Q_jk = mean_b e_jb e_kb
-
-    Exact up to a ridge of 8 K machine epsilons on Q's diagonal, which also chooses among weights that give
-    the same mixture. Costs a K x K solve for each change of the set of members in use, rarely more than 2 K
-    of them.
-
-    Shapes: margins [B], reward_margins [K, B] -> [K], non-negative, sums to 1. Source: ours.
-    """
-    margins, reward_margins, beta = lax.stop_gradient(_wide(margins, reward_margins, beta))
-    return nearest_mixture(reward_margins - beta * margins)
-
-
 def forward_kl(
     ref_logps: Float[Array, "*batch Y"], policy_logps: Float[Array, "*batch Y"]
 ) -> Float[Array, "*batch"]:
-    """How badly the policy covers what the reference would say.
+    """The divergence of the policy from the reference, in expectation over the reference.
 
     KL(pi_ref || pi) = sum_y pi_ref(y) [log pi_ref(y) - log pi(y)]
 
-    Outcomes of reference probability 0 contribute 0, whatever the policy. An outcome that the reference
-    allows and the policy does not makes the divergence infinite.
+    Outcomes of reference probability 0 contribute 0, whatever the policy. An outcome that only the
+    reference allows makes the divergence infinite.
 
-    Shapes: [..., Y], [..., Y], normalised log-probabilities -> [...], nats. Source: Eq. 9.
+    Args:
+        ref_logps, policy_logps: log pi_ref and log pi [..., Y], normalised, in nats.
+
+    Returns:
+        The divergence [...], in nats.
+    Source: Eq. 9.
     """
     ref_logps, policy_logps = _wide(ref_logps, policy_logps)
     possible = jnp.exp(ref_logps) > 0
@@ -223,39 +223,60 @@ def sampled_forward_kl(ref_logp: Scalar, policy_logp: Scalar) -> Loss:
 
     log pi_ref(y) - log pi(y)
 
-    Unbiased, and so sometimes negative.
+    The estimate is unbiased, and it is negative for some y.
 
-    Shapes: scalars, sequence log-probabilities of the same y -> scalar, nats. Source: second term of Eq. 11.
+    Args:
+        ref_logp, policy_logp: log pi_ref(y) and log pi(y) of the same y, scalars in nats.
+
+    Returns:
+        The estimate, a scalar in nats.
+    Source: the second term of Eq. 11.
     """
     ref_logp, policy_logp = _wide(ref_logp, policy_logp)
     return ref_logp - policy_logp  # Eq. 11
 
 
 def pessimistic(loss: Scalar, kl: Scalar, gamma: Scalar) -> Loss:
-    """A pair loss with the pull towards the reference that makes it pessimistic.
+    """A pair loss plus the weighted forward KL, which makes the loss pessimistic.
 
     loss + gamma KL(pi_ref || pi)
 
-    The paper defines gamma twice. Eq. 10 weighs the KL by beta and the loss by alpha, so Eq. 11 has gamma =
-    beta / alpha; section 6.1 says gamma = alpha / beta. Either way gamma is the number that multiplies the KL
-    here.
+    The paper defines gamma twice: as beta / alpha, which follows from Eq. 10 and Eq. 11, and as
+    alpha / beta (section 6.1). Here gamma is the number that multiplies the KL.
 
-    Shapes: scalars -> scalar. Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
+    Args:
+        loss: a pair loss, a scalar in nats or nats squared.
+        kl: the forward KL or an estimate of it, a scalar in nats.
+        gamma: the weight of the KL, at least 0.
+
+    Returns:
+        The pessimistic loss, a scalar.
+    Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
     """
     loss, kl, gamma = _wide(loss, kl, gamma)
     return loss + gamma * kl  # Eq. 11, Eq. 13
 
 
 def rlhf(
-    policy_logps: Float[Array, " Y"], ref_logps: Float[Array, " Y"], rewards: Float[Array, " Y"], beta: Scalar
+    policy_logps: Float[Array, " Y"],
+    ref_logps: Float[Array, " Y"],
+    rewards: Float[Array, " Y"],
+    beta: Scalar,
 ) -> Loss:
-    """A policy's value at one prompt, to be MAXIMISED: expected reward less divergence from the reference.
+    """A policy's value at one prompt, to be MAXIMISED: expected reward minus weighted divergence.
 
     E_{y ~ pi} r(y) - beta KL(pi || pi_ref)
 
-    The divergence is the reverse of `forward_kl`'s.
+    This divergence is the reverse KL: the expectation in it is over the policy.
 
-    Shapes: policy_logps [Y], ref_logps [Y], rewards [Y] -> scalar, nats. Source: Eq. 1.
+    Args:
+        policy_logps, ref_logps: log pi and log pi_ref [Y], normalised, in nats.
+        rewards: r [Y], in nats.
+        beta: the weight of the KL, above 0.
+
+    Returns:
+        The value, a scalar in nats.
+    Source: Eq. 1.
     """
     policy_logps, ref_logps, rewards, beta = _wide(policy_logps, ref_logps, rewards, beta)
     reverse_kl = forward_kl(policy_logps, ref_logps)
@@ -272,13 +293,21 @@ def pessimistic_rlhf(
 
     min_k mean_x [E_{y ~ pi} r_k - E_{y ~ pi_ref} r_k - beta KL(pi || pi_ref)]
 
-    Prompts are equally likely, and the minimum is outside their mean. The reference's own `rlhf` value is its
-    expected reward, so the bracket is a difference of two values.
+    Prompts are equally likely, and the minimum is outside their mean. The `rlhf` value of the
+    reference is its expected reward, so the bracket is a difference of two values.
 
-    Shapes: policy_logps [X, Y], ref_logps [X, Y], rewards [K, X, Y] -> scalar, nats. Source: Eq. 8.
+    Args:
+        policy_logps, ref_logps: log pi and log pi_ref [X, Y], normalised, in nats.
+        rewards: r [K, X, Y], in nats.
+        beta: the weight of the KL, above 0.
+
+    Returns:
+        The value, a scalar in nats; the value of pi_ref is 0.
+    Source: Eq. 8.
     """
     values = jax.vmap(jax.vmap(rlhf, (0, 0, 0, None)), (None, None, 0, None))
-    advantages = values(policy_logps, ref_logps, rewards, beta) - values(ref_logps, ref_logps, rewards, beta)
+    reference = values(ref_logps, ref_logps, rewards, beta)
+    advantages = values(policy_logps, ref_logps, rewards, beta) - reference
     return jnp.min(jnp.mean(advantages, axis=-1))  # Eq. 8
 
 
@@ -288,7 +317,7 @@ def _wide(*inputs: Shaped[ArrayLike, "..."]) -> tuple[Array, ...]:
     return tuple(jnp.asarray(x, dtype) for x in inputs)
 
 
-def _mix(weights: Float[Array, " K"], reward_margins: Float[Array, "K B"]) -> Float[Array, " B"]:
+def _mix(weights: Weights, reward_margins: RewardMargins) -> Margins:
     """The mixture's reward margins, in full float32 on every device."""
     return jnp.matmul(weights, reward_margins, precision=lax.Precision.HIGHEST)
 
@@ -300,8 +329,6 @@ def _batch_distillation(
     return jnp.mean(jax.vmap(distillation, (0, 0, None))(margins, reward_margins, beta))
 
 
-def _member_losses(
-    margins: Float[Array, " B"], reward_margins: Float[Array, "K B"], beta: Scalar
-) -> Float[Array, " K"]:
+def _model_losses(margins: Margins, reward_margins: RewardMargins, beta: Scalar) -> Weights:
     """The batch mean of Eq. 7 for each reward model."""
     return jax.vmap(_batch_distillation, (None, 0, None))(margins, reward_margins, beta)

@@ -14,14 +14,12 @@ import numpy as np
 from reference.objectives import (
     dpo,
     ensemble_distillation,
-    ensemble_weights,
     hull_distillation,
-    hull_weights,
     ipo,
     mean_distillation,
-    mean_weights,
     pessimistic,
 )
+from reference.weights import ensemble_weights, hull_weights, mean_weights
 
 
 class Method(NamedTuple):

@@ -10,7 +10,7 @@ differences) and rewards are in nats. Two symbols stand in the equations:
 
 import numpy as np
 
-from reference.simplex import nearest_mixture
+from reference.weights import hull_weights
 
 
 def sequence_logp(token_logps, mask):
@@ -134,21 +134,6 @@ def mean_distillation(margins, reward_margins, beta):
     return _batch_distillation(margins, np.mean(reward_margins, axis=0), beta)
 
 
-def mean_weights(margins, reward_margins, beta):
-    """The weight of each reward model in `mean_distillation`.
-
-    w_k = 1/K
-
-    Args:
-        margins, reward_margins, beta: as in `mean_distillation`; only K is read.
-
-    Returns:
-        Weights [K], with sum 1.
-    Source: Eq. 7.
-    """
-    return np.full(len(reward_margins), 1.0 / len(reward_margins))
-
-
 def ensemble_distillation(margins, reward_margins, beta):
     """Distil the reward model that is nearest to the policy on this batch.
 
@@ -166,41 +151,6 @@ def ensemble_distillation(margins, reward_margins, beta):
     Source: the first term of Eq. 11, with footnote 5.
     """
     return np.min(_model_losses(margins, reward_margins, beta))  # Eq. 11
-
-
-def ensemble_weights(margins, reward_margins, beta):
-    """The reward model that `ensemble_distillation` selects, as a one-hot vector.
-
-    w = onehot(argmin_k mean_b (rho_kb - beta h_b)^2)
-
-    Args:
-        margins, reward_margins, beta: as in `ensemble_distillation`.
-
-    Returns:
-        Weights [K], with sum 1. Of several nearest models the first has weight 1.
-    Source: the first term of Eq. 11, with footnote 5.
-    """
-    return np.eye(len(reward_margins))[np.argmin(_model_losses(margins, reward_margins, beta))]
-
-
-def nearest_shares(margins, reward_margins, beta):
-    """The share of the pairs on which each reward model is the nearest to the policy.
-
-    mean_b onehot(argmin_k (rho_kb - beta h_b)^2)
-
-    Figure B.3 tracks these shares. The loss itself takes its minimum over the whole batch
-    (`ensemble_weights`).
-
-    Args:
-        margins, reward_margins, beta: as in `ensemble_distillation`.
-
-    Returns:
-        Shares [K], with sum 1.
-    Source: section 6.2, appendix B.3.
-    """
-    pairs = zip(margins, np.transpose(reward_margins), strict=True)
-    weights = [ensemble_weights([margin], rewards[:, None], beta) for margin, rewards in pairs]
-    return np.mean(weights, axis=0)
 
 
 def hull_distillation(margins, reward_margins, beta):
@@ -223,21 +173,6 @@ def hull_distillation(margins, reward_margins, beta):
     """
     weights = hull_weights(margins, reward_margins, beta)
     return _batch_distillation(margins, weights @ reward_margins, beta)
-
-
-def hull_weights(margins, reward_margins, beta):
-    """The simplex weights at which `hull_distillation` has its minimum.
-
-    argmin_{w in simplex} mean_b (sum_k w_k e_kb)^2,  e_kb = rho_kb - beta h_b
-
-    Args:
-        margins, reward_margins, beta: as in `hull_distillation`.
-
-    Returns:
-        Weights [K], non-negative, with sum 1. If several give the same mixture, one of them.
-    Source: ours; `simplex.nearest_mixture` says how the minimum is computed.
-    """
-    return nearest_mixture(reward_margins - beta * np.asarray(margins))
 
 
 def forward_kl(ref_logps, policy_logps):

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from reference.conformance import data, pairs, tokens, training
-from reference.objectives import ensemble_weights, hull_weights, mean_weights
+from reference.weights import ensemble_weights, hull_weights, mean_weights
 
 Values = dict[str, Any]
 

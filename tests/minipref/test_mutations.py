@@ -1,5 +1,6 @@
-"""The hand values notice mistakes: each deliberate one in minipref/objectives.py fails one of them."""
+"""The hand values notice mistakes: each deliberate one in an objective fails one of them."""
 
+import re
 import runpy
 import types
 from pathlib import Path
@@ -8,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minipref import objectives
+from minipref import objectives, simplex, weights
 
-SOURCE = Path(objectives.__file__).read_text()
+SOURCE = "\n".join(
+    re.sub(r"^from minipref.*\n", "", Path(module.__file__).read_text(), flags=re.MULTILINE)
+    for module in (simplex, weights, objectives)
+)
 HAND = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "test_objectives.py"))["HAND"]
 QUICK_FIRST = sorted(HAND, key=lambda hand: hand.name.startswith("hull"))
 
@@ -41,12 +45,12 @@ MUTATIONS = {
     "IPO's own tau": ("(margin - 1.0 / tau)", "(margin - 0.5 / tau)"),
     "mean over tokens": ("jnp.sum(jnp.where(mask", "jnp.mean(jnp.where(mask"),
     "mask ignored": ("jnp.where(mask, token_logps, 0.0)", "token_logps"),
-    "mean over the ensemble": ("jnp.min(_member_losses", "jnp.mean(_member_losses"),
-    "max over the ensemble": ("jnp.min(_member_losses", "jnp.max(_member_losses"),
-    "farthest member": ("jnp.argmin(losses)", "jnp.argmax(losses)"),
+    "mean over the ensemble": ("jnp.min(_model_losses", "jnp.mean(_model_losses"),
+    "max over the ensemble": ("jnp.min(_model_losses", "jnp.max(_model_losses"),
+    "farthest model": ("jnp.argmin(losses)", "jnp.argmax(losses)"),
     "sum over the batch": ("jnp.mean(jax.vmap(distillation", "jnp.sum(jax.vmap(distillation"),
     "minimum over pairs": ("jnp.mean(jax.vmap(distillation", "jnp.min(jax.vmap(distillation"),
-    "hull's residuals without beta": ("reward_margins - beta * margins", "reward_margins - margins"),
+    "hull's residuals without beta": ("jnp.asarray(beta, dtype) * margins", "margins"),
     "hull stuck at a corner": ("~(jnp.max(descent) > 4 * ridge)", "jnp.array(True)"),
     "KL reversed": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(policy) * (policy - ref)"),
     "KL negated": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(ref) * (policy - ref)"),
@@ -65,7 +69,7 @@ MUTATIONS = {
         "jnp.min(jnp.mean(advantages, axis=-1))",
         "jnp.mean(jnp.min(advantages, axis=0))",
     ),
-    "no baseline": (" - values(ref_logps, ref_logps, rewards, beta)", ""),
+    "no baseline": ("rewards, beta) - reference", "rewards, beta)"),
 }
 
 

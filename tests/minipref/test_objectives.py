@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import reference.objectives as ref
-from minipref import objectives
+from minipref import objectives, weights
 
 SHARED = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "test_objectives.py"))
 HAND, NAMES, central_differences = SHARED["HAND"], SHARED["NAMES"], SHARED["central_differences"]
@@ -42,7 +42,8 @@ SCALARS = [
 BATCHED = ["mean_distillation", "ensemble_distillation", "hull_distillation"]
 POLICIES = ["forward_kl", "rlhf"]
 DIFFERENTIATED = [*SCALARS, *BATCHED, *POLICIES]
-JITTED = {name: jax.jit(getattr(objectives, name)) for name in [*BATCHED, "hull_weights"]}
+JITTED = {name: jax.jit(getattr(objectives, name)) for name in BATCHED}
+JITTED["hull_weights"] = jax.jit(weights.hull_weights)
 ENSEMBLES = [("hull_distillation", members, "float64") for members in range(1, 7)]
 ENSEMBLES += [("hull_distillation", 5, dtype) for dtype in DTYPES[1:]]
 ENSEMBLES += [(name, 4, dtype) for name in BATCHED[:2] for dtype in DTYPES]
@@ -50,6 +51,10 @@ POSITIVE = {"beta", "tau"}
 moderate = st.floats(-8, 8, width=16)
 positive = st.floats(0.125, 3, width=16)
 quick = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def function(name):
+    return getattr(objectives, name, None) or getattr(weights, name)
 
 
 def arguments(name):
@@ -89,21 +94,21 @@ def assert_agrees(name, args, dtype):
 
 @pytest.mark.parametrize("hand", HAND, ids=NAMES)
 def test_by_hand(hand):
-    function = getattr(objectives, hand.name)
+    compute = function(hand.name)
     with jax.enable_x64(True):
         args = [jnp.asarray(np.asarray(arg)) for arg in hand.args]  # a bare float would be weakly typed
-        np.testing.assert_allclose(function(*args), hand.value, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(compute(*args), hand.value, rtol=1e-12, atol=1e-14)
         for position, expected in hand.gradient.items():
-            gradient = jax.grad(function, argnums=position)(*args)
+            gradient = jax.grad(compute, argnums=position)(*args)
             np.testing.assert_allclose(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("hand", HAND, ids=NAMES)
 def test_eager_jit_and_vmap_agree(hand):
-    function, args = getattr(objectives, hand.name), [jnp.asarray(arg) for arg in hand.args]
-    eager = function(*args)
-    twice = jax.jit(jax.vmap(function))(*[jnp.stack([arg, arg]) for arg in args])
-    np.testing.assert_allclose(jax.jit(function)(*args), eager, rtol=1e-6, atol=1e-6)
+    compute, args = function(hand.name), [jnp.asarray(arg) for arg in hand.args]
+    eager = compute(*args)
+    twice = jax.jit(jax.vmap(compute))(*[jnp.stack([arg, arg]) for arg in args])
+    np.testing.assert_allclose(jax.jit(compute)(*args), eager, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(twice, jnp.stack([eager, eager]), rtol=1e-6, atol=1e-6)
 
 

@@ -10,7 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from reference import objectives
+from reference import objectives, weights
 
 LN2, LN3 = math.log(2), math.log(3)
 NAN, INF = math.nan, math.inf
@@ -122,25 +122,30 @@ def central_differences(function, args, position, step=1e-5):
     return np.reshape(slopes, base.shape)
 
 
+def function(name):
+    return getattr(objectives, name, None) or getattr(weights, name)
+
+
 @pytest.mark.parametrize("hand", HAND, ids=NAMES)
 def test_value_by_hand(hand):
     args = [np.asarray(arg, np.float64) for arg in hand.args]
-    np.testing.assert_allclose(getattr(objectives, hand.name)(*args), hand.value, rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(function(hand.name)(*args), hand.value, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("hand", HAND, ids=NAMES)
 def test_derivative_by_hand(hand):
     args = [np.asarray(arg, np.float64) for arg in hand.args]
     for position, expected in hand.gradient.items():
-        gradient = central_differences(getattr(objectives, hand.name), args, position)
+        gradient = central_differences(function(hand.name), args, position)
         np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_every_objective_has_a_hand_value():
     public = {
         name
-        for name, item in vars(objectives).items()
-        if getattr(item, "__module__", "") == objectives.__name__
+        for module in (objectives, weights)
+        for name, item in vars(module).items()
+        if getattr(item, "__module__", "") == module.__name__
     }
     assert {hand.name for hand in HAND} == {name for name in public if not name.startswith("_")}
 
@@ -172,7 +177,7 @@ def test_hull_reaches_zero_between_opposite_rewards():
     rewards = np.array([[2.0], [-2.0]])
     assert objectives.ensemble_distillation(np.zeros(1), rewards, 1.0) == 4.0
     assert objectives.hull_distillation(np.zeros(1), rewards, 1.0) == pytest.approx(0.0, abs=1e-30)
-    np.testing.assert_allclose(objectives.hull_weights(np.zeros(1), rewards, 1.0), [0.5, 0.5])
+    np.testing.assert_allclose(weights.hull_weights(np.zeros(1), rewards, 1.0), [0.5, 0.5])
 
 
 def test_hull_is_not_above_any_point_of_the_simplex():
