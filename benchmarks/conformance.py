@@ -121,8 +121,8 @@ def description(peer: Peer, finding: Finding, answer: Any) -> str:
     by_hand = finding.by_hand.replace("\n", "\n    ")
     paragraphs = [
         f"### {peer.library}: {finding.title} ({finding.kind})",
-        f"Documentation: {finding.says}",
-        f"Code: {finding.does}",
+        f"Documentation: {finding.documentation}",
+        f"Code: {finding.code}",
         f"    {by_hand}\n    {peer.package} {peer.version()}: {json.dumps(answer)}",
     ]
     return "\n\n".join(paragraphs)

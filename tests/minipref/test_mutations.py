@@ -1,4 +1,7 @@
-"""The hand values notice mistakes: each deliberate one in minipref/objectives.py fails one of them."""
+"""The hand values notice mistakes.
+
+Every deliberate mistake in `minipref/objectives.py` or `minipref/simplex.py` fails one of them.
+"""
 
 import runpy
 import types
@@ -8,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minipref import objectives
+from minipref import objectives, simplex
 
-SOURCE = Path(objectives.__file__).read_text()
+SOURCES = {module: Path(module.__file__).read_text() for module in (objectives, simplex)}
 HAND = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "test_objectives.py"))["HAND"]
 QUICK_FIRST = sorted(HAND, key=lambda hand: hand.name.startswith("hull"))
 
 MUTATIONS = {
-    "margin's sign flipped": ("(policy_chosen - ref_chosen) - (", "-(policy_chosen - ref_chosen) + ("),
+    "margin's sign flipped": (
+        "(policy_chosen - ref_chosen) - (",
+        "-(policy_chosen - ref_chosen) + (",
+    ),
     "chosen and rejected swapped": (
         "(policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)",
         "(policy_rejected - ref_rejected) - (policy_chosen - ref_chosen)",
@@ -32,7 +38,10 @@ MUTATIONS = {
         "(reward_margin - beta * margin)",
         "(reward_margin + beta * margin)",
     ),
-    "beta on the wrong side": ("(reward_margin - beta * margin)", "(beta * reward_margin - margin)"),
+    "beta on the wrong side": (
+        "(reward_margin - beta * margin)",
+        "(beta * reward_margin - margin)",
+    ),
     "distillation not squared": (
         "(reward_margin - beta * margin) ** 2",
         "abs(reward_margin - beta * margin)",
@@ -46,11 +55,16 @@ MUTATIONS = {
     "farthest member": ("jnp.argmin(losses)", "jnp.argmax(losses)"),
     "sum over the batch": ("jnp.mean(jax.vmap(distillation", "jnp.sum(jax.vmap(distillation"),
     "minimum over pairs": ("jnp.mean(jax.vmap(distillation", "jnp.min(jax.vmap(distillation"),
-    "hull's residuals without beta": ("reward_margins - beta * margins", "reward_margins - margins"),
-    "hull stuck at a corner": ("~(jnp.max(descent) > 4 * ridge)", "jnp.array(True)"),
+    "hull's residuals without beta": (
+        "reward_margins - beta * margins",
+        "reward_margins - margins",
+    ),
     "KL reversed": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(policy) * (policy - ref)"),
     "KL negated": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(ref) * (policy - ref)"),
-    "KL's zeros ignored": ("possible = jnp.exp(ref_logps) > 0", "possible = jnp.full(ref_logps.shape, True)"),
+    "KL's zeros ignored": (
+        "possible = jnp.exp(ref_logps) > 0",
+        "possible = jnp.full(ref_logps.shape, True)",
+    ),
     "sampled KL reversed": ("return ref_logp - policy_logp", "return policy_logp - ref_logp"),
     "gamma dropped": ("loss + gamma * kl", "loss + kl"),
     "KL dropped": ("loss + gamma * kl", "loss"),
@@ -68,26 +82,45 @@ MUTATIONS = {
     "no baseline": (" - values(ref_logps, ref_logps, rewards, beta)", ""),
 }
 
+SOLVER_MUTATIONS = {
+    "hull stuck at a corner": ("~(jnp.max(descent) > 4 * ridge)", "jnp.array(True)"),
+    "weights not normalised": ("return end.point / jnp.sum(end.point)", "return end.point"),
+}
+
 
 def module(source):
-    """The source as a module of its own."""
+    """A source as a module of its own."""
     fresh = types.ModuleType("mutant")
     exec(compile(source, "mutant", "exec"), vars(fresh))
     return fresh
 
 
+def mutated(original, before, after):
+    """A module with one expression replaced, which occurs in it once."""
+    source = SOURCES[original]
+    assert source.count(before) == 1
+    return module(source.replace(before, after))
+
+
 def agrees(functions, hand):
     value = getattr(functions, hand.name)(*(jnp.asarray(arg) for arg in hand.args))
-    return np.shape(value) == np.shape(hand.value) and np.allclose(value, hand.value, rtol=1e-5, atol=1e-6)
+    return np.shape(value) == np.shape(hand.value) and np.allclose(
+        value, hand.value, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_source_itself_passes():
-    assert all(agrees(module(SOURCE), hand) for hand in HAND)
+    assert all(agrees(module(SOURCES[objectives]), hand) for hand in HAND)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_mutation_is_noticed(mutation):
-    before, after = MUTATIONS[mutation]
-    assert SOURCE.count(before) == 1
-    mutant = module(SOURCE.replace(before, after))
+    mutant = mutated(objectives, *MUTATIONS[mutation])
     assert not all(agrees(mutant, hand) for hand in QUICK_FIRST)
+
+
+@pytest.mark.parametrize("mutation", SOLVER_MUTATIONS)
+def test_mutation_of_the_solver_is_noticed(mutation):
+    mutant = module(SOURCES[objectives])
+    mutant.nearest_mixture = mutated(simplex, *SOLVER_MUTATIONS[mutation]).nearest_mixture
+    assert not all(agrees(mutant, hand) for hand in HAND)
