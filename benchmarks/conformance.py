@@ -1,6 +1,7 @@
-"""`python -m benchmarks.conformance`: other libraries' own code against the conformance kit.
+"""`python -m benchmarks.conformance`: the code of other libraries against the conformance kit.
 
-Writes `results/conformance.md`: what each claims, what passes, and what was found. What is not installed is left out.
+The command writes `results/conformance.md`: what each library claims, what passes, and
+the findings. It leaves out libraries that are not installed.
 """
 
 import json
@@ -12,21 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.peers.findings import KINDS, Finding, of
+from benchmarks.peers.findings import KINDS, Finding, findings_of
 from benchmarks.peers.registry import PEERS, Peer
 
 RESULTS = Path(__file__).parent / "results" / "conformance.md"
 COLUMNS = ("passed", "failed", "errored")
 TOTALS = """| library | package | version | passed | failed | errored | skipped: not claimed |
 |---|---|---|---|---|---|---|"""
-HELD = """Cases by dialect. A library is held to what its documentation claims, or else to what its code is named after.
-Its own code runs, unchanged, in float32 on the CPU; `benchmarks/peers/` says how it is called. OpenRLHF and
-LLaMA-Factory run with a newer transformers than they ask for, OpenRLHF without DeepSpeed and FlashAttention."""
+EXPLANATION = """Cases by dialect. A library has to do what its documentation claims, or, where the
+documentation is silent, what the name of its code says. Its own code runs, unchanged, in float32 on
+the CPU; `benchmarks/peers/` shows the calls. OpenRLHF and LLaMA-Factory run with a newer
+transformers than they ask for, and OpenRLHF without DeepSpeed and FlashAttention."""
 CLAIMS = """| library | claims | where | passed | failed | errored | follows in fact |
 |---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
+    """Write the page and print it."""
     peers = [peer for peer in PEERS if not peer.missing()]
     reports = {peer.name: report(peer) for peer in peers}
     answers = {module: probed(module) for module in dict.fromkeys(peer.module for peer in peers)}
@@ -35,20 +38,34 @@ def main() -> None:
 
 
 def report(peer: Peer) -> dict[str, Any]:
-    """Errors: RuntimeError where the kit did not run, or found what the list of expected failures does not have."""
-    found = json.loads(output(peer.command, {0, 1}))
-    if found["unexpected"] or found["mended"]:
-        raise RuntimeError(f"{peer.xfail}: unexpected {found['unexpected']}, mended {found['mended']}")
-    return found
+    """The JSON that the kit prints of one adapter.
+
+    Raises:
+        RuntimeError: The kit did not run, or its failures are not those of the list.
+    """
+    answer = json.loads(output(peer.command, {0, 1}))
+    unexpected, mended = answer["unexpected"], answer["mended"]
+    if unexpected or mended:
+        raise RuntimeError(f"{peer.xfail}: unexpected {unexpected}, mended {mended}")
+    return answer
 
 
 def probed(module: str) -> dict[str, Any]:
-    """The library's answers to its findings' questions, in a process of its own: some libraries exclude each other."""
-    return json.loads(output([sys.executable, "-m", "benchmarks.peers.findings", module], {0}).splitlines()[-1])
+    """Title of each finding -> what the installed library answers.
+
+    It has a process of its own: some libraries exclude each other.
+    """
+    command = [sys.executable, "-m", "benchmarks.peers.findings", module]
+    return json.loads(output(command, {0}).splitlines()[-1])
 
 
 def output(command: list[str], expected: set[int]) -> str:
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    """What a command prints; its exit status has to be one of `expected`."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode not in expected:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-3000:]}")
@@ -56,18 +73,29 @@ def output(command: list[str], expected: set[int]) -> str:
 
 
 def page(peers: list[Peer], reports: dict[str, dict], answers: dict[str, dict]) -> str:
-    return "\n".join([
-        "`python -m benchmarks.conformance`", "", describe(), "", TOTALS,
-        *(total(peer, reports[peer.name]) for peer in peers), "", HELD, "", CLAIMS,
-        *(row for peer in peers for row in dialects(peer, reports[peer.name])), "", "## Findings", "",
-        *(f"- *{kind}*: {meaning}" for kind, meaning in KINDS.items()), "",
-        *(told(peer, finding, answers[peer.module][finding.title])
-          for peer in peers for finding in of(peer.module) if finding.adapter == peer.adapter),
-    ]).rstrip() + "\n"
+    """The page in Markdown."""
+    paragraphs = [
+        "`python -m benchmarks.conformance`",
+        describe(),
+        "\n".join([TOTALS, *(totals_row(peer, reports[peer.name]) for peer in peers)]),
+        EXPLANATION,
+        "\n".join(
+            [CLAIMS, *(row for peer in peers for row in claim_rows(peer, reports[peer.name]))]
+        ),
+        "## Findings",
+        "\n".join(f"- *{kind}*: {meaning}" for kind, meaning in KINDS.items()),
+        *(
+            description(peer, finding, answers[peer.module][finding.title])
+            for peer in peers
+            for finding in findings_of(peer.module)
+            if finding.adapter == peer.adapter
+        ),
+    ]
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def total(peer: Peer, found: dict[str, Any]) -> str:
-    numbers = [str(found["totals"][outcome]) for outcome in (*COLUMNS, "skipped")]
+def totals_row(peer: Peer, report: dict[str, Any]) -> str:
+    numbers = [str(report["totals"][outcome]) for outcome in (*COLUMNS, "skipped")]
     return table_row(peer.library, peer.package, peer.version(), *numbers)
 
 
@@ -75,25 +103,29 @@ def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def dialects(peer: Peer, found: dict[str, Any]) -> list[str]:
+def claim_rows(peer: Peer, report: dict[str, Any]) -> list[str]:
+    """A row of the table for each dialect that the library claims."""
     counts: dict[str, Counter] = defaultdict(Counter)
-    for result in found["results"]:
+    for result in report["results"]:
         counts[f"{result['objective']}/{result['dialect']}"][result["outcome"]] += 1
-    return [line(peer, name, counts[name], found["follows"].get(name, [])) for name in peer.claims]
+    rows = []
+    for name, where in peer.claims.items():
+        numbers = [str(counts[name][outcome] or "") for outcome in COLUMNS]
+        follows = ", ".join(report["follows"].get(name, []))
+        rows.append(table_row(peer.library, name, where, *numbers, follows))
+    return rows
 
 
-def line(peer: Peer, name: str, counts: Counter, follows: list[str]) -> str:
-    numbers = [str(counts[outcome] or "") for outcome in COLUMNS]
-    return table_row(peer.library, name, peer.claims[name], *numbers, ", ".join(follows))
-
-
-def told(peer: Peer, finding: Finding, answer: Any) -> str:
+def description(peer: Peer, finding: Finding, answer: Any) -> str:
+    """A finding in Markdown."""
     by_hand = finding.by_hand.replace("\n", "\n    ")
-    return "\n".join([
-        f"### {peer.library}: {finding.title} ({finding.kind})", "",
-        f"Documentation: {finding.says}", "", f"Code: {finding.does}", "",
-        f"    {by_hand}", f"    {peer.package} {peer.version()}: {json.dumps(answer)}", "",
-    ])
+    paragraphs = [
+        f"### {peer.library}: {finding.title} ({finding.kind})",
+        f"Documentation: {finding.documentation}",
+        f"Code: {finding.code}",
+        f"    {by_hand}\n    {peer.package} {peer.version()}: {json.dumps(answer)}",
+    ]
+    return "\n\n".join(paragraphs)
 
 
 if __name__ == "__main__":

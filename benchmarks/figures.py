@@ -1,9 +1,9 @@
-"""`python -m benchmarks.figures DIR`: pictures of the paper's claims, drawn from what `reference/` computes.
+"""`python -m benchmarks.figures DIR`: pictures of the paper's claims, computed by `reference/`.
 
 figure1.png       Figure 1: Theorem 2 on three responses, as printed and over the convex hull of S
 bag_of_words.png  Propositions 2 and 3: what DPO does to a bag of words
-figure_b2.png     Figure B.2: p-DPO (exact KL; section 7.1's on the pairs) and IPO over three arms, with and without
-                  transitive closure
+figure_b2.png     Figure B.2: p-DPO (exact KL; section 7.1's on the pairs) and IPO over three arms,
+                  with and without transitive closure
 maximin.png       the pessimistic objective, Eq. 8: what each reading of Theorem 2 reaches
 """
 
@@ -33,16 +33,19 @@ TOY_REWARDS = tabular.implicit_rewards(TOY_POLICIES, TOY_REF, 1.0)
 
 
 def figure1(path: Path) -> None:
+    """Figure 1."""
     _, best = tabular.maximin(TOY_REF, TOY_REWARDS, 1.0)
     figure = Figure(figsize=(7.5, 6))
     ax = figure.subplots()
     draw_divergence(figure, ax)
     edges = [plane(mixtures(*TOY_REWARDS[list(pair)])) for pair in ([0, 1], [1, 2], [2, 0])]
-    ax.fill(*np.concatenate(edges, axis=1), facecolor=SKY, edgecolor=BLUE, alpha=0.35, linewidth=1.2)
+    hull = np.concatenate(edges, axis=1)
+    ax.fill(*hull, facecolor=SKY, edgecolor=BLUE, alpha=0.35, linewidth=1.2)
     ax.annotate("policies of\nS's convex hull", (0.53, 0.09), color=BLUE, fontsize=9)
     mark(ax, TOY_REF, "$\\pi_{ref}$", "black", "o", (8, 2))
     mark(ax, best, "the nearest of the hull,\nwhich maximises Eq. 8", RED, "*", (-125, 8))
-    for policy, name, offset in zip(TOY_POLICIES, TOY_NAMES, [(12, 6), (0, -32), (0, -32)], strict=True):
+    offsets = [(12, 6), (0, -32), (0, -32)]
+    for policy, name, offset in zip(TOY_POLICIES, TOY_NAMES, offsets, strict=True):
         mark(ax, policy, name, BLUE, "s", offset)
     ax.plot(1, 0, "x", color="black", clip_on=False)
     ax.annotate("$\\pi_{MLE}$", (1, 0), (-2, 14), textcoords="offset points")
@@ -52,12 +55,19 @@ def figure1(path: Path) -> None:
 
 
 def draw_divergence(figure: Figure, ax: Axes) -> None:
-    """Contours of KL(pi_ref || pi) over the triangle of policies."""
+    """Draw contours of KL(pi_ref || pi) over the triangle of policies."""
     better, worse = np.meshgrid(np.linspace(0.002, 0.996, 250), np.linspace(0.002, 0.996, 250))
     other = np.where(better + worse < 0.998, 1 - better - worse, np.nan)
     divergence = forward_kl(TOY_REF, np.log(np.stack([better, worse, other], axis=-1)))
-    filled = ax.contourf(better, worse, np.where(np.isnan(other), np.nan, divergence), np.arange(0, 2.1, 0.2),
-                         cmap="Greys", alpha=0.5, extend="max")
+    filled = ax.contourf(
+        better,
+        worse,
+        np.where(np.isnan(other), np.nan, divergence),
+        np.arange(0, 2.1, 0.2),
+        cmap="Greys",
+        alpha=0.5,
+        extend="max",
+    )
     figure.colorbar(filled, ax=ax, label="KL($\\pi_{ref}$ || $\\pi$), nats")
 
 
@@ -69,16 +79,25 @@ def plane(policies: np.ndarray) -> np.ndarray:
 def mixtures(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The optimal policies of the mixtures of two reward models, from the first to the second."""
     weights = np.linspace(0, 1, 101)
-    return np.stack([tabular.optimal_policy(TOY_REF, (1 - w) * first + w * second, 1.0) for w in weights])
+    mixed = [(1 - w) * first + w * second for w in weights]
+    return np.stack([tabular.optimal_policy(TOY_REF, rewards, 1.0) for rewards in mixed])
 
 
-def mark(ax: Axes, policy: np.ndarray, name: str, color: str, marker: str, offset: tuple[int, int]) -> None:
-    """A policy with its divergence from pi_ref and its value."""
+def mark(
+    ax: Axes, policy: np.ndarray, name: str, color: str, marker: str, offset: tuple[int, int]
+) -> None:
+    """Draw a policy with its divergence from pi_ref and its value."""
     (x,), (y,) = plane(policy[None])
     value = pessimistic_rlhf(policy, TOY_REF, TOY_REWARDS, 1.0)
     ax.plot(x, y, marker, color=color, markersize=14 if marker == "*" else 7)
-    ax.annotate(f"{name}\nKL {forward_kl(TOY_REF, policy)[0]:.2f}, Eq. 8 {value:+.2f}", (x, y), offset,
-                textcoords="offset points", color=color, fontsize=9)
+    ax.annotate(
+        f"{name}\nKL {forward_kl(TOY_REF, policy)[0]:.2f}, Eq. 8 {value:+.2f}",
+        (x, y),
+        offset,
+        textcoords="offset points",
+        color=color,
+        fontsize=9,
+    )
 
 
 # Propositions 2 and 3.
@@ -90,6 +109,7 @@ BAGS = {
 
 
 def bags(path: Path) -> None:
+    """Propositions 2 and 3."""
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     axes = figure.subplots(1, len(BAGS), sharex=True)
     for ax, (title, counts) in zip(axes, BAGS.items(), strict=True):
@@ -102,7 +122,7 @@ def bags(path: Path) -> None:
 
 
 def draw_bag(ax: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
-    """Four log-probabilities along gradient descent from theta = 0."""
+    """Draw four log-probabilities along gradient descent from theta = 0."""
     problem = bag_of_words.problem(np.zeros(len(chosen)), [chosen], [rejected], np.zeros((0, 1)))
     path = descend(problem, METHODS["dpo"], 1.0, 0.1, 3000)[1:, 0]
     most = np.sum(chosen) * np.eye(len(chosen), dtype=int)[np.argmax(chosen - rejected)]
@@ -113,8 +133,8 @@ def draw_bag(ax: Axes, chosen: np.ndarray, rejected: np.ndarray) -> None:
         "log $\\pi(y_\\ell)$": (bag_of_words.log_prob, rejected, RED, "-", 1.5),
     }
     for label, (function, count, color, style, width) in lines.items():
-        values = [function(theta, count) for theta in path]
-        ax.plot(np.arange(1, len(path) + 1), values, style, color=color, linewidth=width, label=label)
+        steps, values = np.arange(1, len(path) + 1), [function(theta, count) for theta in path]
+        ax.plot(steps, values, style, color=color, linewidth=width, label=label)
 
 
 # Figure B.2.
@@ -125,14 +145,18 @@ SHADES = [ORANGE, SKY, GREEN, RED]
 
 
 def figure_b2(path: Path) -> None:
+    """Figure B.2."""
     figure = Figure(figsize=(11, 8.5), layout="constrained")
     grid = figure.subplots(3, 3, sharex=True, sharey="col")
+    targets = np.geomspace(0.04, 8, 13)
     for dataset, pairs in DATASETS.items():
-        for (beta, shade), (row, solve) in product(zip(BETAS, SHADES, strict=True), enumerate(P_DPO.values())):
+        shades = zip(BETAS, SHADES, strict=True)
+        for (beta, shade), (row, solve) in product(shades, enumerate(P_DPO.values())):
             solutions = [solve(pairs, 3, beta, alpha) for alpha in ALPHAS]
-            draw_arms(grid[row], np.log(np.subtract(ALPHAS, 1)) / beta, solutions, dataset, shade)
-        targets = np.geomspace(0.04, 8, 13)
-        draw_arms(grid[2], targets, [bandit.ipo_solution(pairs, 3, 1 / target) for target in targets], dataset, "black")
+            x = np.log(np.subtract(ALPHAS, 1)) / beta
+            draw_arms(grid[row], x, solutions, dataset, shade)
+        solutions = [bandit.ipo_solution(pairs, 3, 1 / target) for target in targets]
+        draw_arms(grid[2], targets, solutions, dataset, "black")
     for row, method in zip(grid, [*P_DPO, "IPO"], strict=True):
         for arm, ax in enumerate(row):
             ax.set(title=f"{method}: $\\pi(y_{arm + 1})$", xscale="log")
@@ -143,37 +167,50 @@ def figure_b2(path: Path) -> None:
 
 
 def exact_kl_solution(pairs: np.ndarray, arms: int, beta: float, alpha: float) -> np.ndarray:
-    """p-DPO with the summed losses of the pairs and (beta / alpha) KL(uniform || pi): [arms]."""
-    problem = tabular.problem(np.zeros((1, arms)), np.insert(pairs, 0, 0, axis=1), np.zeros((0, 1, arms)))
+    """The logits [arms] of p-DPO with the exact KL.
+
+    They minimise the sum of the pairs' losses plus (beta / alpha) KL(uniform || pi).
+    """
+    ref, no_rewards = np.zeros((1, arms)), np.zeros((0, 1, arms))
+    problem = tabular.problem(ref, np.insert(pairs, 0, 0, axis=1), no_rewards)
     weight = beta / alpha / len(pairs)  # of the mean loss
     method = METHODS["p-dpo"]._replace(gamma=(weight, weight))
-    value = lambda theta: loglinear.loss(problem, method, theta[None], beta)  # noqa: E731
-    slope = lambda theta: loglinear.gradient(problem, method, theta[None], beta)[0]  # noqa: E731
+
+    def value(theta: np.ndarray) -> float:
+        return loglinear.loss(problem, method, theta[None], beta)
+
+    def slope(theta: np.ndarray) -> np.ndarray:
+        return loglinear.gradient(problem, method, theta[None], beta)[0]
+
     return minimize(value, np.zeros(arms), jac=slope, options={"gtol": 1e-9}).x
 
 
-P_DPO = {"p-DPO, exact KL": exact_kl_solution, "p-DPO, KL on pairs": bandit.pessimistic_dpo_solution}
+P_DPO = {
+    "p-DPO, exact KL": exact_kl_solution,
+    "p-DPO, KL on pairs": bandit.pessimistic_dpo_solution,
+}
 
 
-def draw_arms(axes: np.ndarray, x: np.ndarray, weights: list[np.ndarray], dataset: str, color: str) -> None:
-    """Each arm's learned probability in its own panel."""
+def draw_arms(
+    axes: np.ndarray, x: np.ndarray, weights: list[np.ndarray], dataset: str, color: str
+) -> None:
+    """Draw the learned probability of each arm in its own panel."""
     for ax, probabilities in zip(axes, np.exp(log_softmax(np.array(weights))).T, strict=True):
         ax.plot(x, probabilities, STYLES[dataset], color=color, markersize=5, linewidth=1.2)
 
 
 def b2_key(ax: Axes) -> list[Line2D]:
     """Lines without points, for the legend."""
-    betas = [ax.plot([], [], color=shade, label=f"β = {beta:g}") for beta, shade in zip(BETAS, SHADES, strict=True)]
-    lines = [ax.plot([], [], style, color="0.3", label=dataset) for dataset, style in STYLES.items()]
-    return [line for (line,) in (*betas, *lines)]
+    labels = {f"β = {beta:g}": shade for beta, shade in zip(BETAS, SHADES, strict=True)}
+    betas = [ax.plot([], [], color=shade, label=label) for label, shade in labels.items()]
+    datasets = [ax.plot([], [], style, color="0.3", label=name) for name, style in STYLES.items()]
+    return [line for (line,) in (*betas, *datasets)]
 
 
 # The pessimistic objective.
 INSTANCES = 60
-
-
-GAMMA = 1e-2  # of the hull's loss, Eq. 11
-CANDIDATES = {  # method whose look it has -> label
+GAMMA = 1e-2  # of the loss of hull, Eq. 11
+CANDIDATES = {  # the method whose colour and marker a candidate has -> its label
     "e-dpo": "nearest of S (Theorem 2 as printed)",
     "mean": "mean of the rewards",
     "hull": f"nearest of S's convex hull (γ = {GAMMA})",
@@ -181,26 +218,32 @@ CANDIDATES = {  # method whose look it has -> label
 
 
 def maximin(path: Path) -> None:
-    """Values instance by instance, and each policy's shortfalls in order."""
-    values = np.array(sorted(reached(np.random.default_rng(seed)) for seed in range(INSTANCES)))
+    """The values of Eq. 8 by instance, and the sorted shortfalls of each policy."""
+    generators = [np.random.default_rng(seed) for seed in range(INSTANCES)]
+    table = np.array(sorted(values_of_eq_8(rng) for rng in generators))
+    maximum, *reached = table.T
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(values[:, 0], color="0.4", linewidth=1, label="maximum of Eq. 8")
+    left.plot(maximum, color="0.4", linewidth=1, label="maximum of Eq. 8")
     left.axhline(0, color="0.4", linestyle="--", linewidth=1, label="$\\pi_{ref}$")
-    for (name, label), found in zip(CANDIDATES.items(), values.T[1:], strict=True):
+    for (name, label), values in zip(CANDIDATES.items(), reached, strict=True):
         look = LOOKS[name]
-        left.plot(found, look.marker, color=look.color, markersize=5, label=label)
-        right.plot(np.sort(values[:, 0] - found), look.marker, color=look.color, markersize=5)
+        left.plot(values, look.marker, color=look.color, markersize=5, label=label)
+        right.plot(np.sort(maximum - values), look.marker, color=look.color, markersize=5)
     left.set(xlabel="instance, by the maximum", ylabel="Eq. 8, nats")
-    right.set(xlabel="rank of the shortfall", ylabel="shortfall from the maximum, nats", yscale="log")
+    right.set(xlabel="rank of the shortfall", ylabel="shortfall from the maximum, nats")
+    right.set(yscale="log")
     for ax in (left, right):
         bare(ax)
     figure.legend(handles=left.lines, loc="outside lower center", ncols=3, frameon=False)
     save(figure, path)
 
 
-def reached(rng: np.random.Generator) -> list[float]:
-    """Eq. 8's maximum and the candidates' values: four responses, three reward models, beta 1."""
+def values_of_eq_8(rng: np.random.Generator) -> list[float]:
+    """The maximum of Eq. 8, and its values at the candidates, in a random instance.
+
+    An instance has four responses, three reward models and a beta of 1.
+    """
     ref, rewards = log_softmax(rng.normal(size=(1, 4))), rng.normal(size=(3, 1, 4))
     policies = [
         tabular.maximin(ref, rewards, 1.0)[1],
@@ -211,10 +254,16 @@ def reached(rng: np.random.Generator) -> list[float]:
     return [float(pessimistic_rlhf(policy, ref, rewards, 1.0)) for policy in policies]
 
 
-FIGURES = {"figure1.png": figure1, "bag_of_words.png": bags, "figure_b2.png": figure_b2, "maximin.png": maximin}
+FIGURES = {
+    "figure1.png": figure1,
+    "bag_of_words.png": bags,
+    "figure_b2.png": figure_b2,
+    "maximin.png": maximin,
+}
 
 
 def main(folder: Path) -> None:
+    """Write the four pictures."""
     for name, draw in FIGURES.items():
         draw(folder / name)
 

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.host_memory`: host memory beyond the model itself while it is made, saved and loaded.
+"""`python -m benchmarks.host_memory`: host memory beyond the model itself.
 
-On CPU devices the model lies in host memory too, so its own size is taken off the peak of each process.
+Jobs make a model, save it and load it. On CPU devices the model lies in host memory too, so its own
+size is subtracted from the peak of each process.
 """
 
 import os
@@ -19,52 +20,71 @@ from scale.io.huggingface import export
 from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.sharding import initialise
 
-CONFIG = replace(MODELS["smollm2-135m"], num_layers=16, d_model=1024, num_heads=16, num_kv_heads=4, d_ff=4096, max_seq_len=128)
+CONFIG = replace(
+    MODELS["smollm2-135m"],
+    num_layers=16,
+    d_model=1024,
+    num_heads=16,
+    num_kv_heads=4,
+    d_ff=4096,
+    max_seq_len=128,
+)
 JOBS = ("initialise", "initialise and save", "load", "initialise and export", "load exported")
 
 
-def model_of(config: ModelConfig) -> Transformer:
-    runtime = make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
-    return jax.block_until_ready(initialise(lambda: Transformer(config, jax.random.key(0), runtime)))
+def runtime_of_devices() -> Runtime:
+    """Two-way tensor parallelism where there are several devices."""
+    return make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
 
 
-def run(job: str, at: Path) -> None:
-    """Does the job and prints its process's peak, and its size before."""
-    runtime = make_runtime(RuntimeConfig(tensor=2) if jax.device_count() > 1 else RuntimeConfig())
+def make_model(config: ModelConfig, runtime: Runtime) -> Transformer:
+    model = initialise(lambda: Transformer(config, jax.random.key(0), runtime))
+    return jax.block_until_ready(model)
+
+
+def run(job: str, folder: Path) -> None:
+    """Do the job; print the size of the process before it and the peak after it, GiB."""
+    runtime = runtime_of_devices()
     tokenizer = train_tokenizer(["some words"], 300)
+    before = peak_memory_gib()
     if job.startswith("load"):
-        before = peak_memory_gib()
-        jax.block_until_ready(model_folder.load_policy(at / ("hf" if "exported" in job else "ours"), runtime).model)
+        path = folder / ("hf" if "exported" in job else "ours")
+        jax.block_until_ready(model_folder.load_policy(path, runtime).model)
     else:
-        before = peak_memory_gib()
-        model = model_of(CONFIG)
+        model = make_model(CONFIG, runtime)
         if job == "initialise and save":
-            model_folder.save(at / "ours", model, CONFIG, tokenizer)
+            model_folder.save(folder / "ours", model, CONFIG, tokenizer)
         elif job == "initialise and export":
-            export(at / "hf", model, tokenizer)
+            export(folder / "hf", model, tokenizer)
     print(before, peak_memory_gib())
 
 
 def main() -> None:
-    sizes = [leaf.size * 4 / 2**20 for leaf in jax.tree.leaves(jax.eval_shape(
-        lambda: Transformer(CONFIG, jax.random.key(0))))]
-    print(f"{describe()}\nmodel {sum(sizes):.0f} MiB, largest array (of all layers) {max(sizes):.0f} MiB\n")
+    """Print the table, with a process for each job."""
+    model = jax.eval_shape(lambda: Transformer(CONFIG, jax.random.key(0)))
+    sizes = [leaf.size * 4 / 2**20 for leaf in jax.tree.leaves(model)]
+    largest = f"largest array (of all layers) {max(sizes):.0f} MiB"
+    print(f"{describe()}\nmodel {sum(sizes):.0f} MiB, {largest}\n")
     print("| devices | job | MiB beyond the model |\n|---|---|---|")
     for devices in (1, 8):
-        with tempfile.TemporaryDirectory() as at:
+        with tempfile.TemporaryDirectory() as folder:
             for job in JOBS:
-                print(f"| {devices} | {job} | {beyond(job, at, devices, sum(sizes)):.0f} |", flush=True)
+                extra = memory_beyond(job, folder, devices, sum(sizes))
+                print(f"| {devices} | {job} | {extra:.0f} |", flush=True)
 
 
-def beyond(job: str, at: str, devices: int, model: float) -> float:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    command = [sys.executable, "-m", "benchmarks.host_memory", job, at]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": flags})
+def memory_beyond(job: str, folder: str, devices: int, model_mib: float) -> float:
+    """The memory that a job takes beyond its model, MiB."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "benchmarks.host_memory", job, folder]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | flags
+    )
     before, peak = (1024 * float(number) for number in done.stdout.split())
-    return peak - before - model
+    return peak - before - model_mib
 
 
 if __name__ == "__main__":

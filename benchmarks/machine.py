@@ -1,4 +1,8 @@
-"""What a number was measured on. JAX is imported by what needs it: it would count as memory of a program without it."""
+"""What a number was measured on, and how.
+
+JAX is imported by the functions that need it: in a program without JAX it would count as memory of
+that program.
+"""
 
 import os
 import platform
@@ -13,24 +17,29 @@ from typing import Any
 
 
 def describe() -> str:
+    """The date, the machine and the versions of the libraries."""
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count()
     device = jax.devices()[0]
-    return (f"{date.today()}, {cores} cores ({platform.machine()}), {device.device_kind}, "
-            f"Python {platform.python_version()}, jax {version('jax')}, equinox {version('equinox')}")
+    return (
+        f"{date.today()}, {cores} cores ({platform.machine()}), {device.device_kind}, "
+        f"Python {platform.python_version()}, jax {version('jax')}, equinox {version('equinox')}"
+    )
 
 
 def matmul_flops(size: int = 2048, repeats: int = 8) -> float:
-    """Best float32 matrix-product rate of this machine (FLOP/s): the peak that shares are of."""
+    """The best rate of a float32 matrix product on this machine (FLOP/s)."""
     import jax.numpy as jnp
 
     a = jnp.ones((size, size))
-    seconds = [timed(lambda: a @ a) for _ in range(repeats + 2)][2:]  # compiled once, by JAX itself
+    seconds = [timed(lambda: a @ a) for _ in range(repeats + 2)][2:]  # JAX compiles the first
     return 2 * size**3 / min(seconds)
 
 
 def timed(call: Callable[[], Any]) -> float:
+    """The seconds of a call, until its results are on the device."""
     import jax
 
     start = time.perf_counter()
@@ -43,7 +52,11 @@ def median(seconds: Sequence[float]) -> float:
 
 
 def peak_memory_gib() -> float:
-    """Largest resident size of this process so far. Linux's `ru_maxrss` starts at the size of the parent process."""
+    """The largest resident size of this process so far, GiB.
+
+    It is read from `/proc` where there is one: the `ru_maxrss` of Linux starts at the size of the
+    parent process.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30

@@ -1,10 +1,11 @@
-"""`python -m benchmarks.sweep`: whole sweeps as one compiled program, against NumPy's runs one by one.
+"""`python -m benchmarks.sweep`: whole sweeps as one compiled program, against NumPy's runs in turn.
 
-- Figure B.2: p-DPO's solution in the bandit over beta x alpha, with and without transitive closure (2,000 steps each).
+- Figure B.2: p-DPO's solution in the bandit over beta x alpha, with and without transitive closure
+  (2,000 steps each).
 - A tabular descent: e-DPO (200 steps) over beta x gamma x seed x data set.
 
-Every point is compared with the reference's. The compiled times are medians of several calls; "with compilation" is one
-call from nothing, tracing included.
+Every point is compared with that of the reference. The compiled times are medians of several calls.
+"With compilation" is the first call, tracing included.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,13 @@ REPEATS = 9
 
 
 class Sweep(NamedTuple):
-    """`compiled(*args)` is an array of one value for each point; `one_by_one()` yields the same points in NumPy."""
+    """One sweep, computed in two ways.
+
+    Attributes:
+        compiled: The values of all points, as a function of `args`.
+        args: The axes of the sweep.
+        one_by_one: Yields the value of each point, by the reference.
+    """
 
     compiled: Callable
     args: tuple
@@ -40,6 +47,8 @@ class Sweep(NamedTuple):
 
 
 def figure_b2() -> Sweep:
+    """p-DPO over beta x alpha, on both data sets."""
+
     def solve(pairs, beta, alpha):
         return bandit.pessimistic_dpo_solution(pairs, 3, beta, alpha)
 
@@ -54,14 +63,18 @@ def figure_b2() -> Sweep:
 
 
 def tabular() -> Sweep:
+    """e-DPO's descent over beta x gamma x start x data set."""
+
     def descend(beta, gamma, start, data):
         method = METHODS["e-dpo"]._replace(gamma=(gamma[0], gamma[1]))
-        return loglinear.descend(loglinear.Problem(*data), method, beta, 0.3 / beta**2, STEPS, start)[-1]
+        problem = loglinear.Problem(*data)
+        return loglinear.descend(problem, method, beta, 0.3 / beta**2, STEPS, start)[-1]
 
     def one_by_one():
-        for beta, gamma, start, data in product(BETAS, GAMMAS, starts, problems):
+        for beta, gamma, start, problem in product(BETAS, GAMMAS, starts, problems):
             method = reference.methods.METHODS["e-dpo"]._replace(gamma=tuple(gamma))
-            yield reference.loglinear.descend(data, method, beta, 0.3 / beta**2, STEPS, start)[-1]
+            rate = 0.3 / beta**2
+            yield reference.loglinear.descend(problem, method, beta, rate, STEPS, start)[-1]
 
     problems = [dataset(seed) for seed in range(DATASETS)]
     starts = np.random.default_rng(0).normal(size=(SEEDS, 2, 4))
@@ -78,29 +91,38 @@ def dataset(seed: int) -> reference.loglinear.Problem:
 
 
 def over_grid(function: Callable, arguments: int) -> Callable:
-    """The function at every combination of its arguments' entries, the first argument outermost."""
+    """The function at all combinations of its arguments' entries, the first argument outermost."""
     for i in reversed(range(arguments)):
         function = jax.vmap(function, [0 if i == j else None for j in range(arguments)])
     return function
 
 
 def measure(sweep: Sweep, dtype: str, expected: np.ndarray, numpy: float) -> str:
-    """One row of the table."""
+    """One row of the table; `expected` are the points that NumPy made in `numpy` seconds."""
+
+    def as_dtype(array: np.ndarray) -> jax.Array:
+        return jnp.asarray(array, dtype if array.dtype == float else None)
+
     with jax.enable_x64(dtype == "float64"):
-        args = jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype == float else None), sweep.args)
+        args = jax.tree.map(as_dtype, sweep.args)
         program = jax.jit(sweep.compiled)
         first = timed(lambda: program(*args))
         again = median([timed(lambda: program(*args)) for _ in range(REPEATS)])
         difference = np.max(np.abs(program(*args).reshape(expected.shape) - expected))
-    return (f"{len(expected)} | {dtype} | {numpy:.2f} | {first - again:.2f} | {again * 1e3:.1f} | "
-            f"{numpy / again:,.0f} x | {numpy / first:.1f} x | {difference:.0e} |")
+    return (
+        f"{len(expected)} | {dtype} | {numpy:.2f} | {first - again:.2f} | {again * 1e3:.1f} | "
+        f"{numpy / again:,.0f} x | {numpy / first:.1f} x | {difference:.0e} |"
+    )
 
 
 def main() -> None:
-    jax.block_until_ready(jax.jit(jnp.exp)(0.0))  # JAX's own start
+    """Print the table."""
+    jax.block_until_ready(jax.jit(jnp.exp)(0.0))  # the start of JAX itself
     print(f"{describe()}\n")
-    print("| sweep | points | type | NumPy, s | compilation, s | compiled, ms | faster | with compilation | "
-          "largest difference |\n|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| sweep | points | type | NumPy, s | compilation, s | compiled, ms | faster | "
+        "with compilation | largest difference |\n|---|---|---|---|---|---|---|---|---|"
+    )
     sweeps: dict[str, Sweep] = {"Figure B.2": figure_b2(), "tabular descent": tabular()}
     for name, sweep in sweeps.items():
         points: list[np.ndarray] = []

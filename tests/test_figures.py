@@ -15,4 +15,6 @@ def test_four_readable_pictures(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
     for path in tmp_path.iterdir():
         picture = imread(path)[..., :3]
-        assert min(picture.shape[:2]) > 500 and 0.02 < np.mean(picture < 0.9) < 0.6  # ink, and paper
+        assert (
+            min(picture.shape[:2]) > 500 and 0.02 < np.mean(picture < 0.9) < 0.6
+        )  # ink, and paper

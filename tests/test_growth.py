@@ -8,12 +8,14 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks import growth
-from benchmarks.work import RECIPE, Work, first_state, matmul_work, rows_of
+from benchmarks.work import OPTIMIZER, SCHEDULE, Work, batch_for, first_state, matmul_work
 from scale.model.config import ModelConfig
 from scale.plan.hlo import count
-from scale.stages.align import align_step
+from scale.train.steps import policy_step
 
-LLAMA = ModelConfig(40, 3, 24, 6, 4, 56, num_kv_heads=2, block="sequential", norm="rms", scaled_logits=False)
+LLAMA = ModelConfig(
+    40, 3, 24, 6, 4, 56, num_kv_heads=2, block="sequential", norm="rms", scaled_logits=False
+)
 PALM = ModelConfig(40, 3, 24, 6, 4, 56)
 GIB = 2**30
 
@@ -23,16 +25,22 @@ GIB = 2**30
 def test_flops_are_those_of_the_compiled_step(model, method, responses):
     work = Work(model, batch=2, prompt=16, response=8, num_reward_models=3)
     state = jax.eval_shape(lambda: first_state(work))
-    compiled = align_step.lower(method, RECIPE, state, rows_of(method, work)).compile()
-    slots = 16 + 8 * responses
-    ones = 3 * 2 * work.batch * model.num_layers * model.num_heads * slots**2  # the column of `scale.model.attention.plain`
+    batch = batch_for(method, work)
+    compiled = policy_step.lower(method, OPTIMIZER, SCHEDULE, state, batch).compile()
+    positions = 16 + 8 * responses
+    # The column of ones of `scale.model.attention.plain`.
+    ones = 3 * 2 * work.batch * model.num_layers * model.num_heads * positions**2
     norms = model.num_layers * (1 if model.block == "parallel" else 2) + 1
-    ones += 2 * work.batch * slots * model.d_model * norms  # the sums of `scale.model.layers.times`
+    # The sums of `scale.model.layers.times`.
+    ones += 2 * work.batch * positions * model.d_model * norms
     assert matmul_work(work, responses) + ones == count(compiled.as_text(), {"data": 1}).flops
 
 
 def test_flops_by_hand():
-    """Multiply-adds of one row of 8 + 3 x 4 slots: projections, attention over 20 x 20 slots, 12 labels."""
+    """Multiply-adds of one row of 8 + 3 x 4 positions, with 12 labels.
+
+    Projections, then attention over 20 x 20 positions, then the labels.
+    """
     layer = 20 * (24 * 24 + 24 * 16 + 24 * 112 + 24 * 24 + 56 * 24) + 2 * 6 * 20 * 20 * 4
     assert matmul_work(Work(LLAMA, 5, 8, 4), 3) == 3 * 2 * 5 * (3 * layer + 12 * 24 * 40)
 
@@ -48,13 +56,17 @@ def test_allowance_by_hand(vocab_size, positions):
 
 @pytest.mark.parametrize(("extra", "verdict"), [(0, "pass: 0 MiB"), (33, "FAIL: 33 MiB")])
 def test_a_run_with_made_up_costs(tmp_path, monkeypatch, extra, verdict):
-    """Each case reaches half of its best rate; memory is the allowance, and `extra` MiB at the largest vocabulary."""
+    """Each case reaches half of its best rate.
+
+    Memory is the allowance, with `extra` MiB more at the largest vocabulary.
+    """
+
     def made_up(measure, method, work):
         more = extra / 1024 if work.model.vocab_size == 2**18 else 0.0
         seconds = matmul_work(work, 2 if method == "dpo" else 3) / 50e9
         return growth.Cost(seconds, 1.0, 1.0 + growth.allowance(work) + more, 100e9)
 
-    monkeypatch.setattr(growth, "alone", made_up)
+    monkeypatch.setattr(growth, "in_new_process", made_up)
     growth.main(tmp_path)
     text = (tmp_path / "growth.md").read_text()
     assert verdict in text and text.count("| 50% |") == 5 + 5 + 6 + 5 + 5 + 2

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.peers.findings import of
+from benchmarks.peers.findings import findings_of
 from benchmarks.peers.registry import PEERS
 
 
@@ -26,11 +26,17 @@ def run(peer, command):
 def test_kit(peer):
     report = run(peer, peer.command)
     assert (report["unexpected"], report["mended"], report["follows"]) == ([], [], peer.follows)
-    answered = {f"{r['objective']}/{r['dialect']}" for r in report["results"] if r["outcome"] != "skipped"}
+    answered = {
+        f"{r['objective']}/{r['dialect']}" for r in report["results"] if r["outcome"] != "skipped"
+    }
     assert answered == set(peer.claims)
 
 
-@pytest.mark.parametrize("peer", {peer.module: peer for peer in PEERS}.values(), ids=lambda peer: peer.module)
+@pytest.mark.parametrize(
+    "peer", {peer.module: peer for peer in PEERS}.values(), ids=lambda peer: peer.module
+)
 def test_findings(peer):
     answers = run(peer, [sys.executable, "-m", "benchmarks.peers.findings", peer.module])
-    np.testing.assert_equal(answers, {finding.title: finding.found for finding in of(peer.module)})
+    np.testing.assert_equal(
+        answers, {finding.title: finding.answer for finding in findings_of(peer.module)}
+    )

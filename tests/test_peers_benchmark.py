@@ -8,60 +8,86 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers.shapes import SHAPES, random_tokens, save
+from benchmarks.peers.shapes import SHAPES, random_rows, save
 from benchmarks.peers.work import load
+from scale.data.packing import TokenizedRows
 from scale.data.tokenizer import SMALLEST, train_tokenizer
 
-TINY = replace(SHAPES["miniature"], model=replace(SHAPES["miniature"].model, num_layers=1, vocab_size=SMALLEST + 40), batch=2,
-               rows=("short",))
+TINY = replace(
+    SHAPES["miniature"],
+    model=replace(SHAPES["miniature"].model, num_layers=1, vocab_size=SMALLEST + 40),
+    batch=2,
+    rows=("short",),
+)
 RATIOS = ("pairs_per_second", "tokens_per_second", "peak_memory")
 
 
 def passes(*rounds, memory):
     """Two passes of warm-up, which do not count, and then these seconds."""
-    return [{"seconds": s, "memory": memory, "losses": [1.0], "device": "cpu"} for s in (99.0, 99.0, *rounds)]
+    return [
+        {"seconds": s, "memory": memory, "losses": [1.0], "device": "cpu"}
+        for s in (99.0, 99.0, *rounds)
+    ]
 
 
 def test_ratios_by_hand():
     """Rounds of 6 / 2, 8 / 4 and 5 / 1 seconds: 3, 2 and 5 times as fast, in 3 of 12 GiB."""
-    found = peers.ratios({"trl": passes(6.0, 8.0, 5.0, memory=12.0), "minipref": passes(2.0, 4.0, 1.0, memory=3.0)})
-    assert found == {"trl": {
-        "pairs_per_second": 3.0, "pairs_per_second_range": [2.0, 5.0],
-        "tokens_per_second": 3.0, "tokens_per_second_range": [2.0, 5.0], "peak_memory": 0.25,
-    }}
+    found = peers.ratios(
+        {"trl": passes(6.0, 8.0, 5.0, memory=12.0), "minipref": passes(2.0, 4.0, 1.0, memory=3.0)}
+    )
+    assert found == {
+        "trl": {
+            "pairs_per_second": 3.0,
+            "pairs_per_second_range": [2.0, 5.0],
+            "tokens_per_second": 3.0,
+            "tokens_per_second_range": [2.0, 5.0],
+            "peak_memory": 0.25,
+        }
+    }
 
 
 def test_speeds_by_hand():
     """24 pairs of 600 tokens in a median of 4 seconds."""
     found = peers.summary(passes(2.0, 4.0, 8.0, memory=3.0), pairs=24, tokens=600)
-    assert (found["pairs_per_second"], found["tokens_per_second"], found["peak_memory_gib"]) == (6.0, 150.0, 3.0)
+    assert (found["pairs_per_second"], found["tokens_per_second"], found["peak_memory_gib"]) == (
+        6.0,
+        150.0,
+        3.0,
+    )
     assert (found["warm_up_seconds"], found["seconds"]) == ([99.0, 99.0], [2.0, 4.0, 8.0])
 
 
 def test_disagreement_names_both_losses():
     with pytest.raises(ValueError, match=r"0\.5 in tunix and 0\.6002 in trl"):
-        peers.require_agreement({"trl": [0.6002, 0.0], "tunix": [0.5, 0.0], "minipref": [0.6, 0.0]}, 1e-4)
+        peers.require_agreement(
+            {"trl": [0.6002, 0.0], "tunix": [0.5, 0.0], "minipref": [0.6, 0.0]}, 1e-4
+        )
     peers.require_agreement({"trl": [0.60005, 9.0], "tunix": [0.6, 0.0]}, 1e-4)
 
 
 def test_work_is_read_as_written(tmp_path):
-    tokens = peers.Tokens(np.arange(28, dtype=np.int32), np.cumsum([3, 2, 2] * 4).reshape(4, 3))
+    tokens = TokenizedRows(np.arange(28, dtype=np.int32), np.cumsum([3, 2, 2] * 4).reshape(4, 3))
     save(tmp_path, TINY, train_tokenizer([], SMALLEST), tokens, "float32")
     work = load(tmp_path)
-    prompts, chosen, rejected = work.pieces
-    np.testing.assert_array_equal(np.concatenate([prompts[1], chosen[1], rejected[1]]), tokens.ids[7:14])
+    prompts, chosen, rejected = work.parts
+    np.testing.assert_array_equal(
+        np.concatenate([prompts[1], chosen[1], rejected[1]]), tokens.ids[7:14]
+    )
     assert [len(side) for side in (prompts[3], chosen[3], rejected[3])] == [3, 2, 2]
     np.testing.assert_allclose(work.ref_logps, -2 * np.log(TINY.model.vocab_size), rtol=1e-6)
     assert (work.steps, work.dtype) == (2, "float32")
 
 
 def test_random_rows_are_a_quarter_as_long_up_to_as_long():
-    lengths = random_tokens(300, (8, 3), 500).lengths
+    lengths = random_rows(300, (8, 3), 500).lengths
     assert (lengths.min(0).tolist(), lengths.max(0).tolist()) == ([2, 1, 1], [8, 3, 3])
 
 
 def test_all_three_do_the_same_work(monkeypatch, capsys):
-    """In processes of their own: the libraries warn when imported. Four pairs of unequal lengths, two a step."""
+    """Four pairs of unequal lengths, two a step.
+
+    The libraries run in processes of their own: they warn when they are imported.
+    """
     missing = [name for name in ("trl", "tunix") if not find_spec(name)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}; see benchmarks/README.md")
@@ -81,7 +107,9 @@ def test_all_three_do_the_same_work(monkeypatch, capsys):
 def uneven():
     rng = np.random.default_rng(1)
     ends = np.cumsum(rng.integers(3, 20, (4, 3)))
-    return peers.Tokens(rng.integers(SMALLEST, TINY.model.vocab_size, ends[-1]).astype(np.int32), ends.reshape(4, 3))
+    return TokenizedRows(
+        rng.integers(SMALLEST, TINY.model.vocab_size, ends[-1]).astype(np.int32), ends.reshape(4, 3)
+    )
 
 
 def test_options_that_do_not_go_together():

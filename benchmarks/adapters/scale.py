@@ -1,8 +1,9 @@
-"""`scale` as a client of a conformance kit: its files, layouts, scoring and sharded training step on given models.
+"""`scale` as a client of a conformance kit: files, layouts, scoring and the sharded training step.
 
     python -m reference.conformance --adapter benchmarks.adapters.scale:adapter
 
-`adapter` uses all devices that there are; `bfloat16` lets the model compute in bfloat16; `sharded` is a mesh 2 x 2 x 2.
+`adapter` uses all devices that there are. The model of `bfloat16` computes in bfloat16. `sharded`
+has a mesh of 2 x 2 x 2.
 """
 
 import json
@@ -69,7 +70,9 @@ class Adapter:
             ("logps", "shared-prefix"): partial(shared_prefix, runtime),
             ("training", "sft"): partial(training, runtime, SFT, ("chosen",)),
             **{
-                ("training", name): partial(training, runtime, partial(policy_loss, name, 0.0), PAIR)
+                ("training", name): partial(
+                    training, runtime, partial(policy_loss, name, 0.0), PAIR
+                )
                 for name in ("dpo", "d-dpo", "e-dpo")
             },
         }

@@ -1,1 +1,1 @@
-"""Other libraries of preference optimisation as clients of the kit, one file each, calling their own code."""
+"""Other libraries of preference optimisation: clients of the kit, and side-by-side timings."""

@@ -1,8 +1,8 @@
-"""What was found of the other libraries, each in its smallest case, which can be worked out by hand.
+"""The findings about other libraries, each with its smallest case, worked out by hand.
 
     python -m benchmarks.peers.findings MODULE
 
-prints the library's own answers as JSON, for `benchmarks.conformance`.
+prints the answers of the installed library as JSON, for `benchmarks.conformance`.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.peers.given import POLICY, REFERENCE, Values
+from benchmarks.peers.inputs import POLICY, REFERENCE, Values
 
 LN3 = math.log(3)
 KINDS = {
@@ -27,25 +27,34 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """kind: one of KINDS. says: what the documentation says. does: what the code does, and where.
+    """One finding about one library.
 
-    by_hand: the arithmetic. found: the library's answer, as it was when the finding was written.
+    Attributes:
+        adapter: The adapter of the library.
+        title: One sentence.
+        kind: A key of KINDS.
+        documentation: What the documentation says.
+        code: What the code does, and where.
+        by_hand: The arithmetic of the smallest case.
+        probe: Asks the installed library about this case.
+        answer: The answer of the library when the finding was written.
     """
 
     adapter: str
     title: str
     kind: str
-    says: str
-    does: str
+    documentation: str
+    code: str
     by_hand: str
     probe: Callable[[], Any]
-    found: Any
+    answer: Any
 
 
 def pair(chosen: float, rejected: float, **more: list[int]) -> Values:
     """Log-probabilities of one pair under a policy, and -20 of both under the reference."""
-    values = dict(zip(POLICY + REFERENCE, (-20 + chosen, -20 + rejected, -20.0, -20.0), strict=True))
-    return {name: np.array([value]) for name, value in values.items()} | {k: np.array(v) for k, v in more.items()}
+    logps = (-20 + chosen, -20 + rejected, -20.0, -20.0)
+    columns = {name: [logp] for name, logp in zip(POLICY + REFERENCE, logps, strict=True)}
+    return {name: np.array(values) for name, values in (columns | more).items()}
 
 
 def loss(answer: Values) -> float:
@@ -55,17 +64,22 @@ def loss(answer: Values) -> float:
 def trl_smoothing() -> float:
     from benchmarks.peers.trl import smoothed
 
-    return loss(smoothed.evaluate("dpo", "conservative", {"beta": 1.0, "label_smoothing": 0.25}, pair(LN3, 0.0)))
+    return loss(
+        smoothed.evaluate(
+            "dpo", "conservative", {"beta": 1.0, "label_smoothing": 0.25}, pair(LN3, 0.0)
+        )
+    )
 
 
 def trl_empty_prompt() -> float:
     import torch
 
     from benchmarks.peers.torch_common import rows_of
-    from benchmarks.peers.trl import of_rows
+    from benchmarks.peers.trl import preference_of_rows
 
     rows = rows_of(pair(2.0, 0.0))
-    return loss(of_rows("ipo", {"beta": 1.0}, rows._replace(completion_mask=torch.ones_like(rows.completion_mask))))
+    no_prompt = rows._replace(completion_mask=torch.ones_like(rows.completion_mask))
+    return loss(preference_of_rows("ipo", {"beta": 1.0}, no_prompt))
 
 
 def trl_implicit_prompt() -> Values:
@@ -85,8 +99,14 @@ def liger_smoothing() -> list[float]:
 def nothing_to_score(adapter: Any) -> list[float]:
     """The mean over no tokens: two rows, the second without a response."""
     masks = np.array([[0, 1], [0, 0]])
-    inputs = {"logits": np.zeros((2, 2, 2)), "input_ids": np.zeros((2, 2), int), "completion_mask": masks}
-    answer = adapter.evaluate("logps", "mean", {}, inputs | {"attention_mask": np.ones((2, 2), int)})
+    inputs = {
+        "logits": np.zeros((2, 2, 2)),
+        "input_ids": np.zeros((2, 2), int),
+        "completion_mask": masks,
+    }
+    answer = adapter.evaluate(
+        "logps", "mean", {}, inputs | {"attention_mask": np.ones((2, 2), int)}
+    )
     return [round(float(value), 4) for value in answer["logps"]]
 
 
@@ -103,9 +123,13 @@ def openrlhf_mean() -> list[float]:
 
 
 def banned_token(adapter: Any) -> float:
-    """A prompt of two tokens and a response of one; token 0 has probability 0, tokens 1 and 2 have 1/2 each."""
+    """A prompt of two tokens and a response of one, under probabilities 0, 1/2 and 1/2."""
     logits = np.tile([-np.inf, 0.0, 0.0], (1, 3, 1))
-    inputs = {"logits": logits, "input_ids": np.array([[1, 2, 1]]), "completion_mask": np.array([[0, 0, 1]])}
+    inputs = {
+        "logits": logits,
+        "input_ids": np.array([[1, 2, 1]]),
+        "completion_mask": np.array([[0, 0, 1]]),
+    }
     return float(adapter.evaluate("logps", "sum", {}, inputs)["logps"][0])
 
 
@@ -118,7 +142,9 @@ def torchtune_banned() -> float:
 def repeated(adapter: Any) -> float:
     """h = ln 3 of one chosen response, beside two rejected ones: beta 1."""
     inputs = {name: np.repeat(values, 2) for name, values in pair(LN3, 0.0).items()}
-    return loss(adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs | {POLICY[0]: inputs[POLICY[0]][:1]}))
+    return loss(
+        adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs | {POLICY[0]: inputs[POLICY[0]][:1]})
+    )
 
 
 def torchtune_repeated() -> float:
@@ -149,7 +175,11 @@ def llamafactory_pref_loss() -> list[float]:
 def openrlhf_margin() -> float:
     from benchmarks.peers.openrlhf import logexp
 
-    scores = {"score_chosen": np.array([1.0]), "score_rejected": np.array([0.0]), "margins": np.array([1.0])}
+    scores = {
+        "score_chosen": np.array([1.0]),
+        "score_rejected": np.array([0.0]),
+        "margins": np.array([1.0]),
+    }
     return loss(logexp.evaluate("reward", "margin", {}, scores))
 
 
@@ -166,22 +196,28 @@ def letters(**special: str) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = [" ", *special.values(), *"abcdefghijklmnopqrstuvwxyz"]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=" "))
-    made.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
-    return PreTrainedTokenizerFast(tokenizer_object=made, **{f"{name}_token": word for name, word in special.items()})
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    named = {f"{name}_token": word for name, word in special.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
 def tunix_rows() -> list[str]:
-    """What of a prompt "ab" and a response "cd</s>" the masks leave, of a tokenizer that has no padding token."""
+    """What the masks leave of a prompt "ab" and a response "cd</s>".
+
+    The tokenizer has no padding token.
+    """
     from tunix.generate.tokenizer_adapter import TokenizerAdapter
     from tunix.sft.dpo.dpo_trainer import process_dpo_record
 
-    from benchmarks.peers.tunix import kept
+    from benchmarks.peers.tunix import masked_ids
 
     tokenizer = letters(bos="<s>", eos="</s>")
     record = {"prompts": "ab", "chosen_responses": "cd</s>", "rejected_responses": "c</s>"}
-    made = process_dpo_record(record, TokenizerAdapter(tokenizer), 4, 6)
-    return [" ".join(tokenizer.convert_ids_to_tokens(kept(made, name).tolist())) for name in ("prompt", "chosen")]
+    example = process_dpo_record(record, TokenizerAdapter(tokenizer), 4, 6)
+    ids = [masked_ids(example, name).tolist() for name in ("prompt", "chosen")]
+    return [" ".join(tokenizer.convert_ids_to_tokens(part)) for part in ids]
 
 
 def tunix_long_prompt() -> list[int]:
@@ -195,167 +231,307 @@ def tunix_long_prompt() -> list[int]:
 
 def openrlhf_rows() -> list[str]:
     """Prompt "ab ", responses "cd" and "cdefgh", at most seven tokens."""
-    import_module("benchmarks.peers.openrlhf")  # its stand-ins
+    import_module("benchmarks.peers.openrlhf")  # the modules that stand in
     from datasets import Dataset
     from openrlhf.datasets.reward_dataset import RewardDataset
 
     tokenizer = letters(pad="<pad>", eos="</s>")
-    keys = SimpleNamespace(prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", apply_chat_template=False)
+    keys = SimpleNamespace(
+        prompt_key="prompt", chosen_key="chosen", rejected_key="rejected", apply_chat_template=False
+    )
     rows = Dataset.from_list([{"prompt": "ab ", "chosen": "cd\n", "rejected": "cdefgh"}])
     strategy = SimpleNamespace(args=SimpleNamespace(data=keys))
-    made = RewardDataset(rows, tokenizer, 7, strategy, is_dpo=True, num_processors=None)[0]
-    return ["|".join(tokenizer.convert_ids_to_tokens(made[i][0].tolist())) for i in (0, 2)]
+    example = RewardDataset(rows, tokenizer, 7, strategy, is_dpo=True, num_processors=None)[0]
+    ids = [example[i][0].tolist() for i in (0, 2)]
+    return ["|".join(tokenizer.convert_ids_to_tokens(part)) for part in ids]
 
 
 SMOOTHED = """h = ln 3 and beta 1, so that sigmoid(beta h) = 3/4; e = 1/4.
 plain: ln(4/3) = .2877. cDPO: .75 x .2877 + .25 x ln 4 = .2158 + .3466 = .5623."""
 
-MEAN_OF_NOTHING = """Two rows, two tokens, all logits 0: one scored token has ln(1/2) = -.6931, the mean of one.
+MEAN_OF_NOTHING = """Two rows, two tokens, all logits 0.
+One scored token has ln(1/2) = -.6931, the mean of one.
 The other row has no scored token: 0/0. The kit's convention is 0, and no gradient."""
 
 BANNED = """One response token of probability 1/2: ln(1/2) = -.6931. Token 0 has probability 0.
-A prompt's label is replaced by token 0, whose log-probability is -inf, and masked by a factor: -inf x 0 = NaN."""
+A prompt's label is replaced by token 0, whose log-probability is -inf, and masked by a factor:
+-inf x 0 = NaN."""
 
-REPEATED = """One chosen response (its log-ratio ln 3, beta 1) and two rejected ones (0): h = ln 3 twice.
+REPEATED = """One chosen response (its log-ratio ln 3, beta 1) and two rejected ones (0).
+h = ln 3 twice.
 The mean of ln(4/3) and ln(4/3) is .2877."""
 
 FINDINGS = (
     Finding(
-        "trl:smoothed", "`label_smoothing` has no effect on `loss_type` `sigmoid`", "no effect",
-        "`DPOConfig` gives `label_smoothing` to Robust DPO and EXO and is silent about `sigmoid`.",
-        "`DPOTrainer._compute_loss` reads it for `robust`, `exo_pair` and `aot*` alone; `__init__` accepts it with "
-        "`sigmoid` without a warning. TRL 0.24.0 computed cDPO there (the LLaMA-Factory rows, which run on it, pass).",
-        SMOOTHED, trl_smoothing, 0.2877,
+        adapter="trl:smoothed",
+        title="`label_smoothing` has no effect on `loss_type` `sigmoid`",
+        kind="no effect",
+        documentation=(
+            "`DPOConfig` gives `label_smoothing` to Robust DPO and EXO and is silent about "
+            "`sigmoid`."
+        ),
+        code=(
+            "`DPOTrainer._compute_loss` reads it for `robust`, `exo_pair` and `aot*` alone; "
+            "`__init__` accepts it with `sigmoid` without a warning. TRL 0.24.0 computed cDPO "
+            "there (the LLaMA-Factory rows, which run on it, pass)."
+        ),
+        by_hand=SMOOTHED,
+        probe=trl_smoothing,
+        answer=0.2877,
     ),
     Finding(
-        "trl:adapter", "`ipo` divides by one token too many where the prompt is empty", "edge case",
-        "A comment says: normalised by the number of completion tokens.",
-        "`_compute_loss` divides by the sum of `completion_mask`, not of `shift_completion_mask`, over which the "
-        "log-probabilities are summed. They differ where slot 0 is the response's: an empty prompt, or "
-        "`truncation_mode` `keep_end` and a response that fills the row.",
-        """Rows of two tokens, both the response's; one is predicted. Its log-ratio: chosen 2, rejected 0; beta 1.
-Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""", trl_empty_prompt, 0.25,
+        adapter="trl:adapter",
+        title="`ipo` divides by one token too many where the prompt is empty",
+        kind="edge case",
+        documentation="A comment says: normalised by the number of completion tokens.",
+        code=(
+            "`_compute_loss` divides by the sum of `completion_mask`, not of "
+            "`shift_completion_mask`, over which the log-probabilities are summed. They differ "
+            "where slot 0 is the response's: an empty prompt, or `truncation_mode` `keep_end` and "
+            "a response that fills the row."
+        ),
+        by_hand="""Rows of two tokens, both the response's; one is predicted.
+Its log-ratio: chosen 2, rejected 0; beta 1.
+Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
+        probe=trl_empty_prompt,
+        answer=0.25,
     ),
     Finding(
-        "trl:adapter", "Without a `prompt`, texts are cut at their first difference", "convention",
-        "`extract_prompt`: the longest common beginning is the prompt; an explicit prompt is recommended.",
-        "`extract_prompt` compares turns of conversations, which `data/conversations` asks for, and characters of "
-        "texts. Roles and what stands before the last turn are not checked: six cases that ask for an error.",
-        """"Sky? Blue." and "Sky? Black." share the 7 characters "Sky? Bl".""", trl_implicit_prompt,
-        {"prompt": "Sky? Bl", "chosen": "ue.", "rejected": "ack."},
+        adapter="trl:adapter",
+        title="Without a `prompt`, texts are cut at their first difference",
+        kind="convention",
+        documentation=(
+            "`extract_prompt`: the longest common beginning is the prompt; an explicit prompt is "
+            "recommended."
+        ),
+        code=(
+            "`extract_prompt` compares turns of conversations, which `data/conversations` asks "
+            "for, and characters of texts. Roles and what stands before the last turn are not "
+            "checked: six cases that ask for an error."
+        ),
+        by_hand=""""Sky? Blue." and "Sky? Black." share the 7 characters "Sky? Bl".""",
+        probe=trl_implicit_prompt,
+        answer={"prompt": "Sky? Bl", "chosen": "ue.", "rejected": "ack."},
     ),
     Finding(
-        "liger:adapter", "No `loss_type` computes cDPO", "defect",
-        "`LigerFusedLinearDPOLoss` lists `label_smoothing` as that of `robust`, `exo_pair` and cDPO; a comment in the "
-        "code calls `robust` cDPO.",
-        "`preference_loss_fn`: `sigmoid` does not read it (plain DPO), `robust` is the unbiased loss of Chowdhury et "
-        "al., which is another function. Which of the two was meant does not matter.",
-        SMOOTHED + "\nrobust: (.75 x .2877 - .25 x 1.3863) / (1 - .5) = -.1308 / .5 = -.2616.",
-        liger_smoothing, [0.2877, -0.2616],
+        adapter="liger:adapter",
+        title="No `loss_type` computes cDPO",
+        kind="defect",
+        documentation=(
+            "`LigerFusedLinearDPOLoss` lists `label_smoothing` as that of `robust`, `exo_pair` "
+            "and cDPO; a comment in the code calls `robust` cDPO."
+        ),
+        code=(
+            "`preference_loss_fn`: `sigmoid` does not read it (plain DPO), `robust` is the "
+            "unbiased loss of Chowdhury et al., which is another function. Which of the two was "
+            "meant does not matter."
+        ),
+        by_hand=SMOOTHED
+        + "\nrobust: (.75 x .2877 - .25 x 1.3863) / (1 - .5) = -.1308 / .5 = -.2616.",
+        probe=liger_smoothing,
+        answer=[0.2877, -0.2616],
     ),
     Finding(
-        "liger:adapter", "The average log-probability of no tokens is NaN", "edge case",
-        "`average_log_prob`: the average over tokens that are not masked.",
-        "`chunk_forward` divides by the number of tokens. One row whose response was truncated away makes the batch's "
-        "loss NaN. The default of the DPO loss is the sum, which is 0 there.",
-        MEAN_OF_NOTHING, liger_mean, [-0.6931, math.nan],
+        adapter="liger:adapter",
+        title="The average log-probability of no tokens is NaN",
+        kind="edge case",
+        documentation="`average_log_prob`: the average over tokens that are not masked.",
+        code=(
+            "`chunk_forward` divides by the number of tokens. One row whose response was "
+            "truncated away makes the batch's loss NaN. The default of the DPO loss is the sum, "
+            "which is 0 there."
+        ),
+        by_hand=MEAN_OF_NOTHING,
+        probe=liger_mean,
+        answer=[-0.6931, math.nan],
     ),
     Finding(
-        "torchtune:adapter", "A vocabulary that bans token 0 makes every log-probability NaN", "edge case",
-        "`get_batch_log_probs`: tokens of `label_pad_token_id` are ignored.",
-        "`get_batch_log_probs` gives them label 0 and multiplies by the mask.",
-        BANNED, torchtune_banned, math.nan,
+        adapter="torchtune:adapter",
+        title="A vocabulary that bans token 0 makes every log-probability NaN",
+        kind="edge case",
+        documentation="`get_batch_log_probs`: tokens of `label_pad_token_id` are ignored.",
+        code="`get_batch_log_probs` gives them label 0 and multiplies by the mask.",
+        by_hand=BANNED,
+        probe=torchtune_banned,
+        answer=math.nan,
     ),
     Finding(
-        "torchtune:adapter", "One log-probability beside several is repeated", "convention",
-        "Each is one value a pair; shapes are not said to be checked.",
-        "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The kit asks for an error.",
-        REPEATED, torchtune_repeated, 0.2877,
+        adapter="torchtune:adapter",
+        title="One log-probability beside several is repeated",
+        kind="convention",
+        documentation="Each is one value a pair; shapes are not said to be checked.",
+        code=(
+            "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The "
+            "kit asks for an error."
+        ),
+        by_hand=REPEATED,
+        probe=torchtune_repeated,
+        answer=0.2877,
     ),
     Finding(
-        "openrlhf:logexp", "`LogExpLoss` does not read its margin", "no effect",
-        "`LogExpLoss` takes `margin`, as `PairWiseLoss` does; `train_rm` has `--model.margin_loss_enable` and "
-        "`--model.loss_type` beside each other.",
-        "`LogExpLoss.forward` does not use `margin`; `RewardModelTrainer` passes it. `PairWiseLoss` passes all cases.",
-        """Scores 1 and 0, margin 1: -ln sigmoid(1 - 0 - 1) = ln 2 = .6931. Without it: ln(1 + 1/e) = .3133.""",
-        openrlhf_margin, 0.3133,
+        adapter="openrlhf:logexp",
+        title="`LogExpLoss` does not read its margin",
+        kind="no effect",
+        documentation=(
+            "`LogExpLoss` takes `margin`, as `PairWiseLoss` does; `train_rm` has "
+            "`--model.margin_loss_enable` and `--model.loss_type` beside each other."
+        ),
+        code=(
+            "`LogExpLoss.forward` does not use `margin`; `RewardModelTrainer` passes it. "
+            "`PairWiseLoss` passes all cases."
+        ),
+        by_hand="""Scores 1 and 0, margin 1: -ln sigmoid(1 - 0 - 1) = ln 2 = .6931.
+Without it: ln(1 + 1/e) = .3133.""",
+        probe=openrlhf_margin,
+        answer=0.3133,
     ),
     Finding(
-        "openrlhf:logexp", "`LogExpLoss` overflows", "edge case",
-        "nothing about it.",
-        "`LogExpLoss.forward`: log(1 + exp(x)) in float32, without the usual softplus. `PairWiseLoss` is stable.",
-        "Scores 0 and 89: ln(1 + e^89) = 89. e^89 = 4.5e38 is above float32's largest number, 3.4e38.",
-        openrlhf_overflow, math.inf,
+        adapter="openrlhf:logexp",
+        title="`LogExpLoss` overflows",
+        kind="edge case",
+        documentation="nothing about it.",
+        code=(
+            "`LogExpLoss.forward`: log(1 + exp(x)) in float32, without the usual softplus. "
+            "`PairWiseLoss` is stable."
+        ),
+        by_hand="""Scores 0 and 89: ln(1 + e^89) = 89.
+e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
+        probe=openrlhf_overflow,
+        answer=math.inf,
     ),
     Finding(
-        "openrlhf:adapter", "The average log-probability of no tokens is NaN", "edge case",
-        "`DPOTrainer._get_batch_logps`: averages over the tokens that are not masked.",
-        "It divides by their number. Its own `RewardDataset` leaves every response at least its end, and the average "
-        "is that of the NLL term alone.",
-        MEAN_OF_NOTHING, openrlhf_mean, [-0.6931, math.nan],
+        adapter="openrlhf:adapter",
+        title="The average log-probability of no tokens is NaN",
+        kind="edge case",
+        documentation=(
+            "`DPOTrainer._get_batch_logps`: averages over the tokens that are not masked."
+        ),
+        code=(
+            "It divides by their number. Its own `RewardDataset` leaves every response at least "
+            "its end, and the average is that of the NLL term alone."
+        ),
+        by_hand=MEAN_OF_NOTHING,
+        probe=openrlhf_mean,
+        answer=[-0.6931, math.nan],
     ),
     Finding(
-        "openrlhf:adapter", "One log-probability beside several is repeated", "convention",
-        "Each is one value a pair; shapes are not said to be checked.",
-        "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The kit asks for an error.",
-        REPEATED, openrlhf_repeated, 0.2877,
+        adapter="openrlhf:adapter",
+        title="One log-probability beside several is repeated",
+        kind="convention",
+        documentation="Each is one value a pair; shapes are not said to be checked.",
+        code=(
+            "`DPOLoss.forward` subtracts tensors, and PyTorch repeats one of a single value. The "
+            "kit asks for an error."
+        ),
+        by_hand=REPEATED,
+        probe=openrlhf_repeated,
+        answer=0.2877,
     ),
     Finding(
-        "openrlhf:adapter", "A space before the end of a response, and an end of a response that was cut", "convention",
-        "A comment: so that the end-of-sequence token is not truncated.",
-        "`RewardDataset.__getitem__` strips newlines, appends a space and the end-of-sequence text, truncates, and "
-        "writes the end-of-sequence token over the last one. A tokenizer that keeps the space trains on it.",
-        """Prompt "ab ", single characters, at most 7 tokens. "cd\\n": a b _ c d and the end: 6; with a space 7.
-"cdefgh": a b _ c d e f g h is cut behind f, and f becomes the end: 7 tokens, a response that does not end there.""",
-        openrlhf_rows, ["a|b| |c|d| |</s>", "a|b| |c|d|e|</s>"],
+        adapter="openrlhf:adapter",
+        title="A space before the end of a response, and an end of a response that was cut",
+        kind="convention",
+        documentation="A comment: so that the end-of-sequence token is not truncated.",
+        code=(
+            "`RewardDataset.__getitem__` strips newlines, appends a space and the end-of-sequence "
+            "text, truncates, and writes the end-of-sequence token over the last one. A tokenizer "
+            "that keeps the space trains on it."
+        ),
+        by_hand="""Prompt "ab ", single characters, at most 7 tokens.
+"cd\\n": a b _ c d and the end: 6; with a space 7.
+"cdefgh": a b _ c d e f g h is cut behind f, and f becomes the end:
+7 tokens, a response that does not end there.""",
+        probe=openrlhf_rows,
+        answer=["a|b| |c|d| |</s>", "a|b| |c|d|e|</s>"],
     ),
     Finding(
-        "tunix:adapter", "The end of a response is masked where padding has its id", "defect",
-        "`TrainingInput.chosen_mask` is the response's mask; `TokenizerAdapter.pad_id` makes the end-of-sequence token "
-        "the padding of Hugging Face tokenizers that have none, as Llama 3's.",
-        "`_generate_ids_and_masks`: the mask is what differs from `pad_id`. So the end of a response is never "
-        "trained. Nor is one added: the text has to have it.",
-        """Response "cd</s>", at most 6 tokens, padding </s>: <s> c d </s> </s> </s>. What differs from </s>: <s> c d.
-Due: c d </s>.""", tunix_rows, ["<s> a b", "<s> c d"],
+        adapter="tunix:adapter",
+        title="The end of a response is masked where padding has its id",
+        kind="defect",
+        documentation=(
+            "`TrainingInput.chosen_mask` is the response's mask; `TokenizerAdapter.pad_id` makes "
+            "the end-of-sequence token the padding of Hugging Face tokenizers that have none, as "
+            "Llama 3's."
+        ),
+        code=(
+            "`_generate_ids_and_masks`: the mask is what differs from `pad_id`. So the end of a "
+            "response is never trained. Nor is one added: the text has to have it."
+        ),
+        by_hand="""Response "cd</s>", at most 6 tokens, padding </s>: <s> c d </s> </s> </s>.
+What differs from </s>: <s> c d.
+Due: c d </s>.""",
+        probe=tunix_rows,
+        answer=["<s> a b", "<s> c d"],
     ),
     Finding(
-        "tunix:adapter", "Responses begin with the beginning-of-sequence token", "convention",
-        "`process_dpo_record` tokenizes each text; the library's own test expects the token there.",
-        "`_tokenize` puts `bos_id`, where it is not 0, before every text, and responses are texts. Its log-probability "
-        "is the same in both responses, so h does not change by it; but a model that goes on from a prompt never reads "
-        "it there. Other libraries begin a sequence once.",
-        """Prompt "ab", response "cd": the model reads <s> a b <s> c d; elsewhere <s> a b c d.""",
-        tunix_rows, ["<s> a b", "<s> c d"],
+        adapter="tunix:adapter",
+        title="Responses begin with the beginning-of-sequence token",
+        kind="convention",
+        documentation=(
+            "`process_dpo_record` tokenizes each text; the library's own test expects the token "
+            "there."
+        ),
+        code=(
+            "`_tokenize` puts `bos_id`, where it is not 0, before every text, and responses are "
+            "texts. Its log-probability is the same in both responses, so h does not change by "
+            "it; but a model that goes on from a prompt never reads it there. Other libraries "
+            "begin a sequence once."
+        ),
+        by_hand="""Prompt "ab", response "cd": the model reads <s> a b <s> c d.
+Elsewhere it reads <s> a b c d.""",
+        probe=tunix_rows,
+        answer=["<s> a b", "<s> c d"],
     ),
     Finding(
-        "tunix:adapter", "A prompt that is too long loses its end", "convention",
-        "`process_dpo_record`: what is longer than the limit is truncated.",
-        "`_generate_ids_and_masks` keeps the beginning (`data/tokens-keep-start`, which it passes); what is lost "
-        "stands next to the response.",
-        "Prompt 7 8 9, at most 2 tokens: the first two.", tunix_long_prompt, [7, 8],
+        adapter="tunix:adapter",
+        title="A prompt that is too long loses its end",
+        kind="convention",
+        documentation="`process_dpo_record`: what is longer than the limit is truncated.",
+        code=(
+            "`_generate_ids_and_masks` keeps the beginning (`data/tokens-keep-start`, which it "
+            "passes); what is lost stands next to the response."
+        ),
+        by_hand="Prompt 7 8 9, at most 2 tokens: the first two.",
+        probe=tunix_long_prompt,
+        answer=[7, 8],
     ),
     Finding(
-        "llamafactory:adapter", "`pref_loss` `hinge` and `ipo` give the sigmoid loss", "defect",
-        "`pref_loss`: the type of DPO loss to use.",
-        "`CustomDPOTrainer.compute_preference_loss` calls TRL's `dpo_loss` without its argument `loss_type`, whose "
-        "default is `sigmoid` in TRL 0.20 to 0.24 (before, it read the trainer's attribute). 0.24 is the newest TRL "
-        "that it allows. With `ipo` log-probabilities are averaged first: the sigmoid loss of averages.",
-        """Log-ratios +2 over 20 tokens and -1 over 10: h = 3, of averages .1 + .1 = .2; beta .1.
-sigmoid: ln(1 + e^-.3) = .5544. hinge: 1 - .3 = .7. ipo: (.2 - 5)^2 = 23.04; ln(1 + e^-.02) = .6832.""",
-        llamafactory_pref_loss, [0.5544, 0.5544, 0.6832],
+        adapter="llamafactory:adapter",
+        title="`pref_loss` `hinge` and `ipo` give the sigmoid loss",
+        kind="defect",
+        documentation="`pref_loss`: the type of DPO loss to use.",
+        code=(
+            "`CustomDPOTrainer.compute_preference_loss` calls TRL's `dpo_loss` without its "
+            "argument `loss_type`, whose default is `sigmoid` in TRL 0.20 to 0.24 (before, it "
+            "read the trainer's attribute). 0.24 is the newest TRL that it allows. With `ipo` "
+            "log-probabilities are averaged first: the sigmoid loss of averages."
+        ),
+        by_hand="""Log-ratios +2 over 20 tokens and -1 over 10; beta .1.
+h = 3, and .1 + .1 = .2 of averages.
+sigmoid: ln(1 + e^-.3) = .5544. hinge: 1 - .3 = .7.
+ipo: (.2 - 5)^2 = 23.04; the sigmoid loss of averages is ln(1 + e^-.02) = .6832.""",
+        probe=llamafactory_pref_loss,
+        answer=[0.5544, 0.5544, 0.6832],
     ),
     Finding(
-        "llamafactory:adapter", "A vocabulary that bans token 0 makes every log-probability NaN", "edge case",
-        "`get_batch_logps`: the sum of log-probabilities of the labels, without those masked.",
-        "`get_batch_logps` gives masked tokens label 0 and multiplies by the mask.",
-        BANNED, llamafactory_banned, math.nan,
+        adapter="llamafactory:adapter",
+        title="A vocabulary that bans token 0 makes every log-probability NaN",
+        kind="edge case",
+        documentation=(
+            "`get_batch_logps`: the sum of log-probabilities of the labels, without those masked."
+        ),
+        code="`get_batch_logps` gives masked tokens label 0 and multiplies by the mask.",
+        by_hand=BANNED,
+        probe=llamafactory_banned,
+        answer=math.nan,
     ),
 )
 
 
-def of(module: str) -> list[Finding]:
+def findings_of(module: str) -> list[Finding]:
+    """The findings of a module of adapters."""
     return [finding for finding in FINDINGS if finding.adapter.partition(":")[0] == module]
 
 
 if __name__ == "__main__":
-    print(json.dumps({finding.title: finding.probe() for finding in of(sys.argv[1])}))
+    print(json.dumps({finding.title: finding.probe() for finding in findings_of(sys.argv[1])}))

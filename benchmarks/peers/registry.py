@@ -1,4 +1,4 @@
-"""Which libraries are tested: what of the kit each of them claims, and where; and what is known of them."""
+"""The libraries that are tested: what each claims of the kit, where, and its known failures."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -7,14 +7,19 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 TRL024 = Path(sys.prefix, "trl024")
-"""Where LLaMA-Factory finds the TRL that it needs, hidden from the other libraries."""
+"""The folder of the TRL that LLaMA-Factory needs; the other libraries do not see it."""
 
 
 class Peer(NamedTuple):
-    """One adapter.
+    """One adapter of one library.
 
-    claims:  objective/dialect -> where the library says so: its documentation, else a name in its code.
-    follows: what is claimed and not done -> the dialects that it follows in fact.
+    Attributes:
+        library: The name in tables.
+        package: The name of the package.
+        adapter: Its module in `benchmarks.peers`, and its name there.
+        claims: objective/dialect -> where the library claims it: its documentation, or a name in
+            its code.
+        follows: A dialect that the library claims and does not do -> the dialects that it follows.
     """
 
     library: str
@@ -33,76 +38,133 @@ class Peer(NamedTuple):
 
     @property
     def xfail(self) -> Path:
+        """The list of the cases that it is known to fail."""
         return HERE / "xfail" / f"{self.name}.txt"
 
     @property
     def command(self) -> list[str]:
+        """The kit on this adapter."""
         kit = [sys.executable, "-m", "reference.conformance", "--json"]
         return [*kit, "--adapter", f"benchmarks.peers.{self.adapter}", "--xfail", str(self.xfail)]
 
     def missing(self) -> str:
-        """What has to be installed before it can run; nothing where it can."""
+        """What has to be installed before the adapter can run, or an empty text."""
         try:
             self.version()
         except PackageNotFoundError:
             return self.package
-        return "trl 0.24.0 in trl024" if self.package == "llamafactory" and not TRL024.is_dir() else ""
+        needs_old_trl = self.package == "llamafactory" and not TRL024.is_dir()
+        return "trl 0.24.0 in trl024" if needs_old_trl else ""
 
     def version(self) -> str:
         return version(self.package)
 
 
 PEERS = (
-    Peer("TRL", "trl", "trl:adapter", {
-        "dpo/plain": "`DPOTrainer`, `loss_type` `sigmoid`",
-        "dpo/robust": "`loss_type` `robust`; `label_smoothing` is the probability of a flipped label",
-        "ipo/token-mean": "comment at `loss_type` `ipo`: normalised by the number of tokens",
-        "reward/bradley-terry": "`RewardTrainer`",
-        "reward/margin": "`RewardTrainer`, column `margin`",
-        "logps/sum": "`DPOTrainer`, by `add_fused_lm_head`",
-        "data/explicit": "`maybe_extract_prompt`",
-        "data/conversations": "`maybe_extract_prompt`",
-    }, {}),
-    Peer("TRL, `sigmoid` with `label_smoothing`", "trl", "trl:smoothed", {
-        "dpo/conservative": "not claimed: the documentation gives `label_smoothing` to `robust` and `exo_pair`",
-    }, {"dpo/conservative": ["dpo/plain"]}),
-    Peer("Tunix", "google-tunix", "tunix:adapter", {
-        "dpo/plain": "`dpo_loss_fn`",
-        "dpo/conservative": "`dpo_loss_fn`: `label_smoothing`",
-        "logps/sum": "`compute_logps`",
-        "data/tokens-keep-start": "`process_dpo_record`: what is too long is truncated",
-    }, {}),
-    Peer("Liger Kernel", "liger-kernel", "liger:adapter", {
-        "dpo/plain": "`LigerFusedLinearDPOLoss`, `loss_type` `sigmoid`",
-        "dpo/conservative": "`label_smoothing`, said to be for `robust`, `exo_pair` and cDPO",
-        "dpo/robust": "`loss_type` `robust`",
-        "logps/sum": "`average_log_prob` false",
-        "logps/mean": "`average_log_prob` true",
-    }, {"dpo/conservative": ["dpo/plain"]}),
-    Peer("torchtune", "torchtune", "torchtune:adapter", {
-        "dpo/plain": "`DPOLoss`",
-        "dpo/conservative": "`DPOLoss`: comment at `label_smoothing`",
-        "logps/sum": "`get_batch_log_probs`",
-        "logps/mean": "`get_batch_log_probs`, `return_average_logprobs`",
-    }, {}),
-    Peer("OpenRLHF", "openrlhf", "openrlhf:adapter", {
-        "dpo/plain": "`DPOLoss`",
-        "dpo/conservative": "`DPOLoss`: comment at `label_smoothing`",
-        "ipo/sum": "`DPOLoss`, `ipo`",
-        "reward/bradley-terry": "`PairWiseLoss`",
-        "reward/margin": "`PairWiseLoss`, `margin`",
-        "logps/sum": "`DPOTrainer._get_batch_logps`",
-        "logps/mean": "`DPOTrainer._get_batch_logps`",
-    }, {}),
-    Peer("OpenRLHF, `LogExpLoss`", "openrlhf", "openrlhf:logexp", {
-        "reward/bradley-terry": "`LogExpLoss`",
-        "reward/margin": "`LogExpLoss`, `margin`",
-    }, {}),
-    Peer("LLaMA-Factory (TRL 0.24.0)", "llamafactory", "llamafactory:adapter", {
-        "dpo/plain": "`pref_loss` `sigmoid`",
-        "dpo/conservative": "`dpo_label_smoothing`, said to be that of cDPO",
-        "ipo/token-mean": "`pref_loss` `ipo`; `concatenated_forward`: average log-probabilities",
-        "reward/bradley-terry": "`PairwiseTrainer`",
-        "logps/sum": "`get_batch_logps`",
-    }, {}),
+    Peer(
+        library="TRL",
+        package="trl",
+        adapter="trl:adapter",
+        claims={
+            "dpo/plain": "`DPOTrainer`, `loss_type` `sigmoid`",
+            "dpo/robust": (
+                "`loss_type` `robust`; `label_smoothing` is the probability of a flipped label"
+            ),
+            "ipo/token-mean": "comment at `loss_type` `ipo`: normalised by the number of tokens",
+            "reward/bradley-terry": "`RewardTrainer`",
+            "reward/margin": "`RewardTrainer`, column `margin`",
+            "logps/sum": "`DPOTrainer`, by `add_fused_lm_head`",
+            "data/explicit": "`maybe_extract_prompt`",
+            "data/conversations": "`maybe_extract_prompt`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="TRL, `sigmoid` with `label_smoothing`",
+        package="trl",
+        adapter="trl:smoothed",
+        claims={
+            "dpo/conservative": (
+                "not claimed: the documentation gives `label_smoothing` to `robust` and `exo_pair`"
+            ),
+        },
+        follows={"dpo/conservative": ["dpo/plain"]},
+    ),
+    Peer(
+        library="Tunix",
+        package="google-tunix",
+        adapter="tunix:adapter",
+        claims={
+            "dpo/plain": "`dpo_loss_fn`",
+            "dpo/conservative": "`dpo_loss_fn`: `label_smoothing`",
+            "logps/sum": "`compute_logps`",
+            "data/tokens-keep-start": "`process_dpo_record`: what is too long is truncated",
+        },
+        follows={},
+    ),
+    Peer(
+        library="Liger Kernel",
+        package="liger-kernel",
+        adapter="liger:adapter",
+        claims={
+            "dpo/plain": "`LigerFusedLinearDPOLoss`, `loss_type` `sigmoid`",
+            "dpo/conservative": "`label_smoothing`, said to be for `robust`, `exo_pair` and cDPO",
+            "dpo/robust": "`loss_type` `robust`",
+            "logps/sum": "`average_log_prob` false",
+            "logps/mean": "`average_log_prob` true",
+        },
+        follows={"dpo/conservative": ["dpo/plain"]},
+    ),
+    Peer(
+        library="torchtune",
+        package="torchtune",
+        adapter="torchtune:adapter",
+        claims={
+            "dpo/plain": "`DPOLoss`",
+            "dpo/conservative": "`DPOLoss`: comment at `label_smoothing`",
+            "logps/sum": "`get_batch_log_probs`",
+            "logps/mean": "`get_batch_log_probs`, `return_average_logprobs`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="OpenRLHF",
+        package="openrlhf",
+        adapter="openrlhf:adapter",
+        claims={
+            "dpo/plain": "`DPOLoss`",
+            "dpo/conservative": "`DPOLoss`: comment at `label_smoothing`",
+            "ipo/sum": "`DPOLoss`, `ipo`",
+            "reward/bradley-terry": "`PairWiseLoss`",
+            "reward/margin": "`PairWiseLoss`, `margin`",
+            "logps/sum": "`DPOTrainer._get_batch_logps`",
+            "logps/mean": "`DPOTrainer._get_batch_logps`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="OpenRLHF, `LogExpLoss`",
+        package="openrlhf",
+        adapter="openrlhf:logexp",
+        claims={
+            "reward/bradley-terry": "`LogExpLoss`",
+            "reward/margin": "`LogExpLoss`, `margin`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="LLaMA-Factory (TRL 0.24.0)",
+        package="llamafactory",
+        adapter="llamafactory:adapter",
+        claims={
+            "dpo/plain": "`pref_loss` `sigmoid`",
+            "dpo/conservative": "`dpo_label_smoothing`, said to be that of cDPO",
+            "ipo/token-mean": (
+                "`pref_loss` `ipo`; `concatenated_forward`: average log-probabilities"
+            ),
+            "reward/bradley-terry": "`PairwiseTrainer`",
+            "logps/sum": "`get_batch_logps`",
+        },
+        follows={},
+    ),
 )

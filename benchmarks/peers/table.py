@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.peers.given import Values
+from benchmarks.peers.inputs import Values
 
 
 class Table(NamedTuple):
+    """An adapter of the kit."""
+
     functions: dict[tuple[str, str], Callable[[Values, Values], Values]]
     dtype: str = "float32"
 

@@ -1,26 +1,29 @@
-"""What the adapters of the PyTorch libraries share: arrays to tensors, and gradients back."""
+"""What the adapters of PyTorch libraries share: arrays to tensors, and gradients back to arrays."""
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.peers.given import POLICY, REFERENCE, SIDES, Values, lengths, lowered
+from benchmarks.peers.inputs import POLICY, REFERENCE, SIDES, Values, lengths, lowered
 
 
-def leaves(inputs: Values, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Tensors to differentiate in."""
-    return {name: torch.tensor(inputs[name], dtype=torch.float32, requires_grad=True) for name in names}
+def differentiable(inputs: Values, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Inputs as tensors that have gradients."""
+    return {
+        name: torch.tensor(inputs[name], dtype=torch.float32, requires_grad=True) for name in names
+    }
 
 
 def constants(inputs: Values, names: tuple[str, ...]) -> list[torch.Tensor]:
+    """Inputs as tensors without gradients."""
     return [torch.tensor(inputs[name], dtype=torch.float32) for name in names]
 
 
-def gradients(loss: torch.Tensor, given: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """By the library's own backward pass."""
+def gradients(loss: torch.Tensor, leaves: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The gradients by the leaves, from the library's own backward pass."""
     loss.backward()
-    return {name: leaf.grad.numpy() for name, leaf in given.items() if leaf.grad is not None}
+    return {name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None}
 
 
 def means(**values: torch.Tensor) -> dict[str, float]:
@@ -29,7 +32,11 @@ def means(**values: torch.Tensor) -> dict[str, float]:
 
 
 def labelled(inputs: Values) -> torch.Tensor:
-    """Labels [B, T]: the tokens that the mask marks, -100 elsewhere. Errors: ValueError where shapes differ."""
+    """Labels [B, T]: the tokens that the mask marks, and -100 elsewhere.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     return torch.tensor(np.where(inputs["completion_mask"] == 1, inputs["input_ids"], -100))
 
 
@@ -39,12 +46,20 @@ def scored(logps: torch.Tensor, logits: dict[str, torch.Tensor]) -> Values:
 
 
 class Rows(NamedTuple):
-    """Chosen, then rejected rows of one prompt token and a response, of token 0 throughout.
+    """Chosen rows, then rejected rows: one prompt token and a response, all of token 0.
 
-    Each response's log-probability is spread evenly over its tokens; the rest is that of token 1, which never occurs.
+    The log-probability of a response is spread evenly over its tokens. The rest of the probability
+    is that of token 1, which never occurs.
+
+    Attributes:
+        leaves: The log-probabilities under the policy, with gradients.
+        ref: Those under the reference.
+        logits: Logits of the policy.
+        ref_logits: Logits of the reference.
+        completion_mask: 1 at the tokens of responses.
     """
 
-    given: dict[str, torch.Tensor]
+    leaves: dict[str, torch.Tensor]
     ref: list[torch.Tensor]
     logits: torch.Tensor
     ref_logits: torch.Tensor
@@ -52,8 +67,9 @@ class Rows(NamedTuple):
 
 
 def rows_of(inputs: Values) -> Rows:
+    """Rows whose responses have the log-ratios of a case."""
     lower = lowered(inputs)
-    given, ref = leaves(lower, POLICY), constants(lower, REFERENCE)
+    leaves, ref = differentiable(lower, POLICY), constants(lower, REFERENCE)
     sizes = torch.tensor(np.concatenate([lengths(inputs, side) for side in SIDES]))[:, None]
     predictors = torch.arange(int(sizes.max()) + 1) < sizes
 
@@ -62,4 +78,4 @@ def rows_of(inputs: Values) -> Rows:
         return torch.stack([tokens, torch.log(-torch.expm1(tokens))], -1)
 
     mask = predictors.roll(1, 1).long()
-    return Rows(given, ref, logits(list(given.values())), logits(ref), mask)
+    return Rows(leaves, ref, logits(list(leaves.values())), logits(ref), mask)

@@ -1,4 +1,4 @@
-"""The claims notice mistakes: each mutation of an objective or a setting changes some claim's verdict."""
+"""The claims notice mistakes: every mutation changes the verdict of some claim."""
 
 import ast
 import runpy
@@ -7,14 +7,22 @@ from pathlib import Path
 import pytest
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "mutations.py"))
-MUTATIONS, REFERENCE, catchers = BENCHMARK["MUTATIONS"], BENCHMARK["REFERENCE"], BENCHMARK["catchers"]
+MUTATIONS, REFERENCE, catchers = (
+    BENCHMARK["MUTATIONS"],
+    BENCHMARK["REFERENCE"],
+    BENCHMARK["catchers"],
+)
 
 
 def functions(module):
-    """Name and source of each public function of a module of reference/."""
+    """Name and source of every public function of a module of `reference/`."""
     source = (REFERENCE / f"{module}.py").read_text()
     nodes = (node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef))
-    return {node.name: ast.get_source_segment(source, node) for node in nodes if not node.name.startswith("_")}
+    return {
+        node.name: ast.get_source_segment(source, node)
+        for node in nodes
+        if not node.name.startswith("_")
+    }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -37,4 +45,8 @@ def test_every_public_function_is_mutated(module):
     expressions = [mutation.before for mutation in MUTATIONS if mutation.module == module]
     sources = functions(module)
     assert sources
-    assert not [name for name, source in sources.items() if not any(before in source for before in expressions)]
+    assert not [
+        name
+        for name, source in sources.items()
+        if not any(before in source for before in expressions)
+    ]

@@ -1,4 +1,4 @@
-"""What the adapters share: names of inputs, and inputs that a softmax can give."""
+"""The inputs of the kit's cases: their names, and log-probabilities that a softmax can give."""
 
 from typing import Any
 
@@ -13,16 +13,20 @@ SCORES = ("score_chosen", "score_rejected")
 
 
 def lowered(inputs: Values) -> Values:
-    """The same log-ratios, from log-probabilities below 0 as a softmax gives them: both models' fall by as much.
+    """The same log-ratios, from log-probabilities below 0 as a softmax gives them.
 
-    Errors: ValueError where they are not as many as the responses.
+    The log-probabilities of both models fall by the same amount.
+
+    Raises:
+        ValueError: There is not one log-probability for each response.
     """
-    sizes = {lengths(inputs, side).shape for side in SIDES} | {inputs[name].shape for name in POLICY + REFERENCE}
-    if len(sizes) > 1:
+    shapes = {lengths(inputs, side).shape for side in SIDES}
+    shapes |= {inputs[name].shape for name in POLICY + REFERENCE}
+    if len(shapes) > 1:
         raise ValueError("not one log-probability a response")
     drop = max(0.0, 1.0 + max(np.max(inputs[name]) for name in POLICY + REFERENCE))
-    return {f"{who}_{side}_logps": inputs[f"{who}_{side}_logps"] - drop * lengths(inputs, side)
-            for who in ("policy", "ref") for side in SIDES}
+    sides = dict(zip(POLICY + REFERENCE, SIDES + SIDES, strict=True))
+    return {name: inputs[name] - drop * lengths(inputs, side) for name, side in sides.items()}
 
 
 def lengths(inputs: Values, side: str) -> np.ndarray:
