@@ -68,36 +68,65 @@ def test_two_rows_in_a_sequence_by_hand():
     assert {name: array.tolist() for name, array in inputs._asdict().items()} == expected
 
 
-@pytest.mark.parametrize("method", [*METHODS, "sft"])
-def test_packed_sequences_give_the_losses_and_gradients_of_rows(method):
-    """One sequence and two, without and with spare positions."""
-    model = Transformer(CONFIG, jax.random.key(0))
+def every_loss(model, batch):
+    """The losses of all methods and of supervised fine-tuning."""
     hyperparameters = Hyperparameters(jnp.asarray(0.1), jnp.asarray((0.5, 0.5)))
-
-    @eqx.filter_jit
-    @eqx.filter_value_and_grad
-    def loss(model, batch):
-        if method == "sft":
-            return language_model_loss(0.0, model, batch)[0]
-        num_reward_models = {"none": 0, "single": 1, "ensemble": 3}[METHODS[method].rewards]
+    losses = [language_model_loss(0.0, model, batch)[0]]
+    for method, row in METHODS.items():
+        num_reward_models = {"none": 0, "single": 1, "ensemble": 3}[row.rewards]
         rewards = batch.targets.rewards[..., :num_reward_models]
-        batch = batch._replace(targets=batch.targets._replace(rewards=rewards))
-        return policy_loss(method, 0.0, model, batch, hyperparameters, 0.0)[0]
+        own = batch._replace(targets=batch.targets._replace(rewards=rewards))
+        losses.append(policy_loss(method, 0.0, model, own, hyperparameters, 0.0)[0])
+    return jnp.stack(losses)
 
-    loss_of_rows, gradient_of_rows = loss(model, packed(4))
-    for num_sequences, spare in product((1, 2), (0, 8)):
-        value, gradient = loss(model, packed(num_sequences, spare))
-        np.testing.assert_allclose(value, loss_of_rows, rtol=1e-5)
-        leaves = jax.tree.leaves(gradient), jax.tree.leaves(gradient_of_rows)
-        for a, b in zip(*leaves, strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+
+@eqx.filter_jit
+def losses_and_gradients(model, batch):
+    """One loss after another, so that one backward pass is compiled for all."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def gradient(weights):
+        def loss(arrays):
+            losses = every_loss(eqx.combine(arrays, static), batch)
+            return weights @ losses, losses
+
+        gradients, losses = jax.grad(loss, has_aux=True)(arrays)
+        return losses, gradients
+
+    losses, gradients = jax.lax.map(gradient, jnp.eye(1 + len(METHODS)))
+    return losses[0], gradients
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Transformer(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def of_rows(model):
+    """The losses and gradients of a row in each sequence."""
+    return losses_and_gradients(model, packed(4))
+
+
+@pytest.mark.parametrize(("num_sequences", "spare"), product((1, 2), (0, 8)))
+def test_packed_sequences_give_the_losses_and_gradients_of_rows(
+    model, of_rows, num_sequences, spare
+):
+    """One sequence and two, without and with spare positions."""
+    losses, gradients = losses_and_gradients(model, packed(num_sequences, spare))
+    for i, name in enumerate(["sft", *METHODS]):
+        np.testing.assert_allclose(losses[i], of_rows[0][i], rtol=1e-5, err_msg=name)
+        for leaf, expected in zip(*map(jax.tree.leaves, (gradients, of_rows[1])), strict=True):
+            atol = 1e-5 * float(jnp.abs(expected[i]).max())
+            np.testing.assert_allclose(leaf[i], expected[i], rtol=1e-4, atol=atol, err_msg=name)
+            assert atol > 0
 
 
 @pytest.mark.parametrize("num_sequences", [1, 2])
-def test_rows_of_a_sequence_do_not_see_each_other(num_sequences):
+def test_rows_of_a_sequence_do_not_see_each_other(model, num_sequences):
     """Rows share no token but the end, and the embedding is no output layer: its gradient says
     what is seen."""
-    model, inputs = Transformer(CONFIG, jax.random.key(1)), packed(num_sequences).inputs
+    inputs = packed(num_sequences).inputs
     gradient = eqx.filter_jit(eqx.filter_grad(lambda m, row: response_logps(m, inputs)[row].sum()))
     for row, (prompt, responses) in enumerate(ROWS):
         embedding = np.asarray(gradient(model, jnp.asarray(row)).embedding)
@@ -125,8 +154,8 @@ def test_the_sizes_of_batches():
     assert smallest_sizes(lengths, 2).tolist() == [[64, 32, 64], [96, 64, 96]]
 
 
-def test_the_batches_of_a_run_hold_their_rows_whole():
-    dataset, model = make_dataset(), Transformer(CONFIG, jax.random.key(0))
+def test_the_batches_of_a_run_hold_their_rows_whole(model):
+    dataset = make_dataset()
     plan = plan_batches(dataset, replace(TrainingConfig(), steps=5, batch_size=2), model)
     lengths = dataset.tokens.lengths.sum(1)
     for step, rows in enumerate(plan.rows):
