@@ -89,9 +89,7 @@ def noting(drawn):
 def run(folder, batch_fn=batch_at, num_reward_models=0, every=2, eval_fn=None, step_fn=None):
     step_fn = step_fn or (two_steps if num_reward_models else one_step)
     state = start(num_reward_models)
-    return train(
-        step_fn, state, batch_fn, STEPS, folder, "test", eval_fn=eval_fn, every=every
-    )
+    return train(step_fn, state, batch_fn, STEPS, folder, "test", eval_fn=eval_fn, every=every)
 
 
 def records(folder):
@@ -262,7 +260,10 @@ def test_where_the_time_went_is_in_the_folder_but_in_no_hash_of_it(tmp_path):
     run(tmp_path)
     before = fingerprint(tmp_path)
     timing = read_json(tmp_path / "timing.json")
-    assert timing["steps"] == STEPS and timing["programs"] in (0, 1)  # 0: an earlier test compiled it
+    assert timing["steps"] == STEPS and timing["programs"] in (
+        0,
+        1,
+    )  # 0: an earlier test compiled it
     names = ("in the step", "waiting for batches", "compiling", "log and checkpoints")
     parts = [timing[name] for name in names]
     assert min(parts) >= 0 and sum(parts) == pytest.approx(timing["seconds"])

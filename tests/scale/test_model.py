@@ -53,7 +53,7 @@ def np_norm(x, scale):
 
 
 def np_rope(vector, position, base):
-    """Coordinates i and i + size/2 are a point of the plane, turned by position x base^(-2i/size)."""
+    """Coordinates i and i + size/2 are a point, turned by position x base^(-2i/size)."""
     size = len(vector)
     turned = np.empty(size)
     for i in range(size // 2):
@@ -238,7 +238,8 @@ def test_a_hidden_state_depends_on_exactly_the_tokens_it_sees(model):
 
 
 def test_log_probs_do_not_depend_on_the_other_response(model):
-    """Through the hidden states alone: the tied softmax, in which every token takes part, is held fixed."""
+    """Through the hidden states alone: the tied softmax, in which every token takes part, is held
+    fixed."""
 
     @jax.jit
     def jacobian(embedding):

@@ -108,7 +108,7 @@ def of_rows(model):
     return losses_and_gradients(model, packed(4))
 
 
-@pytest.mark.parametrize(("num_sequences", "spare"), product((1, 2), (0, 8)))
+@pytest.mark.parametrize(("num_sequences", "spare"), [*product((1, 2), (0, 8))])
 def test_packed_sequences_give_the_losses_and_gradients_of_rows(
     model, of_rows, num_sequences, spare
 ):
@@ -138,8 +138,10 @@ def test_rows_of_a_sequence_do_not_see_each_other(model, num_sequences):
 def test_shapes_are_joined_while_that_costs_less_than_a_compilation():
     """Ten uses of 32 and one each of 64 and 96: 32 -> 64 costs 320 more, 64 -> 96 32 more."""
     sizes = np.asarray([[32]] * 10 + [[64], [96]])
-    for price, expected in ((10, [32, 64, 96]), (33, [32, 96, 96]), (641, [96, 96, 96])):
-        assert merge_sizes(sizes, lambda s: s[:, 0], price)[[0, 10, 11], 0].tolist() == expected
+    cases = (10.0, [32, 64, 96]), (33.0, [32, 96, 96]), (641.0, [96, 96, 96])
+    for compile_cost, expected in cases:
+        merged = merge_sizes(sizes, lambda s: s[:, 0], compile_cost)
+        assert merged[[0, 10, 11], 0].tolist() == expected
 
 
 def test_a_joint_shape_is_large_enough_in_every_size():

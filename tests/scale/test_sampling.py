@@ -159,7 +159,9 @@ def test_two_sampled_tokens_have_the_models_joint_distribution(model, many):
     np.testing.assert_allclose(exact.sum(1), 1, atol=1e-5)
     for row in range(2):
         tokens = np.asarray(many.tokens[row])
-        counts = np.array([(tokens[:, 0] == EOS).sum(), *((tokens == r).all(1).sum() for r in grid)])
+        counts = np.array(
+            [(tokens[:, 0] == EOS).sum(), *((tokens == r).all(1).sum() for r in grid)]
+        )
         assert counts.sum() == DRAWS
         assert chi_square_p(counts, exact[row]) > 1e-3
         assert chi_square_p(counts, exact[1 - row]) < 1e-6  # the bound can tell
