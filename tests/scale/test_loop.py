@@ -20,6 +20,8 @@ from minipref.training import init_state
 from scale.data.dataset import batch_indices, take
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
 from scale.stages.align import Align
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import WALL_CLOCK
@@ -317,7 +319,7 @@ def test_the_first_state_takes_its_values_from_the_options(tmp_path):
     assert training.schedule == Schedule(2, 0.25, STEPS)
     options = {"method": "p-dpo", "beta": 0.3, "gamma": (0.1, 0.2), "training": training}
     stage = Align(out=tmp_path, data=tmp_path, policy=tmp_path, **options)
-    state = stage.start(Linear(jnp.zeros(10)))
+    state = stage.start(Transformer(ModelConfig(d_model=8, d_ff=8), jax.random.key(0)))
     rate = state.opt_state.hyperparams["peak_lr"]
     values = [*state.hyperparameters, rate, state.step, state.num_steps]
     expected = [0.3, 0.1, 0.2, 0.05, 0, STEPS]

@@ -105,7 +105,9 @@ def test_a_missing_package_is_one_line_before_anything_is_written(
     """In every process, so that none waits for the others."""
     write(tmp_path, 0, [record(1), record(2)])
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    monkeypatch.setattr(metrics_module, "find_spec", lambda name: None if name == logger else "found")
+    monkeypatch.setattr(
+        metrics_module, "find_spec", lambda name: None if name == logger else "found"
+    )
     monkeypatch.setattr(jax, "process_index", lambda: process)
     message = f"^--log {logger}: needs pip install 'minipref\\[logging\\]'$"
     with pytest.raises(InputError, match=message):
@@ -158,7 +160,9 @@ def test_tensorboard_has_what_was_written_even_if_the_machine_goes_away(tmp_path
     with open_log(tmp_path, 0, ("tensorboard",)) as log:
         for interval in range(20):
             log.write([record(2 * interval + 1), record(2 * interval + 2)])
-            assert [step for step, _ in events(tmp_path)["loss"]] == list(range(1, 2 * interval + 3))
+            assert [step for step, _ in events(tmp_path)["loss"]] == list(
+                range(1, 2 * interval + 3)
+            )
 
 
 def test_tensorboard_shows_no_step_twice_after_a_resume(tmp_path, events):

@@ -96,7 +96,10 @@ def test_adafactor_by_hand():
         *(adafactor(params.blocks[i], [g.blocks[i] for g in clipped]) for i in range(2)),
     ]
 
-    optimizer, params = make_optimizer("adafactor", CONSTANT, 1.0), jax.tree.map(jnp.asarray, params)
+    optimizer, params = (
+        make_optimizer("adafactor", CONSTANT, 1.0),
+        jax.tree.map(jnp.asarray, params),
+    )
     state = optimizer.init(params)
     for t, gradient in enumerate(raw):
         change, state = optimizer.update(jax.tree.map(jnp.asarray, gradient), state, params)
