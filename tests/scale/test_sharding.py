@@ -1,4 +1,5 @@
-"""Where parameters lie, by hand; what is wrong with rules, named; and that no device holds more than its share."""
+"""Where parameters lie, by hand; what is wrong with rules, named; and that no device holds more
+than its share."""
 
 import os
 import subprocess

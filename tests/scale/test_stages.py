@@ -517,7 +517,8 @@ def test_bias_stage(chain, tmp_path):
 
 
 def test_reward_models_are_trained_on_equal_biased_subsets(chain, tmp_path):
-    """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has 25."""
+    """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has
+    25."""
     options = {"num_reward_models": 1, "length_biases": (0.2, 0.5, 0.8)}
     stage = replace(chain.reward, out=tmp_path / "a", **options)
     policy = model_folder.load_policy(chain.folder / "sft")
@@ -583,7 +584,8 @@ def test_pairs_of_four_samples_by_hand():
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
 @pytest.mark.parametrize("cut", [(), (0,), (1,), (2, 0)])
 def test_pairs_hold_finished_samples_and_a_reference_sample_from_outside(n, cut):
-    """All texts differ, so a sample is known by its text; one cut short may be the reference's, with
+    """All texts differ, so a sample is known by its text; one cut short may be the reference's,
+    with
     its flag."""
     complete = [i not in cut for i in range(n)]
     rows = to_label(sampled(*(f"s{i}" for i in range(n)), complete=complete))
@@ -719,7 +721,8 @@ def test_per_prompt_and_summary_by_hand():
 
 
 def test_samples_that_read_as_more_tokens_than_were_sampled(chain, tmp_path):
-    """A young policy samples bytes that are no text; each is replaced by a character of three bytes.
+    """A young policy samples bytes that are no text; each is replaced by a character of three
+    bytes.
 
     No row is lost for it: reference samples are scored, and evaluation compares every prompt.
     """
@@ -745,7 +748,8 @@ def test_a_long_reference_sample_is_scored_and_not_dropped(chain, tmp_path):
 
 
 def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
-    """The room for re-read samples is not room for longer chosen responses than `--limits` allows."""
+    """The room for re-read samples is not room for longer chosen responses than `--limits`
+    allows."""
     rows = read(chain.scored)
     long = [row | {"chosen": "q x z w " * 2 + row["chosen"]} for row in rows[:5]]
     data = rewritten(tmp_path, [*long, *rows[5:]])
