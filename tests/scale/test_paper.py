@@ -4,6 +4,7 @@ kill."""
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,64 +25,14 @@ from scale.paper.pipeline import PRESETS, SEARCHED, Paper, best, by_cell, search
 from scale.paper.results import Policy
 from scale.train.loop import TrainingConfig
 
-OPTIONS = [
-    "--rhos",
-    "0.5",
-    "--methods",
-    "dpo",
-    "e-dpo",
-    "--pairs",
-    "24",
-    "--length-biases",
-    "0.4",
-    "0.6",
-    "--snapshots",
-    "1",
-    "--model.vocab-size",
-    "300",
-    "--model.d-model",
-    "16",
-    "--model.num-heads",
-    "2",
-    "--model.head-dim",
-    "8",
-    "--model.d-ff",
-    "32",
-    "--limits.prompt",
-    "40",
-    "--limits.response",
-    "24",
-    "--sft.steps",
-    "80",
-    "--sft.batch-size",
-    "32",
-    "--oracle.steps",
-    "4",
-    "--oracle.batch-size",
-    "8",
-    "--reward.steps",
-    "4",
-    "--reward.batch-size",
-    "8",
-    "--align.steps",
-    "8",
-    "--align.batch-size",
-    "4",
-]
-WORDS = [
-    "map",
-    "set",
-    "list",
-    "tree",
-    "heap",
-    "sort",
-    "join",
-    "split",
-    "read",
-    "write",
-    "open",
-    "close",
-]
+OPTIONS = shlex.split("""
+    --rhos 0.5 --methods dpo e-dpo --pairs 24 --length-biases 0.4 0.6 --snapshots 1
+    --model.vocab-size 300 --model.d-model 16 --model.num-heads 2 --model.head-dim 8 --model.d-ff 32
+    --limits.prompt 40 --limits.response 24
+    --sft.steps 80 --sft.batch-size 32 --oracle.steps 4 --oracle.batch-size 8
+    --reward.steps 4 --reward.batch-size 8 --align.steps 8 --align.batch-size 4
+""")
+WORDS = shlex.split("map set list tree heap sort join split read write open close")
 
 
 @pytest.fixture(scope="module")
