@@ -62,7 +62,8 @@ def splash(
     Errors: InputError where rows or heads do not split, or the rows have not the layout's width.
     """
     if q.shape[1] != layout.length:
-        raise InputError(f"attention 'splash': rows of {q.shape[1]} slots are not packed with {layout}")
+        rows = f"rows of {q.shape[1]} tokens"
+        raise InputError(f"attention 'splash': {rows} are not packed with {layout}")
     run = partial(splash_rows, layout=layout, dtype=kernel_dtype(mesh, q.dtype), interpret=interpret)
     if mesh is None:
         return run(q, k, v, segments)

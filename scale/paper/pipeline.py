@@ -49,7 +49,7 @@ class Paper(Stage):
     """Repetitions of all that follows the oracle: biased sets, reward models, policies, samples."""
     betas: tuple[float, ...] = ()
     """Candidates for beta (ipo: for its tau). All are trained, and the best on validation prompts is
-    kept. Default: what the search found."""
+    kept. Default: what the search found, or section 6.1's grids."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: what the search found."""
     most_kl: float | None = 10.0
@@ -78,7 +78,8 @@ class Paper(Stage):
     def candidates(self, method: str, rho: float) -> list[tuple[float, float]]:
         """(beta, learning rate) of each policy to train."""
         beta, rate = searched(method, rho)
-        return list(product(self.betas or (beta,), self.learning_rates or (rate,)))
+        betas = GRIDS.get(method, GRID) if self.preset == "paper" else (beta,)
+        return list(product(self.betas or betas, self.learning_rates or (rate,)))
 
     def run(self) -> dict[str, Any]:
         facts = self.shared_stages()
@@ -237,6 +238,11 @@ def searched(method: str, rho: float) -> tuple[float, float]:
     return by_rho[min(by_rho, key=lambda r: abs(r - rho))]
 
 
+# section 6.1
+GRID = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
+GRIDS = {"ipo": (0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 25.0)}
+
+
 SEARCHED: dict[str, dict[float, tuple[float, float]]] = {
     "dpo": {0.2: (3.0, 1e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
     "ipo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.1, 3e-3)},
@@ -258,7 +264,6 @@ PRESETS = {
         out=Path("runs/paper-scale"),
         preset="paper",
         rhos=(0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-        betas=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
         learning_rates=(1e-6,),
         most_kl=None,
         pairs=30_000,

@@ -121,7 +121,7 @@ class Reward(Stage):
             f"reward models x {len(subsets)}",
             record=self.record,
             loggers=self.log,
-            throughput=throughput_of(trunk, shape.row_length, 0),
+            throughput=throughput_of(trunk, float(shape.row_length), 0.0),
         )
 
 

@@ -106,7 +106,7 @@ def choose_shapes(
     def flops(sizes: np.ndarray) -> np.ndarray:
         return batch_flops(model, num_sequences, batch, *sizes.T)
 
-    compile_flops = compile_seconds * (throughput_of(model, 1, 1).peak_flops or CPU_FLOPS)
+    compile_flops = compile_seconds * (throughput_of(model, 1.0, 1.0).peak_flops or CPU_FLOPS)
     sizes = merge_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 

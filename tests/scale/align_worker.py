@@ -1,6 +1,6 @@
 """One process of a run of `align` by each of the methods, for `test_distributed.py`.
 
-    python align_worker.py FOLDER OUT PROCESSES PROCESS PORT DATA,FSDP,TENSOR METHOD...
+python align_worker.py FOLDER OUT PROCESSES PROCESS PORT DATA,FSDP,TENSOR METHOD...
 """
 
 import sys
@@ -9,24 +9,38 @@ from pathlib import Path
 from scale.data.dataset import Limits
 from scale.parallel.mesh import RuntimeConfig
 from scale.parallel.processes import join
-from scale.run import execute
 from scale.stages.align import Align
+from scale.stages.stage import execute
 from scale.train.loop import TrainingConfig
+
+STEPS = 3
+LIMITS = Limits(8, 6)
 
 
 def main(folder, out, processes, process, port, mesh, *methods):
     data, fsdp, tensor = map(int, mesh.split(","))
-    compute = RuntimeConfig(data, fsdp, tensor, processes=int(processes), process=int(process),
-                      coordinator=f"localhost:{port}")
-    join(compute)
+    runtime = RuntimeConfig(
+        data,
+        fsdp,
+        tensor,
+        processes=int(processes),
+        process=int(process),
+        coordinator=f"localhost:{port}",
+    )
+    join(runtime)
     for method in methods:
         rows = "single" if method in ("d-dpo", "dp-dpo") else "ensemble"
-        execute(Align(out=Path(out) / method, data=Path(folder) / f"{rows}.parquet", policy=Path(folder) / "policy",
-                      method=method, training=TrainingConfig(STEPS, 8, 1e-2, 1), limits=LIMITS, runtime=compute))
+        stage = Align(
+            out=Path(out) / method,
+            data=Path(folder) / f"{rows}.parquet",
+            policy=Path(folder) / "policy",
+            method=method,
+            training=TrainingConfig(STEPS, 8, 1e-2, 1),
+            limits=LIMITS,
+            runtime=runtime,
+        )
+        execute(stage)
 
-
-STEPS = 3
-LIMITS = Limits(8, 6)
 
 if __name__ == "__main__":
     main(*sys.argv[1:])

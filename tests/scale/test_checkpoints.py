@@ -1,4 +1,5 @@
-"""Checkpoints: what is restored, on which devices, after which deaths. Run as a script, this file is the trainee."""
+"""Checkpoints: what is restored, on which devices, after which deaths. Run as a script, this file
+is the trainee."""
 
 import json
 import os
@@ -19,40 +20,55 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from minipref.training import TrainState
+from minipref.training import Hyperparameters, TrainState
 from scale.errors import InputError
 from scale.train.checkpoints import Checkpoints
-from scale.train.loop import TrainingConfig, hyper, train
+from scale.train.loop import train
 
-SPECS = {"matrix": PartitionSpec("fsdp", "tensor"), "vector": PartitionSpec(("data", "fsdp")), "half": PartitionSpec()}
+SPECS = {
+    "matrix": PartitionSpec("fsdp", "tensor"),
+    "vector": PartitionSpec(("data", "fsdp")),
+    "half": PartitionSpec(),
+}
 
 
 def begin(size: int = 8, shardings: Any = None) -> TrainState:
-    """Every number of the model and of the optimiser is a small integer, exact in every dtype."""
+    """Every number of the model and of the optimizer is a small integer, exact in every dtype."""
     row = np.arange(8, dtype=np.float32)
-    model = {"matrix": row + 8 * np.arange(size, dtype=np.float32)[:, None], "vector": -row,
-             "half": row.astype(jnp.bfloat16)}
+    model = {
+        "matrix": row + 8 * np.arange(size, dtype=np.float32)[:, None],
+        "vector": -row,
+        "half": row.astype(jnp.bfloat16),
+    }
     zeros = {name: np.zeros_like(array) for name, array in model.items()}
-    return jax.device_put(TrainState(model, (zeros, None), hyper(TrainingConfig()), np.zeros((), np.int32)), shardings)
+    hyperparameters = Hyperparameters(np.float32(1e-3), np.zeros(2, np.float32))
+    step, num_steps = np.zeros((), np.int32), np.full((), 200, np.int32)
+    state = TrainState(model, (zeros, None), hyperparameters, step, num_steps)
+    return jax.device_put(state, shardings)
 
 
 @partial(jax.jit, donate_argnums=0)
 def count(state: TrainState, batch) -> tuple[TrainState, dict]:
-    """Adds 1 to every number of the model and 2 to the optimiser's: after s steps, s and 2 s have been added."""
+    """Adds 1 to every number of the model and 2 to the optimizer's: after s steps, s and 2 s have
+    been added."""
     model = jax.tree.map(lambda a: a + 1, state.model)
     moments = jax.tree.map(lambda a: a + 2, state.opt_state)
-    return state._replace(model=model, opt_state=moments, step=state.step + 1), {"loss": model["vector"][0] + batch}
+    metrics = {"loss": model["vector"][0] + batch}
+    return state._replace(model=model, opt_state=moments, step=state.step + 1), metrics
 
 
 def require_counted(state: TrainState, steps: int) -> None:
     start = begin(len(state.model["matrix"]))
-    assert int(state.step) == steps
-    for found, first, added in ((state.model, start.model, steps), (state.opt_state, start.opt_state, 2 * steps)):
-        assert jax.tree.structure(found) == jax.tree.structure(first)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(first), strict=True):
+    assert int(state.step) == steps and int(state.num_steps) == 200
+    of_model = state.model, start.model, steps
+    of_optimizer = state.opt_state, start.opt_state, 2 * steps
+    for tree, first, added in (of_model, of_optimizer):
+        assert jax.tree.structure(tree) == jax.tree.structure(first)
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(first), strict=True):
             assert a.dtype == b.dtype
-            np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64) + added)
-    assert float(state.hyper.learning_rate) == np.float32(1e-3)
+            expected = np.asarray(b, np.float64) + added
+            np.testing.assert_array_equal(np.asarray(a, np.float64), expected)
+    assert float(state.hyperparameters.beta) == np.float32(1e-3)
 
 
 def counted(steps: int, size: int = 8) -> TrainState:
@@ -91,7 +107,8 @@ def test_without_a_checkpoint_the_state_stays_and_no_folder_appears(tmp_path):
 
 
 def test_what_is_saved_is_the_state_of_its_step_though_the_next_steps_overwrite_it(tmp_path):
-    """The step donates its state: its buffers are reused at once, while the save of 64 MB is under way."""
+    """The step donates its state: its buffers are reused at once, while the save of 64 MB is under
+    way."""
     checkpoints, state = Checkpoints(tmp_path / "c", {}), begin(2**20)
     for step in range(1, 61):
         state, _ = count(state, 0)
@@ -149,14 +166,16 @@ def test_a_save_that_fails_is_raised(tmp_path):
 
 @pytest.fixture
 def trainee() -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts this file as a script: `trainee(role, *arguments, **environment)`. None outlives its test."""
+    """Starts this file as a script: `trainee(role, *arguments, **environment)`. None outlives its
+    test."""
     started = []
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start(role: str, *arguments: object, **environment: str) -> subprocess.Popen:
         command = [sys.executable, "-W", "error", __file__, role, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen(command, env=os.environ | fixed | environment, text=True, **pipes))
+        variables = os.environ | fixed | environment
+        started.append(subprocess.Popen(command, env=variables, text=True, **pipes))
         return started[-1]
 
     yield start
@@ -167,7 +186,8 @@ def trainee() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def succeed(process: subprocess.Popen) -> list[str]:
-    """The lines that it prints; nothing else, such as a library's warnings, may reach the console."""
+    """The lines that it prints; nothing else, such as a library's warnings, may reach the
+    console."""
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     return out.split()
@@ -177,7 +197,7 @@ def on_mesh(*shape: int) -> TrainState:
     mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     whole = NamedSharding(mesh, PartitionSpec())
-    return begin(8, TrainState(shardings, (shardings, None), whole, whole))
+    return begin(8, TrainState(shardings, (shardings, None), whole, whole, whole))
 
 
 def resharded(folder: str) -> None:
@@ -189,9 +209,9 @@ def resharded(folder: str) -> None:
     checkpoints.save(5, state)
     checkpoints.close()
     for like in (on_mesh(1, 8, 1), on_mesh(2, 2, 2), on_mesh(8, 1, 1), begin()):
-        found = restored(Path(folder), {}, like)
-        require_counted(found, 5)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+        state = restored(Path(folder), {}, like)
+        require_counted(state, 5)
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(like), strict=True):
             assert a.sharding == b.sharding
     shards = restored(Path(folder), {}, on_mesh(2, 2, 2)).model["matrix"].addressable_shards
     assert {shard.data.shape for shard in shards} == {(4, 4)}
@@ -199,7 +219,8 @@ def resharded(folder: str) -> None:
 
 
 def test_a_checkpoint_of_one_mesh_is_restored_on_others_and_on_one_device(tmp_path, trainee):
-    process = trainee("resharded", tmp_path / "c", XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    flags = "--xla_force_host_platform_device_count=8"
+    process = trainee("resharded", tmp_path / "c", XLA_FLAGS=flags)
     assert succeed(process) == ["done"]
     require_counted(restored(tmp_path / "c", {}, begin()), 5)
 
@@ -215,7 +236,8 @@ def test_a_run_too_short_for_a_checkpoint_does_not_import_orbax(tmp_path, traine
 
 
 def member(folder: str, port: str, index: str) -> None:
-    """One of two processes, a device each. Prints the steps that it begins, and the one it stopped after."""
+    """One of two processes, a device each. Prints the steps that it begins, and the one it stopped
+    after."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
     begun = []
@@ -227,19 +249,21 @@ def member(folder: str, port: str, index: str) -> None:
         return count(state, 0.0)
 
     try:
-        train(step, on_mesh(1, 2, 1), lambda i: i + 1, 100_000, Path(folder), "member", every=10)
+        state = on_mesh(1, 2, 1)
+        train(step, state, lambda i: i + 1, 100_000, Path(folder), "member", every=10)
     except KeyboardInterrupt:
         print("stopped", begun[-1])
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
 
 
 def test_sigterm_to_one_of_two_processes_stops_both_after_one_step(tmp_path, trainee):
-    """They begin from the checkpoint of a single process, and a single process goes on with theirs."""
+    """They begin from the checkpoint of a single process, and a single process goes on with
+    theirs."""
     saved(tmp_path / "checkpoints", {}, 3)
     port = free_port()
     processes = [trainee("member", tmp_path, port, i) for i in range(2)]
@@ -276,13 +300,17 @@ def killable(folder: str) -> None:
         return compiled(state, i / STEPS)
 
     compiled = jax.jit(chaotic, donate_argnums=0)
-    model = train(step, begin(), lambda i: i, STEPS, Path(folder), "killable", every=EVERY, record={"seed": 0})
-    np.savez(Path(folder) / "weights.npz", **{name: np.asarray(a, np.float32) for name, a in model.items()})
+    path, record = Path(folder), {"seed": 0}
+    model = train(step, begin(), lambda i: i, STEPS, path, "killable", every=EVERY, record=record)
+    weights = {name: np.asarray(array, np.float32) for name, array in model.items()}
+    np.savez(path / "weights.npz", **weights)
 
 
 def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, trainee):
-    """A step begins when the save of its last checkpoint has been started, and so the one before it is complete."""
-    model = train(jax.jit(chaotic), begin(), lambda i: i / STEPS, STEPS, tmp_path / "whole", "whole", every=STEPS)
+    """A step begins when the save of its last checkpoint has been started, and so the one before it
+    is complete."""
+    step, whole = jax.jit(chaotic), tmp_path / "whole"
+    model = train(step, begin(), lambda i: i / STEPS, STEPS, whole, "whole", every=STEPS)
     rng, reached = random.Random(0), 0
     for _ in range(20):
         process = trainee("killable", tmp_path / "cut")
@@ -296,10 +324,11 @@ def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_
         reached = steps[-1]
     assert 100 < reached < STEPS
     succeed(trainee("killable", tmp_path / "cut"))
-    assert (tmp_path / "cut/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
-    with np.load(tmp_path / "cut/weights.npz") as found:
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert logs[0] == logs[1]
+    with np.load(tmp_path / "cut/weights.npz") as weights:
         for name, array in model.items():
-            np.testing.assert_array_equal(found[name], np.asarray(array, np.float32))
+            np.testing.assert_array_equal(weights[name], np.asarray(array, np.float32))
 
 
 if __name__ == "__main__":

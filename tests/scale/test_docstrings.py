@@ -62,7 +62,8 @@ class Box:
     def sphinx(self):
         """Weigh the box without its lid.
 
-        The lid is taken off first and put back as soon as the number on the scale has stopped moving.
+        The lid is taken off first and put back as soon as the number on the scale has stopped
+        moving.
 
         :param unit: never this
         """
@@ -79,21 +80,24 @@ def short():
 def two_sentences():
     """Take the lid away. Then put it back again.
 
-    The body of this one is long enough to be a prompt and is left out for the two sentences above it.
+    The body of this one is long enough to be a prompt and is left out for the two sentences above
+    it.
     """
 
 
 def quoted():
     """Take the lid away.
 
-    Whoever calls this function wants to take the lid away and to leave the rest of the box where it stands.
+    Whoever calls this function wants to take the lid away and to leave the rest of the box where it
+    stands.
     """
 
 
 def signature():
     """signature(box, lid) -> box without lid
 
-    The body of this one is long enough to be a prompt and is left out for the signature that stands above it.
+    The body of this one is long enough to be a prompt and is left out for the signature that stands
+    above it.
     """
 
 
@@ -106,7 +110,8 @@ def code():
 
     Example usage
 
-        for box in boxes: box.lid.take(away=True, then="put", it=back) or box.lid.leave(where=it, stands=now)
+        for box in boxes: box.lid.take(away=True, then="put", it=back) or box.lid.leave(where=it,
+        stands=now)
         and so on and so forth in an indented block that is no running text at all for a reader
     """
 '''
@@ -155,27 +160,28 @@ def test_bodies_and_summaries_of_a_package(package):
     assert not caught
     assert rows == {
         "corpusboxes": (
-            "The tools in this module open, fill and close boxes of every size, and keep a careful count of "
-            "whatever was put into each of them.",
+            "The tools in this module open, fill and close boxes of every size, and keep a careful "
+            "count of whatever was put into each of them.",
             "Tools for the measured handling of boxes",
         ),
         "corpusboxes.Box": (
-            "The lid is held by its own weight, see boxes.Lid and open; it can be lifted by at most one hand "
-            "and falls back into place as soon as it is let go.",
+            "The lid is held by its own weight, see boxes.Lid and open; it can be lifted by at "
+            "most one hand and falls back into place as soon as it is let go.",
             "A container with a lid that stays closed",
         ),
         "corpusboxes.Box.fill": (
-            "How many things to put into the box, counted before any of them is put into it. What the things "
-            "are called by the people who made them.",
+            "How many things to put into the box, counted before any of them is put into it. What "
+            "the things are called by the people who made them.",
             "Put things into the box",
         ),
         "corpusboxes.Box.google": (
-            "How many things to take out of the box, counted after all of them were taken. What the things "
-            "are called by those who took them.",
+            "How many things to take out of the box, counted after all of them were taken. What "
+            "the things are called by those who took them.",
             "Empty the whole box onto a table",
         ),
         "corpusboxes.Box.sphinx": (
-            "The lid is taken off first and put back as soon as the number on the scale has stopped moving.",
+            "The lid is taken off first and put back as soon as the number on the scale has "
+            "stopped moving.",
             "Weigh the box without its lid",
         ),
     }

@@ -18,7 +18,7 @@ import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scale.files import atomic, fingerprint, read_json, write_json
-from scale.io import arrays as files
+from scale.io import arrays as arrays_module
 from scale.io.arrays import all_finite, load_tree, read_metadata, save_tree
 
 
@@ -58,7 +58,8 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
 
 def test_fingerprint_of_a_file_is_its_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert fingerprint(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()[:16] == "ba7816bf8f01cfea"
+    assert fingerprint(tmp_path / "a") == "ba7816bf8f01cfea"
+    assert hashlib.sha256(b"abc").hexdigest().startswith("ba7816bf8f01cfea")
 
 
 def test_fingerprint_of_a_folder_sees_names_and_contents_and_not_its_place(tmp_path):
@@ -71,7 +72,12 @@ def test_fingerprint_of_a_folder_sees_names_and_contents_and_not_its_place(tmp_p
     first = folder("first", {"a": "1", "sub/b": "2"})
     assert len(first) == 16
     assert folder("same", {"sub/b": "2", "a": "1"}) == first
-    others = [{"a": "1", "sub/b": "3"}, {"a": "1", "sub/c": "2"}, {"a": "1"}, {"a": "12", "sub/b": ""}]
+    others = [
+        {"a": "1", "sub/b": "3"},
+        {"a": "1", "sub/c": "2"},
+        {"a": "1"},
+        {"a": "12", "sub/b": ""},
+    ]
     assert len({first, *(folder(f"other{i}", files) for i, files in enumerate(others))}) == 5
 
 
@@ -96,7 +102,7 @@ def toy(seed: int) -> Toy:
     return Toy(
         weights=jax.random.normal(keys[0], (3, 2)).astype(jnp.bfloat16),
         scalar=jnp.asarray(seed + 0.5, jnp.bfloat16),
-        num_layers=[eqx.nn.Linear(2, 3, key=key) for key in keys[1:]],
+        layers=[eqx.nn.Linear(2, 3, key=key) for key in keys[1:]],
         step=np.asarray(2**40 + seed),
         other={
             "mask": jnp.arange(4) % 2 == seed,
@@ -193,20 +199,31 @@ def test_leaves_are_named_by_their_path_and_nothing_is_pickled(tmp_path):
 
 @pytest.mark.parametrize("piece", [1, 24, 100, 2**24])
 def test_the_file_is_the_one_that_the_library_writes_of_whole_arrays(tmp_path, monkeypatch, piece):
-    """Whatever the size of a piece: less than a number, a row, a matrix. The library orders leaves by dtype."""
+    """Whatever the size of a piece: less than a number, a row, a matrix. The library orders leaves
+    by dtype."""
     rng = np.random.default_rng(0)
-    shapes = {"cube": (3, 5, 7), "row": (13,), "scalar": (), "empty": (2, 0, 3), "column": (9, 1), "one": (1, 1, 1)}
-    arrays = {f"['{name}']": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    arrays |= {"['half']": np.arange(30).reshape(5, 6).astype(jnp.bfloat16), "['mask']": np.arange(11) % 2 == 0}
+    shapes = {
+        "cube": (3, 5, 7),
+        "row": (13,),
+        "scalar": (),
+        "empty": (2, 0, 3),
+        "column": (9, 1),
+        "one": (1, 1, 1),
+    }
+    arrays = {f"['{k}']": rng.normal(size=size).astype(np.float32) for k, size in shapes.items()}
+    arrays["['half']"] = np.arange(30).reshape(5, 6).astype(jnp.bfloat16)
+    arrays["['mask']"] = np.arange(11) % 2 == 0
     tree = {name[2:-2]: jnp.asarray(array) for name, array in arrays.items()}
-    monkeypatch.setattr(files, "PIECE", max(piece, 4))
+    monkeypatch.setattr(arrays_module, "PIECE", max(piece, 4))
     save_tree(tmp_path / "m.safetensors", tree)
-    assert (tmp_path / "m.safetensors").read_bytes() == safetensors.numpy.save(arrays, {"metadata": "{}"})
+    whole = safetensors.numpy.save(arrays, {"metadata": "{}"})
+    assert (tmp_path / "m.safetensors").read_bytes() == whole
     assert_same(load_tree(tmp_path / "m.safetensors", tree), tree)
 
 
 def test_a_dtype_that_the_format_lacks_is_refused_by_leaf(tmp_path):
-    with pytest.raises(ValueError, match=r"m\.safetensors: leaf \['key'\]: safetensors has no dtype key<fry>"):
+    message = r"m\.safetensors: leaf \['key'\]: safetensors has no dtype key<fry>"
+    with pytest.raises(ValueError, match=message):
         save_tree(tmp_path / "m.safetensors", {"a": jnp.zeros(2), "key": jax.random.key(0)})
     assert list(tmp_path.iterdir()) == []
 
@@ -220,36 +237,46 @@ def test_one_number_that_is_not_finite_is_found(bad):
 
 # ---- sharded arrays, in other processes: run as a script, this file is one of them
 
-SHARDINGS = {"a": PartitionSpec(None, "x", "y"), "b": PartitionSpec(("x", "y")), "c": PartitionSpec("y", None, "x"),
-             "d": PartitionSpec()}
+SPECS = {
+    "a": PartitionSpec(None, "x", "y"),
+    "b": PartitionSpec(("x", "y")),
+    "c": PartitionSpec("y", None, "x"),
+    "d": PartitionSpec(),
+}
 
 
-def abstract_sharded(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
-    """Arrays that count from 0, the first by the first of `names`' shardings and so on."""
+def on_mesh(mesh_shape: tuple[int, int], names: str) -> dict[str, Any]:
+    """Arrays that count from 0, the first sharded by the spec of the first of `names` and so on."""
     mesh = jax.make_mesh(mesh_shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    tree = {name: np.arange(512, dtype=np.float32).reshape(8, 8, 8) + i for i, name in enumerate("abcd")}
+    cube = np.arange(512, dtype=np.float32).reshape(8, 8, 8)
+    tree = {name: cube + i for i, name in enumerate("abcd")}
     tree["b"] = tree["b"].astype(jnp.bfloat16)
-    shardings = [NamedSharding(mesh, SHARDINGS[name]) for name in names]
-    return {name: jax.make_array_from_callback((8, 8, 8), sharding, array.__getitem__)
-            for (name, array), sharding in zip(tree.items(), shardings, strict=True)}
+    shardings = [NamedSharding(mesh, SPECS[name]) for name in names]
+    return {
+        name: jax.make_array_from_callback((8, 8, 8), sharding, array.__getitem__)
+        for (name, array), sharding in zip(tree.items(), shardings, strict=True)
+    }
 
 
 def sharded(folder: str, port: str = "", index: str = "0") -> None:
-    """Save on one mesh, load on others; every device's part must be what it is when abstract_sharded there at once."""
+    """Save on one mesh, load on others; the part of every device must be what it is when the tree
+    is made there."""
     if port:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", 2, int(index))
-    files.PIECE = 300
-    save_tree(Path(folder) / index / "m.safetensors", abstract_sharded((4, 2), "abcd"))
-    for like in (abstract_sharded((4, 2), "abcd"), abstract_sharded((2, 4), "bcda"), abstract_sharded((1, 8), "cdab")):
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like)
-        found = load_tree(Path(folder) / "0/m.safetensors", shapes)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(like), strict=True):
+    arrays_module.PIECE = 300
+    save_tree(Path(folder) / index / "m.safetensors", on_mesh((4, 2), "abcd"))
+    for like in (on_mesh((4, 2), "abcd"), on_mesh((2, 4), "bcda"), on_mesh((1, 8), "cdab")):
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like
+        )
+        loaded = load_tree(Path(folder) / "0/m.safetensors", shapes)
+        for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(like), strict=True):
             assert a.sharding == b.sharding and a.dtype == b.dtype
             for part, expected in zip(a.addressable_shards, b.addressable_shards, strict=True):
                 np.testing.assert_array_equal(part.data, expected.data)
-        bad = found["a"].at[7, 7, 7].set(jnp.nan)
-        assert all_finite(found) and not all_finite(found | {"a": bad})
+        bad = loaded["a"].at[7, 7, 7].set(jnp.nan)
+        assert all_finite(loaded) and not all_finite(loaded | {"a": bad})
 
 
 @pytest.fixture
@@ -259,7 +286,8 @@ def script() -> Iterator[Callable[..., subprocess.Popen]]:
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def start(devices: int, role: str, *arguments: object) -> subprocess.Popen:
-        variables = os.environ | fixed | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        variables = os.environ | fixed | {"XLA_FLAGS": flags}
         command = [sys.executable, "-W", "error", __file__, role, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started.append(subprocess.Popen(command, env=variables, text=True, **pipes))
@@ -279,10 +307,11 @@ def printed(process: subprocess.Popen) -> str:
 
 
 def require_counting(path: Path) -> None:
-    found = safetensors.numpy.load_file(path)
+    arrays = safetensors.numpy.load_file(path)
     for i, name in enumerate("abcd"):
         expected = (np.arange(512, dtype=np.float32) + i).reshape(8, 8, 8)
-        np.testing.assert_array_equal(found[f"['{name}']"], expected.astype(jnp.bfloat16) if i == 1 else expected)
+        expected = expected.astype(jnp.bfloat16) if i == 1 else expected
+        np.testing.assert_array_equal(arrays[f"['{name}']"], expected)
 
 
 def test_sharded_arrays_are_saved_whole_and_loaded_in_parts(tmp_path, script):
@@ -291,37 +320,44 @@ def test_sharded_arrays_are_saved_whole_and_loaded_in_parts(tmp_path, script):
 
 
 def test_two_processes_save_one_file_and_each_loads_its_parts(tmp_path, script):
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        port = server.getsockname()[1]
     processes = [script(4, "sharded", tmp_path, port, i) for i in range(2)]
-    outcomes = [(process.communicate(timeout=120)[0], process.returncode) for process in processes]
+    outcomes = [(p.communicate(timeout=120)[0], p.returncode) for p in processes]
     assert [code for _, code in outcomes] == [0, 0], outcomes
     require_counting(tmp_path / "0/m.safetensors")
-    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["m.safetensors"]  # process 1 has written none
+    written = [path.name for path in tmp_path.rglob("*.safetensors")]
+    assert written == ["m.safetensors"]  # process 1 has written none
 
 
 MEGABYTE, LARGEST, LEAVES = 2**20, 128, 8
 
 
 def memory(folder: str, task: str, layout: str) -> None:
-    """Prints the peak of this process's memory, in MB, beyond what it was before and the model of 1 GB."""
+    """Prints the peak of this process's memory, in MB, beyond what it was before and the model of
+    1 GB."""
     path, before = Path(folder) / "m.safetensors", resident()
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    sharding = NamedSharding(mesh, SHARDINGS["a"]) if layout == "sharded" else None
-    leaf = jax.ShapeDtypeStruct((8, 2048, LARGEST * MEGABYTE // 4 // 8 // 2048), jnp.float32, sharding=sharding)
+    sharding = NamedSharding(mesh, SPECS["a"]) if layout == "sharded" else None
+    size = 8, 2048, LARGEST * MEGABYTE // 4 // 8 // 2048
+    leaf = jax.ShapeDtypeStruct(size, jnp.float32, sharding=sharding)
     if task == "save":
-        make = jax.jit(lambda value: jnp.full(leaf.shape, value, jnp.float32), out_shardings=sharding)
+        make = jax.jit(
+            lambda value: jnp.full(leaf.shape, value, jnp.float32), out_shardings=sharding
+        )
         save_tree(path, {f"{i}": make(i) for i in range(LEAVES)})
     else:
         tree = load_tree(path, {f"{i}": leaf for i in range(LEAVES)})
-        assert all_finite(tree) and [float(a[-1, -1, -1]) for a in tree.values()] == list(range(LEAVES))
+        assert all_finite(tree)
+        assert [float(a[-1, -1, -1]) for a in tree.values()] == list(range(LEAVES))
     print(highest() - before - LEAVES * LARGEST)
 
 
 def highest() -> int:
     """Peak of this process: `ru_maxrss` starts at the size of the parent."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 
 
@@ -332,7 +368,9 @@ def resident() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layout", ["whole", "sharded"])
-def test_saving_and_loading_need_memory_for_the_largest_array_and_not_for_the_model(tmp_path, script, layout):
+def test_saving_and_loading_need_memory_for_the_largest_array_and_not_for_the_model(
+    tmp_path, script, layout
+):
     for task in ("save", "load"):
         assert int(printed(script(8, "memory", tmp_path, task, layout))) < LARGEST + 150, task
 

@@ -27,9 +27,21 @@ from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
 
 HERE = Runtime()
-CODEC = train_tokenizer(["the cat sat on the mat"], 300)
-LLAMA = ModelConfig(vocab_size=300, num_layers=3, d_model=32, num_heads=4, head_dim=8, d_ff=48, num_kv_heads=2, block="sequential",
-                    norm="rms", norm_eps=1e-5, tie_embeddings=False, scaled_logits=False)
+OURS = train_tokenizer(["the cat sat on the mat"], 300)
+LLAMA = ModelConfig(
+    vocab_size=300,
+    num_layers=3,
+    d_model=32,
+    num_heads=4,
+    head_dim=8,
+    d_ff=48,
+    num_kv_heads=2,
+    block="sequential",
+    norm="rms",
+    norm_eps=1e-5,
+    tie_embeddings=False,
+    scaled_logits=False,
+)
 SCALING = (8.0, 1.0, 4.0, 16)
 CONFIGS = {
     "llama": LLAMA,
@@ -64,18 +76,18 @@ def assert_same(a: Transformer, b: Transformer) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
     model = random_model(replace(CONFIGS[name], max_seq_len=64))
-    export(tmp_path / "out", model, CODEC)
+    export(tmp_path / "out", model, OURS)
     weights, tokenizer = pretrained(str(tmp_path / "out"))
     assert weights.config == replace(CONFIGS[name], max_seq_len=64)
     assert_same(weights.load(HERE), model)
-    assert tokenizer.prompt_ids("the cat") == CODEC.prompt_ids("the cat")
+    assert tokenizer.prompt_ids("the cat") == OURS.prompt_ids("the cat")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_several_files_hold_what_one_does(tmp_path):
     model = random_model(LLAMA)
-    export(tmp_path / "one", model, CODEC)
-    export(tmp_path / "many", model, CODEC)
+    export(tmp_path / "one", model, OURS)
+    export(tmp_path / "many", model, OURS)
     (tmp_path / "many" / "model.safetensors").unlink()
     limit = 4 * 300 * 32  # one embedding
     save_weights(tmp_path / "many", entries(model), limit)
@@ -84,30 +96,35 @@ def test_several_files_hold_what_one_does(tmp_path):
     parts = [load_file(file) for file in files]
     assert all(sum(array.nbytes for array in part.values()) <= limit for part in parts)
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
-    assert index["weight_map"] == {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+    of_files = zip(files, parts, strict=True)
+    assert index["weight_map"] == {name: file.name for file, part in of_files for name in part}
     assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
     assert_same(open_weights(tmp_path / "many").load(HERE), model)
 
 
 def test_layouts_by_hand(tmp_path):
-    """Each linear map of the file, a matrix [out, in], against the einsum that our parameter stands in."""
+    """Each linear map of the file, a matrix [out, in], against the einsum of our parameter."""
     model = random_model(CONFIGS["qwen2"])
-    export(tmp_path / "out", model, CODEC)
+    export(tmp_path / "out", model, OURS)
     file = load_file(tmp_path / "out" / "model.safetensors")
     layer, x = "model.layers.1.", np.random.default_rng(0).normal(size=32).astype(np.float32)
     block = jax.tree.map(lambda a: np.asarray(a[1]), model.blocks)
-    heads = {"q_proj": np.einsum("d,dhk->hk", x, block.query) + block.query_bias,
-             "k_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 0]) + block.key_value_bias[0],
-             "v_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 1]) + block.key_value_bias[1]}
+    heads = {
+        "q_proj": np.einsum("d,dhk->hk", x, block.query) + block.query_bias,
+        "k_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 0]) + block.key_value_bias[0],
+        "v_proj": np.einsum("d,dgk->gk", x, block.key_value[:, 1]) + block.key_value_bias[1],
+    }
     for name, ours in heads.items():
         theirs = file[f"{layer}self_attn.{name}.weight"] @ x + file[f"{layer}self_attn.{name}.bias"]
         np.testing.assert_allclose(theirs, ours.ravel(), rtol=1e-4, atol=1e-5)
     out = np.einsum("hk,hkd->d", x.reshape(4, 8), block.attention_out)
-    np.testing.assert_allclose(file[f"{layer}self_attn.o_proj.weight"] @ x, out, rtol=1e-4, atol=1e-5)
+    theirs = file[f"{layer}self_attn.o_proj.weight"] @ x
+    np.testing.assert_allclose(theirs, out, rtol=1e-4, atol=1e-5)
     for part, name in enumerate(("gate_proj", "up_proj")):
         np.testing.assert_array_equal(file[f"{layer}mlp.{name}.weight"], block.gate_up[:, part].T)
     np.testing.assert_array_equal(file[f"{layer}mlp.down_proj.weight"], block.mlp_out.T)
-    np.testing.assert_array_equal(file[f"{layer}post_attention_layernorm.weight"], block.mlp_norm)
+    norm = file[f"{layer}post_attention_layernorm.weight"]
+    np.testing.assert_array_equal(norm, block.mlp_norm)
     np.testing.assert_array_equal(file["model.embed_tokens.weight"], model.embedding)
     assert "lm_head.weight" not in file
 
@@ -115,42 +132,63 @@ def test_layouts_by_hand(tmp_path):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
 def test_half_precision_files_give_the_float32_that_they_stand_for(tmp_path, dtype):
     model = random_model(LLAMA)
-    export(tmp_path / "out", model, CODEC)
+    export(tmp_path / "out", model, OURS)
     file = tmp_path / "out" / "model.safetensors"
     save_file({name: array.astype(dtype) for name, array in load_file(file).items()}, file)
     loaded = open_weights(tmp_path / "out").load(HERE)
-    assert_same(loaded, jax.tree.map(lambda a: np.asarray(a).astype(dtype).astype(np.float32), model))
+    rounded = jax.tree.map(lambda a: np.asarray(a).astype(dtype).astype(np.float32), model)
+    assert_same(loaded, rounded)
 
 
 def test_what_transformers_ignores_is_ignored(tmp_path):
     model = random_model(CONFIGS["qwen2"])
-    export(tmp_path / "out", model, CODEC)
+    export(tmp_path / "out", model, OURS)
     file = tmp_path / "out" / "model.safetensors"
-    more = {"lm_head.weight": np.zeros((300, 32), np.float32),
-            "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32)}
+    more = {
+        "lm_head.weight": np.zeros((300, 32), np.float32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
+    }
     save_file({**load_file(file), **more}, file)
     assert_same(open_weights(tmp_path / "out").load(HERE), model)
 
 
+def without(name):
+    return lambda tensors: tensors.pop(name)
+
+
+def with_zeros(name, *shape, dtype=np.float32):
+    return lambda tensors: tensors.update({name: np.zeros(shape, dtype)})
+
+
 FAULTS = {
-    "missing": (lambda t: t.pop("model.layers.2.mlp.up_proj.weight"),
-                r"out: tensor model\.layers\.2\.mlp\.up_proj\.weight is missing"),
-    "no head": (lambda t: t.pop("lm_head.weight"), r"tensor lm_head\.weight is missing"),
-    "more layers": (lambda t: t.update({"model.layers.3.input_layernorm.weight": np.zeros(32, np.float32)}),
-                    r"tensor model\.layers\.3\.input_layernorm\.weight is unexpected"),
-    "a bias": (lambda t: t.update({"model.layers.0.self_attn.o_proj.bias": np.zeros(32, np.float32)}),
-               r"tensor model\.layers\.0\.self_attn\.o_proj\.bias is unexpected"),
-    "transposed": (lambda t: t.update({"model.layers.1.mlp.down_proj.weight": np.zeros((48, 32), np.float32)}),
-                   r"tensor model\.layers\.1\.mlp\.down_proj\.weight is \[48, 32\], not \[32, 48\]"),
-    "integers": (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int8)}),
-                 r"model\.safetensors: tensor model\.norm\.weight is I8; supported are F32, F16, BF16"),
+    "missing": (
+        without("model.layers.2.mlp.up_proj.weight"),
+        r"out: tensor model\.layers\.2\.mlp\.up_proj\.weight is missing",
+    ),
+    "no head": (without("lm_head.weight"), r"tensor lm_head\.weight is missing"),
+    "more layers": (
+        with_zeros("model.layers.3.input_layernorm.weight", 32),
+        r"tensor model\.layers\.3\.input_layernorm\.weight is unexpected",
+    ),
+    "a bias": (
+        with_zeros("model.layers.0.self_attn.o_proj.bias", 32),
+        r"tensor model\.layers\.0\.self_attn\.o_proj\.bias is unexpected",
+    ),
+    "transposed": (
+        with_zeros("model.layers.1.mlp.down_proj.weight", 48, 32),
+        r"tensor model\.layers\.1\.mlp\.down_proj\.weight is \[48, 32\], not \[32, 48\]",
+    ),
+    "integers": (
+        with_zeros("model.norm.weight", 32, dtype=np.int8),
+        r"model\.safetensors: tensor model\.norm\.weight is I8; supported are F32, F16, BF16",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, name):
     change, message = FAULTS[name]
-    export(tmp_path / "out", random_model(LLAMA), CODEC)
+    export(tmp_path / "out", random_model(LLAMA), OURS)
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
     change(tensors)
@@ -160,14 +198,16 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, name):
 
 
 def test_files_that_are_missing_or_damaged_are_refused_by_name(tmp_path):
-    export(tmp_path / "out", random_model(LLAMA), CODEC)
+    export(tmp_path / "out", random_model(LLAMA), OURS)
     folder = tmp_path / "out"
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:-1])
     with pytest.raises(InputError, match=r"model\.safetensors: not a safetensors file"):
         open_weights(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"model\.safetensors: no such file; .* never from a pickle"):
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: no such file; .* never from a pickle"
+    ):
         open_weights(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config\.json: not a JSON object"):
@@ -180,8 +220,10 @@ def test_files_that_are_missing_or_damaged_are_refused_by_name(tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
-    export(tmp_path / "out", random_model(replace(LLAMA, vocab_size=CODEC.vocab_size - 1)), CODEC)
-    with pytest.raises(InputError, match=f"the tokenizer has {CODEC.vocab_size} tokens, the model {CODEC.vocab_size - 1}"):
+    size = OURS.vocab_size
+    export(tmp_path / "out", random_model(replace(LLAMA, vocab_size=size - 1)), OURS)
+    message = f"the tokenizer has {size} tokens, the model {size - 1}"
+    with pytest.raises(InputError, match=message):
         pretrained(str(tmp_path / "out"))
 
 
@@ -192,7 +234,7 @@ PALM = {"block": "parallel", "norm": "layer", "scaled_logits": True}
 def test_a_palm_shaped_model_cannot_be_exported(tmp_path, name):
     model = random_model(replace(LLAMA, **{name: PALM[name]}))
     with pytest.raises(InputError, match=f"{name} = {PALM[name]!r} .PaLM. cannot be exported"):
-        export(tmp_path / "out", model, CODEC)
+        export(tmp_path / "out", model, OURS)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,71 +242,138 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_half_written(tmp_path, 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     with pytest.raises(InputError, match="out: exists and is not an empty folder"):
-        export(tmp_path / "out", random_model(LLAMA), CODEC)
+        export(tmp_path / "out", random_model(LLAMA), OURS)
     monkeypatch.setattr("scale.io.huggingface.save_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export(tmp_path / "new", random_model(LLAMA), CODEC)
+        export(tmp_path / "new", random_model(LLAMA), OURS)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
 HUB = Path("config.json")
-SMOLLM2 = {  # the fields of HuggingFaceTB/SmolLM2-135M's config.json that say something about the shape
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
-    "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
-    "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "model_type": "llama",
-    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49152,
+# The fields of the config.json of HuggingFaceTB/SmolLM2-135M that say something about the shape.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 49152,
 }
-LLAMA3 = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def test_a_config_from_the_hub():
     assert config_from(SMOLLM2, HUB) == ModelConfig(
-        vocab_size=49152, num_layers=30, d_model=576, num_heads=9, head_dim=64, d_ff=1536, rope_base=100_000.0, num_kv_heads=3,
-        block="sequential", norm="rms", norm_eps=1e-5, tie_embeddings=True, scaled_logits=False,
-        max_seq_len=8192)
+        vocab_size=49152,
+        num_layers=30,
+        d_model=576,
+        num_heads=9,
+        head_dim=64,
+        d_ff=1536,
+        rope_base=100_000.0,
+        num_kv_heads=3,
+        block="sequential",
+        norm="rms",
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        scaled_logits=False,
+        max_seq_len=8192,
+    )
 
 
 def test_both_spellings_of_rope():
     old = {**SMOLLM2, "rope_theta": 500000.0, "rope_scaling": {**LLAMA3, "rope_type": "llama3"}}
     older = {**old, "rope_scaling": {**LLAMA3, "type": "llama3"}}
-    new = {**SMOLLM2, "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 500000.0}}
+    parameters = {**LLAMA3, "rope_type": "llama3", "rope_theta": 500000.0}
+    new = {**SMOLLM2, "rope_parameters": parameters}
     del new["rope_theta"], new["rope_scaling"]
-    found = config_from(old, HUB)
-    assert (found.rope_base, found.rope_scaling) == (500000.0, (32.0, 1.0, 4.0, 8192))
-    assert config_from(new, HUB) == config_from(older, HUB) == found
+    config = config_from(old, HUB)
+    assert (config.rope_base, config.rope_scaling) == (500000.0, (32.0, 1.0, 4.0, 8192))
+    assert config_from(new, HUB) == config_from(older, HUB) == config
     plain = {**new, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0}}
     assert config_from(plain, HUB) == config_from(SMOLLM2, HUB)
 
 
 def test_what_an_old_config_leaves_out():
-    short = {name: value for name, value in SMOLLM2.items()
-             if name not in ("num_key_value_heads", "rope_theta", "tie_word_embeddings", "rms_norm_eps")}
-    found = config_from(short, HUB)
-    assert (found.num_kv_heads, found.rope_base, found.tie_embeddings, found.norm_eps) == (9, 10_000.0, False, 1e-6)
+    left_out = "num_key_value_heads", "rope_theta", "tie_word_embeddings", "rms_norm_eps"
+    config = config_from({k: v for k, v in SMOLLM2.items() if k not in left_out}, HUB)
+    assert (config.num_kv_heads, config.rope_base) == (9, 10_000.0)
+    assert (config.tie_embeddings, config.norm_eps) == (False, 1e-6)
 
 
+LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+QWEN_WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99}
+QWEN_LAYERS = {
+    "model_type": "qwen3",
+    "head_dim": 64,
+    "sliding_window": 8,
+    "layer_types": ["full_attention", "sliding_attention"],
+}
 REFUSED = {
-    "gpt2": ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported; those are llama, mistral, qwen2, qwen3"),
+    "gpt2": (
+        {"model_type": "gpt2"},
+        "model_type 'gpt2' is not supported; those are llama, mistral, qwen2, qwen3",
+    ),
     "nothing": ({"model_type": None}, "model_type None"),
-    "activation": ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported, only 'silu'"),
+    "activation": (
+        {"hidden_act": "gelu"},
+        "hidden_act = 'gelu' is not supported, only 'silu'",
+    ),
     "o_proj bias": ({"attention_bias": True}, "attention_bias = True is not supported"),
     "mlp bias": ({"mlp_bias": True}, "mlp_bias = True"),
-    "quantised": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config = .*awq.* is not supported"),
+    "quantised": (
+        {"quantization_config": {"quant_method": "awq"}},
+        "quantization_config = .*awq.* is not supported",
+    ),
     "part of a head": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
-    "yarn": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "RoPE .*yarn.* is not supported"),
-    "linear": ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "RoPE .*linear"),
-    "rope by layer": ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "RoPE .*full_attention"),
-    "llama3 without": ({"rope_scaling": {"type": "llama3", "factor": 4.0}},
-                       "RoPE 'llama3' without low_freq_factor, high_freq_factor"),
+    "yarn": (
+        {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        "RoPE .*yarn.* is not supported",
+    ),
+    "linear": ({"rope_parameters": LINEAR}, "RoPE .*linear"),
+    "rope by layer": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "RoPE .*full_attention",
+    ),
+    "llama3 without": (
+        {"rope_scaling": {"type": "llama3", "factor": 4.0}},
+        "RoPE 'llama3' without low_freq_factor, high_freq_factor",
+    ),
     "no width": ({"hidden_size": None}, "hidden_size must be a positive number, not None"),
-    "text": ({"num_hidden_layers": "30"}, "num_hidden_layers must be a positive number, not '30'"),
-    "window": ({"model_type": "mistral", "sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+    "text": (
+        {"num_hidden_layers": "30"},
+        "num_hidden_layers must be a positive number, not '30'",
+    ),
+    "window": (
+        {"model_type": "mistral", "sliding_window": 4096},
+        "sliding_window = 4096 is not supported",
+    ),
     "mistral's default": ({"model_type": "mistral"}, "sliding_window = 4096"),
-    "qwen window": ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99}, "sliding_window = 99"),
-    "qwen layers": ({"model_type": "qwen3", "head_dim": 64, "sliding_window": 8,
-                     "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window = 8"),
+    "qwen window": (QWEN_WINDOW, "sliding_window = 99"),
+    "qwen layers": (QWEN_LAYERS, "sliding_window = 8"),
     "qwen3 head": ({"model_type": "qwen3"}, "head_dim must be a positive number"),
 }
 
@@ -279,26 +388,34 @@ def test_a_config_that_our_model_cannot_do_is_refused(tmp_path, name):
 def test_windows_that_are_not_in_use_are_accepted():
     config_from({**SMOLLM2, "model_type": "mistral", "sliding_window": None}, HUB)
     config_from({**SMOLLM2, "model_type": "mistral", "sliding_window": 8192}, HUB)
-    config_from({**SMOLLM2, "model_type": "qwen2", "use_sliding_window": False, "sliding_window": 128}, HUB)
+    config_from({**SMOLLM2, **QWEN_WINDOW, "use_sliding_window": False}, HUB)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_survives_its_settings(name):
     config = replace(CONFIGS[name], max_seq_len=64)
-    assert config_from(settings_for(config, CODEC), HUB) == config
+    assert config_from(settings_for(config, OURS), HUB) == config
 
 
 def test_biases_and_head_norms_together_are_no_ones_architecture(tmp_path):
     with pytest.raises(InputError, match="qkv_bias and qk_norm cannot be exported"):
-        export(tmp_path / "out", random_model(replace(LLAMA, qkv_bias=True, qk_norm=True)), CODEC)
+        both = replace(LLAMA, qkv_bias=True, qk_norm=True)
+        export(tmp_path / "out", random_model(both), OURS)
 
 
 def start(script: str, *args: str, devices: int = 1) -> subprocess.Popen[str]:
-    """A script in a process of its own with simulated devices. Its allocator gives freed memory back."""
-    env = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-           "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(script), *args], env={**os.environ, **env},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A script in a process of its own with simulated devices. Its allocator gives freed memory
+    back."""
+    variables = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+    }
+    command = [sys.executable, "-c", textwrap.dedent(script), *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **variables}, text=True, **pipes)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -319,33 +436,35 @@ SHARDED = """
     from pathlib import Path
     import jax
     import numpy as np
-    from scale.execution import Runtime, make_mesh
-    from scale.sharding import shardings
-    from scale.weights.huggingface import open_weights
-    import scale.weights.huggingface as module
+    from scale.io import huggingface
+    from scale.parallel.mesh import Runtime, make_mesh
+    from scale.parallel.sharding import shardings
 
-    sizes, read = [], module.read
+    sizes, read = [], huggingface.read
     def counted(file, name, window):
         sizes.append((name, read(file, name, window).size))
         return read(file, name, window)
-    module.read = counted
-    whole = open_weights(Path(sys.argv[1])).load(Runtime())
+    huggingface.read = counted
+    whole = huggingface.open_weights(Path(sys.argv[1])).load(Runtime())
     sizes.clear()
     mesh = make_mesh((2, 2, 2), jax.devices())
-    split = open_weights(Path(sys.argv[1])).load(Runtime(mesh))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), whole.blocks, split.blocks)
+    split = huggingface.open_weights(Path(sys.argv[1])).load(Runtime(mesh))
+    for a, b in zip(jax.tree.leaves(whole.blocks), jax.tree.leaves(split.blocks), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     np.testing.assert_array_equal(np.asarray(whole.embedding), np.asarray(split.embedding))
     jax.tree.map(lambda a, s: None if a.sharding == s else 1 / 0, split, shardings(split, mesh))
-    assert {s.data.shape for s in split.blocks.query.addressable_shards} == {(3, 16, 2, 8)}
-    print([size for name, size in sizes if name == "model.layers.1.self_attn.q_proj.weight"])
-    print([size for name, size in sizes if name == "model.layers.1.input_layernorm.weight"])
+    shards = split.blocks.query.addressable_shards
+    assert {shard.data.shape for shard in shards} == {(3, 16, 2, 8)}
+    for part in ("self_attn.q_proj", "input_layernorm"):
+        print([size for name, size in sizes if name == f"model.layers.1.{part}.weight"])
 """
 
 
 def test_each_device_gets_its_share_and_no_part_is_read_twice(tmp_path):
-    export(tmp_path / "out", random_model(CONFIGS["qwen2"]), CODEC)
+    export(tmp_path / "out", random_model(CONFIGS["qwen2"]), OURS)
     quarter = 32 * 32 // 4  # of a 32 x 32 matrix over fsdp 2 x tensor 2; data 2 holds copies
-    assert run(SHARDED, str(tmp_path / "out"), devices=8).splitlines() == [str([quarter] * 4), str([16, 16])]
+    printed = run(SHARDED, str(tmp_path / "out"), devices=8)
+    assert printed.splitlines() == [str([quarter] * 4), str([16, 16])]
 
 
 SHARED = """
@@ -355,23 +474,23 @@ SHARED = """
 
     folder, out, port, process = sys.argv[1:]
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-    from scale.execution import Runtime, make_mesh
-    from scale.weights import pretrained
-    from scale.weights.huggingface import export
+    from scale.io.huggingface import export
+    from scale.io.pretrained import pretrained
+    from scale.parallel.mesh import Runtime, make_mesh
 
-    weights, codec = pretrained(folder)
+    weights, tokenizer = pretrained(folder)
     model = weights.load(Runtime(make_mesh((1, 2, 2), jax.devices())))
     assert not model.blocks.query.is_fully_addressable
-    export(Path(out), model, codec)
+    export(Path(out), model, tokenizer)
     assert (Path(out) / "config.json").exists()
 """
 
 
 def test_two_processes_load_and_export_one_model(tmp_path):
-    export(tmp_path / "in", random_model(CONFIGS["qwen2"]), CODEC)
-    with socket.socket() as eval_fn:
-        eval_fn.bind(("127.0.0.1", 0))
-        port = str(eval_fn.getsockname()[1])
+    export(tmp_path / "in", random_model(CONFIGS["qwen2"]), OURS)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
     folders = (str(tmp_path / "in"), str(tmp_path / "out"))
     for process in [start(SHARED, *folders, port, str(i), devices=2) for i in range(2)]:
         finish(process)
@@ -384,34 +503,45 @@ PEAK = """
     import sys
     from pathlib import Path
     import jax
-    from scale.execution import Runtime, make_mesh
-    from scale.weights.huggingface import open_weights
+    from scale.io.huggingface import open_weights
+    from scale.parallel.mesh import Runtime, make_mesh
 
     def status(name):
         line = next(line for line in open("/proc/self/status") if line.startswith(name))
         return int(line.split()[1]) * 1024
 
     devices = jax.devices()
-    execution = Runtime() if len(devices) == 1 else Runtime(make_mesh((1, 4, 2), devices))
-    open_weights(Path(sys.argv[1])).load(execution)
+    runtime = Runtime() if len(devices) == 1 else Runtime(make_mesh((1, 4, 2), devices))
+    open_weights(Path(sys.argv[1])).load(runtime)
     weights = open_weights(Path(sys.argv[2]))
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    model = weights.load(execution)
+    model = weights.load(runtime)
     print(status("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(model)))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
 @pytest.mark.parametrize("devices", [1, 8])
 def test_the_host_holds_a_few_tensors_beside_the_model_whatever_its_size(tmp_path, devices):
     """On a CPU the devices' memory is the host's, so the model's own size is subtracted."""
-    wide = replace(LLAMA, vocab_size=8000, num_layers=24, d_model=512, num_heads=8, head_dim=64, d_ff=1408)
+    wide = replace(
+        LLAMA,
+        vocab_size=8000,
+        num_layers=24,
+        d_model=512,
+        num_heads=8,
+        head_dim=64,
+        d_ff=1408,
+    )
     models = {"small": LLAMA, "large": wide}
     for name, config in models.items():
         like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
-        export(tmp_path / name, jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), like), CODEC)
-    peak, size = map(int, run(PEAK, *(str(tmp_path / name) for name in models), devices=devices).split())
+        export(tmp_path / name, jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), like), OURS)
+    paths = [str(tmp_path / name) for name in models]
+    peak, size = map(int, run(PEAK, *paths, devices=devices).split())
     largest = 4 * 8000 * 512
     assert size > 250e6
     assert peak - size < 3 * largest + 48e6
@@ -438,8 +568,16 @@ def random_peer(peer, name: str, **settings):
     import torch
 
     torch.manual_seed(0)
-    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+    shape = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    }
     config = getattr(peer, f"{name}Config")(**{**shape, **settings})
     model = getattr(peer, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
@@ -453,8 +591,16 @@ THEIRS = {
     "Llama": {},
     "Llama, tied, one key/value head": {"tie_word_embeddings": True, "num_key_value_heads": 1},
     "Llama, wide heads": {"head_dim": 24, "num_key_value_heads": 4},
-    "Llama 3.1": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
-                                      "high_freq_factor": 4.0, "original_max_position_embeddings": 16}},
+    "Llama 3.1": {
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        }
+    },
     "Mistral": {"sliding_window": None, "head_dim": 12},
     "Qwen2": {"tie_word_embeddings": True},
     "Qwen3": {"head_dim": 16},
@@ -474,9 +620,13 @@ def test_their_models_have_our_logits(peer, tmp_path, name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_has_the_logits_of_what_we_export(peer, tmp_path, name):
     model = random_model(replace(CONFIGS[name], max_seq_len=64))
-    export(tmp_path / "out", model, CODEC)
-    theirs, report = peer.AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    export(tmp_path / "out", model, OURS)
+    theirs, report = peer.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert theirs.dtype.itemsize == 4
-    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, CODEC.eos)
-    np.testing.assert_allclose(their_logits(peer, theirs, TOKENS), logits(model, TOKENS), rtol=1e-4, atol=1e-4)
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (None, OURS.eos)
+    np.testing.assert_allclose(
+        their_logits(peer, theirs, TOKENS), logits(model, TOKENS), rtol=1e-4, atol=1e-4
+    )

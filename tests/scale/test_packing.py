@@ -1,4 +1,5 @@
-"""Rows in lines: the arrays by hand, the same losses as rows alone, nothing seen across rows; and a run's shapes."""
+"""Several rows in one packed sequence: the arrays by hand, the same losses as rows alone, nothing
+seen across rows; and the shapes of a run."""
 
 import functools
 import operator
@@ -11,112 +12,162 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minipref.batch import Batch
+from minipref.batch import Batch, Targets
 from minipref.methods import METHODS
-from minipref.training import loss_of, sft_loss
-from scale.data.dataset import Dataset, on_disk
-from scale.data.layout import smallest_shape
+from minipref.training import Hyperparameters
+from scale.data.dataset import Dataset, cached
+from scale.data.layout import BatchShape, smallest_shape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
-from scale.model.response_logps import logps, sum_of_logps
+from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.train.batches import few, least_sizes, schedule
-from scale.train.loop import TrainingConfig, hyper
+from scale.train.batches import merge_sizes, plan_batches, smallest_sizes
+from scale.train.loop import TrainingConfig
+from scale.train.steps import language_model_loss, policy_loss
 
-CONFIG = ModelConfig(60, 2, 16, 2, 8, 32, num_kv_heads=1, block="sequential", norm="rms", tie_embeddings=False)
-PIECES = [([5, 6, 7], [[8, 9, 1], [10, 1], [11]]), ([15, 16], [[17], [18, 19, 1], []]),
-          ([25, 26, 27, 28, 29], [[25, 1], [26, 27, 28, 1], [29, 1]]), ([35], [[36, 1], [37, 1], [38, 39, 36, 1]])]
+CONFIG = ModelConfig(
+    60, 2, 16, 2, 8, 32, num_kv_heads=1, block="sequential", norm="rms", tie_embeddings=False
+)
+ROWS = [
+    ([5, 6, 7], [[8, 9, 1], [10, 1], [11]]),
+    ([15, 16], [[17], [18, 19, 1], []]),
+    ([25, 26, 27, 28, 29], [[25, 1], [26, 27, 28, 1], [29, 1]]),
+    ([35], [[36, 1], [37, 1], [38, 39, 36, 1]]),
+]
 
 
-def dataset() -> Dataset:
+def make_dataset() -> Dataset:
     rng = np.random.default_rng(0)
-    scores = rng.normal(size=(4, 2, 3)).astype(np.float32)
-    return Dataset(tokenized_rows(PIECES), rng.normal(size=(4, 3)).astype(np.float32) - 9, scores, np.arange(4))
+    rewards = rng.normal(size=(4, 2, 3)).astype(np.float32)
+    ref_logps = rng.normal(size=(4, 3)).astype(np.float32) - 9
+    return Dataset(tokenized_rows(ROWS), Targets(ref_logps, rewards), np.arange(4))
 
 
-def batch(lines: int, spare: int = 0) -> Batch:
-    rows = dataset()
-    shape = Shape(*(size + spare * (i > 0) for i, size in enumerate(smallest_shape(rows.tokens.lengths, lines))))
-    return jax.tree.map(jnp.asarray, rows.batch(np.arange(4), shape))
+def packed(num_sequences: int, spare: int = 0) -> Batch:
+    """The four rows in some packed sequences, every size `spare` larger than needed."""
+    dataset = make_dataset()
+    smallest = smallest_shape(dataset.tokens.lengths, num_sequences)
+    shape = BatchShape(num_sequences, *(size + spare for size in smallest[1:]))
+    return jax.tree.map(jnp.asarray, dataset.batch(np.arange(4), shape))
 
 
-def test_two_rows_in_a_line_by_hand():
-    found = dict(zip(Batch._fields, pack(tokenized_rows([PIECES[0], PIECES[3]]), Shape(1, 20, 14, 11)), strict=False))
+def test_two_rows_in_a_sequence_by_hand():
+    inputs = pack(tokenized_rows([ROWS[0], ROWS[3]]), BatchShape(1, 20, 14, 11))
     expected = {
         "tokens": [[5, 6, 7, 8, 9, 1, 10, 1, 11, 35, 36, 1, 37, 1, 38, 39, 36, 1, 0, 0]],
         "positions": [[0, 1, 2, 3, 4, 5, 3, 4, 3, 0, 1, 2, 1, 2, 1, 2, 3, 4, 0, 0]],
-        "segments": [[0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1], [0, 1, 1, 2, 2, 3, 3, 3, 3, -1, -1]],
+        "segment_ids": [
+            [0, 0, 0, 1, 1, 1, 2, 2, 3, -1, -1],
+            [0, 1, 1, 2, 2, 3, 3, 3, 3, -1, -1],
+        ],
         "labels": [[8, 9, 1, 10, 1, 11, 36, 1, 37, 1, 38, 39, 36, 1]],
         "logit_positions": [[2, 3, 4, 2, 6, 2, 9, 10, 9, 12, 9, 14, 15, 16]],
         "response_ids": [[0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 5, 5, 5]],
-        "last": [[5, 7, 8], [11, 13, 17]],
+        "reward_positions": [[5, 7, 8], [11, 13, 17]],
     }
-    assert {name: array.tolist() for name, array in found.items()} == expected
+    assert {name: array.tolist() for name, array in inputs._asdict().items()} == expected
 
 
-@pytest.mark.parametrize("method", [*METHODS, "sft"])
-def test_lines_give_the_losses_and_gradients_of_rows(method):
-    """One line and two, without and with spare slots."""
-    model, values = Transformer(CONFIG, jax.random.key(0)), hyper(TrainingConfig(), 0.1, (0.5, 0.5))
-
-    @eqx.filter_jit
-    @eqx.filter_value_and_grad
-    def loss(model, batch):
-        if method == "sft":
-            return sft_loss(sum_of_logps(model, batch), batch, values, 0.0)[0]
-        rewards = {"none": 0, "single": 1, "ensemble": 3}[METHODS[method].rewards]
-        batch = batch._replace(scores=batch.scores[..., :rewards])
-        return loss_of(method)(logps(model, batch), batch, values, 0.0)[0]
-
-    alone, slopes = loss(model, batch(4))
-    for lines, spare in product((1, 2), (0, 8)):
-        packed, found = loss(model, batch(lines, spare))
-        np.testing.assert_allclose(packed, alone, rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(slopes), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+def every_loss(model, batch):
+    """The losses of all methods and of supervised fine-tuning."""
+    hyperparameters = Hyperparameters(jnp.asarray(0.1), jnp.asarray((0.5, 0.5)))
+    losses = [language_model_loss(0.0, model, batch)[0]]
+    for method, row in METHODS.items():
+        num_reward_models = {"none": 0, "single": 1, "ensemble": 3}[row.rewards]
+        rewards = batch.targets.rewards[..., :num_reward_models]
+        own = batch._replace(targets=batch.targets._replace(rewards=rewards))
+        losses.append(policy_loss(method, 0.0, model, own, hyperparameters, 0.0)[0])
+    return jnp.stack(losses)
 
 
-@pytest.mark.parametrize("lines", [1, 2])
-def test_rows_of_a_line_do_not_see_each_other(lines):
-    """Rows share no token but the end, and the embedding is no output layer: its gradient says what is seen."""
-    model = Transformer(CONFIG, jax.random.key(1))
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda m, row: logps(m, batch(lines))[row].sum()))
-    for row in range(4):
-        of_row = gradient(model, jnp.asarray(row))
-        seen = np.flatnonzero(np.abs(np.asarray(of_row.embedding)).sum(1))
-        own = {t for t in [*PIECES[row][0], *functools.reduce(operator.iadd, PIECES[row][1], [])] if t != 1}
-        assert set(seen) - {1} <= own and set(PIECES[row][0]) <= set(seen)
+@eqx.filter_jit
+def losses_and_gradients(model, batch):
+    """One loss after another, so that one backward pass is compiled for all."""
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def gradient(weights):
+        def loss(arrays):
+            losses = every_loss(eqx.combine(arrays, static), batch)
+            return weights @ losses, losses
+
+        gradients, losses = jax.grad(loss, has_aux=True)(arrays)
+        return losses, gradients
+
+    losses, gradients = jax.lax.map(gradient, jnp.eye(1 + len(METHODS)))
+    return losses[0], gradients
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Transformer(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def of_rows(model):
+    """The losses and gradients of a row in each sequence."""
+    return losses_and_gradients(model, packed(4))
+
+
+@pytest.mark.parametrize(("num_sequences", "spare"), [*product((1, 2), (0, 8))])
+def test_packed_sequences_give_the_losses_and_gradients_of_rows(
+    model, of_rows, num_sequences, spare
+):
+    """One sequence and two, without and with spare positions."""
+    losses, gradients = losses_and_gradients(model, packed(num_sequences, spare))
+    for i, name in enumerate(["sft", *METHODS]):
+        np.testing.assert_allclose(losses[i], of_rows[0][i], rtol=1e-5, err_msg=name)
+        for leaf, expected in zip(*map(jax.tree.leaves, (gradients, of_rows[1])), strict=True):
+            atol = 1e-5 * float(jnp.abs(expected[i]).max())
+            np.testing.assert_allclose(leaf[i], expected[i], rtol=1e-4, atol=atol, err_msg=name)
+            assert atol > 0
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2])
+def test_rows_of_a_sequence_do_not_see_each_other(model, num_sequences):
+    """Rows share no token but the end, and the embedding is no output layer: its gradient says
+    what is seen."""
+    inputs = packed(num_sequences).inputs
+    gradient = eqx.filter_jit(eqx.filter_grad(lambda m, row: response_logps(m, inputs)[row].sum()))
+    for row, (prompt, responses) in enumerate(ROWS):
+        embedding = np.asarray(gradient(model, jnp.asarray(row)).embedding)
+        seen = np.flatnonzero(np.abs(embedding).sum(1))
+        own = {t for t in [*prompt, *functools.reduce(operator.iadd, responses, [])] if t != 1}
+        assert set(seen) - {1} <= own and set(prompt) <= set(seen)
 
 
 def test_shapes_are_joined_while_that_costs_less_than_a_compilation():
     """Ten uses of 32 and one each of 64 and 96: 32 -> 64 costs 320 more, 64 -> 96 32 more."""
     sizes = np.asarray([[32]] * 10 + [[64], [96]])
-    for price, expected in ((10, [32, 64, 96]), (33, [32, 96, 96]), (641, [96, 96, 96])):
-        assert few(sizes, lambda s: s[:, 0], price)[[0, 10, 11], 0].tolist() == expected
+    cases = (10.0, [32, 64, 96]), (33.0, [32, 96, 96]), (641.0, [96, 96, 96])
+    for compile_cost, expected in cases:
+        merged = merge_sizes(sizes, lambda s: s[:, 0], compile_cost)
+        assert merged[[0, 10, 11], 0].tolist() == expected
 
 
 def test_a_joint_shape_is_large_enough_in_every_size():
     sizes = np.asarray([[32, 96], [64, 32]])
-    assert few(sizes, lambda s: s.sum(1), 1e9).tolist() == [[64, 96]] * 2
+    assert merge_sizes(sizes, lambda s: s.sum(1), 1e9).tolist() == [[64, 96]] * 2
 
 
 def test_the_sizes_of_batches():
-    """Two batches of two rows with a prompt and a response each: lengths by hand, rounded up to 32."""
+    """Two batches of two rows with a prompt and a response each: by hand, rounded up to 32."""
     lengths = np.asarray([[[20, 20], [1, 2]], [[30, 3], [30, 40]]])
-    assert least_sizes(lengths, 1).tolist() == [[64, 32, 64], [128, 64, 96]]
-    assert least_sizes(lengths, 2).tolist() == [[64, 32, 64], [96, 64, 96]]
+    assert smallest_sizes(lengths, 1).tolist() == [[64, 32, 64], [128, 64, 96]]
+    assert smallest_sizes(lengths, 2).tolist() == [[64, 32, 64], [96, 64, 96]]
 
 
-def test_the_batches_of_a_run_hold_their_rows_whole():
-    data, model = dataset(), Transformer(CONFIG, jax.random.key(0))
-    run = schedule(data, replace(TrainingConfig(), steps=5, batch=2), model)
-    lengths = data.tokens.lengths.sum(1)
-    for step, rows in enumerate(run.rows):
-        found = run.batch_size(step)
-        assert (found.segment_ids >= 0).sum(1).tolist() == lengths[rows].tolist()
-        assert found.tokens[0, : lengths[rows[0]]].tolist() == data.data.tokens[rows[0], : lengths[rows[0]]].tolist()
-    slots = sum(shape.lines * shape.width for shape in run.shapes)
-    assert run.findings == {"shapes of a step": 1, "slots that hold a token": round(lengths[run.rows].sum() / slots, 3)}
+def test_the_batches_of_a_run_hold_their_rows_whole(model):
+    dataset = make_dataset()
+    plan = plan_batches(dataset, replace(TrainingConfig(), steps=5, batch_size=2), model)
+    lengths = dataset.tokens.lengths.sum(1)
+    for step, rows in enumerate(plan.rows):
+        inputs, first = plan.batch(step).inputs, rows[0]
+        assert (inputs.segment_ids >= 0).sum(1).tolist() == lengths[rows].tolist()
+        tokens = dataset.all.inputs.tokens[first, : lengths[first]]
+        assert inputs.tokens[0, : lengths[first]].tolist() == tokens.tolist()
+    positions = sum(shape.num_sequences * shape.length for shape in plan.shapes)
+    share = round(lengths[plan.rows].sum() / positions, 3)
+    assert plan.findings == {"shapes of a step": 1, "positions that hold a token": share}
 
 
 def test_rows_are_tokenised_once_and_mapped(tmp_path):
@@ -127,6 +178,10 @@ def test_rows_are_tokenised_once_and_mapped(tmp_path):
         return np.arange(3), np.arange(4)
 
     for _ in range(2):
-        first, second = on_disk(tmp_path / "tokens", ("first", "second"), make)
-        assert isinstance(second, np.memmap) and first.tolist() == [0, 1, 2] and second.tolist() == [0, 1, 2, 3]
+        first, second = cached(tmp_path / "tokens", ("first", "second"), make)
+        assert (
+            isinstance(second, np.memmap)
+            and first.tolist() == [0, 1, 2]
+            and second.tolist() == [0, 1, 2, 3]
+        )
     assert calls == [1]

@@ -29,7 +29,9 @@ def jsonl(tmp_path: Path, *rows) -> Path:
     """A file of rows; bytes and strings are lines as they are."""
     lines = [row if isinstance(row, bytes | str) else json.dumps(row) for row in rows]
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    path.write_bytes(
+        b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines)
+    )
     return path
 
 
@@ -48,7 +50,10 @@ FORMATS = {
     "strings": (PAIR, "p"),
     "prompt turns, replies as text": ({**PAIR, "prompt": CHAT}, CHAT),
     "all lists": ({"prompt": CHAT, "chosen": [says("good")], "rejected": [says("bad")]}, CHAT),
-    "text prompt, reply lists": ({"prompt": "p", "chosen": [says("good")], "rejected": [says("bad")]}, "p"),
+    "text prompt, reply lists": (
+        {"prompt": "p", "chosen": [says("good")], "rejected": [says("bad")]},
+        "p",
+    ),
     "prompt turns and conversations": (
         {"prompt": CHAT, "chosen": [*CHAT, says("good")], "rejected": [*CHAT, says("bad")]},
         CHAT,
@@ -116,7 +121,9 @@ def test_json_suffix_blank_end_and_carriage_returns(tmp_path):
 
 def test_a_response_is_never_split_inside_its_turn(tmp_path):
     head = "\n\nHuman: What is blue?\n\nAssistant: Much.\n\nHuman: Such as?\n\nAssistant:"
-    [row] = read(jsonl(tmp_path, {"chosen": head + " The sky is", "rejected": head + " The sky is blue."}))
+    [row] = read(
+        jsonl(tmp_path, {"chosen": head + " The sky is", "rejected": head + " The sky is blue."})
+    )
     assert row == {"prompt": head, "chosen": " The sky is", "rejected": " The sky is blue."}
     turns = [user("What is blue?")]
     raw = {"chosen": [*turns, says("The sky is")], "rejected": [*turns, says("The sky is blue.")]}
@@ -168,13 +175,25 @@ ROW_FAULTS = {
     "UTF-8": (b'{"prompt": "\xff"}', "invalid UTF-8 at byte 13"),
     "surrogate": (PAIR | {"chosen": "\ud800"}, "field 'chosen': invalid Unicode"),
     "surrogate elsewhere": (PAIR | {"id": "\ud800"}, "field 'id': invalid Unicode"),
-    "no chosen": ({"prompt": "p", "rejected": "b"}, "field 'chosen': missing; the row has prompt, rejected"),
+    "no chosen": (
+        {"prompt": "p", "rejected": "b"},
+        "field 'chosen': missing; the row has prompt, rejected",
+    ),
     "no rejected": ({"prompt": "p", "chosen": "b"}, "field 'rejected': missing"),
     "null": (PAIR | {"rejected": None}, "field 'rejected': missing"),
     "nothing": ({}, "field 'prompt': missing; the row has nothing"),
-    "number": (PAIR | {"chosen": 3}, "field 'chosen': must be text or a list of turns, not a number"),
-    "boolean": (PAIR | {"prompt": True}, "field 'prompt': must be text or a list of turns, not a bool"),
-    "object": (PAIR | {"prompt": {}}, "field 'prompt': must be text or a list of turns, not an object"),
+    "number": (
+        PAIR | {"chosen": 3},
+        "field 'chosen': must be text or a list of turns, not a number",
+    ),
+    "boolean": (
+        PAIR | {"prompt": True},
+        "field 'prompt': must be text or a list of turns, not a bool",
+    ),
+    "object": (
+        PAIR | {"prompt": {}},
+        "field 'prompt': must be text or a list of turns, not an object",
+    ),
     "empty chosen": (PAIR | {"chosen": ""}, "field 'chosen': empty"),
     "blank chosen": (PAIR | {"chosen": " \n"}, "field 'chosen': empty"),
     "empty rejected": (PAIR | {"rejected": ""}, "field 'rejected': empty"),
@@ -199,7 +218,10 @@ ROW_FAULTS = {
         "field 'prompt[0].content': must be text, not a number",
     ),
     "turn": (PAIR | {"prompt": ["x"]}, "field 'prompt[0]': must be an object"),
-    "user last": (PAIR | {"chosen": [user("x")]}, "field 'chosen': must end with an assistant turn"),
+    "user last": (
+        PAIR | {"chosen": [user("x")]},
+        "field 'chosen': must end with an assistant turn",
+    ),
     "other opening": (
         {"prompt": "p", "chosen": [user("P"), says("a")], "rejected": [user("P"), says("b")]},
         "field 'chosen': the conversation does not begin with the prompt",
@@ -244,7 +266,10 @@ ROW_FAULTS = {
         PAIR | {"score_chosen": 0, "score_rejected": -math.inf},
         "field 'score_rejected': must be finite, not -inf",
     ),
-    "huge": (PAIR | {"score_chosen": 10**400, "score_rejected": 1}, "field 'score_chosen': must be fin"),
+    "huge": (
+        PAIR | {"score_chosen": 10**400, "score_rejected": 1},
+        "field 'score_chosen': must be fin",
+    ),
     "NaN of several": (
         PAIR | {"score_chosen": [0, 1, math.nan], "score_rejected": [1, 2, 3]},
         "field 'score_chosen[2]': must be finite, not nan",
@@ -332,25 +357,26 @@ def test_a_rejected_reply_that_says_nothing_is_a_reply(tmp_path):
         (
             PAIR,
             HH_ROW,
-            "chosen (text), rejected (text), but {} has prompt (text), chosen (text), rejected (text)",
+            "chosen (text), rejected (text), "
+            "but {} has prompt (text), chosen (text), rejected (text)",
         ),
         (
             HH_ROW,
             FORMATS["conversations"][0],
-            "chosen (conversation), rejected (conversation), but {} has chosen (text), rejected (text)",
+            "chosen (conversation), rejected (conversation), "
+            "but {} has chosen (text), rejected (text)",
         ),
         (
             PAIR,
             FORMATS["summaries"][0],
-            "a summarize-from-feedback comparison, but {} has prompt (text), chosen (text), rejected (text)",
+            "a summarize-from-feedback comparison, "
+            "but {} has prompt (text), chosen (text), rejected (text)",
         ),
     ],
 )
 def test_mixed_formats(tmp_path, first, second, message):
     path = jsonl(tmp_path, first, first, second)
-    assert fault(path) == f"rows.jsonl:3: mixed formats: {message.format(str(path) + ':1')}".replace(
-        str(path), "rows.jsonl"
-    )
+    assert fault(path) == f"rows.jsonl:3: mixed formats: {message.format('rows.jsonl:1')}"
 
 
 @pytest.mark.parametrize(
@@ -436,7 +462,9 @@ def tables(draw):
     fields = {"prompt": draw(st.sampled_from([texts, turns])), "chosen": texts, "rejected": texts}
     for group in kept:
         fields |= group
-    rows = st.fixed_dictionaries(fields, optional=extra).filter(lambda row: row["chosen"] != row["rejected"])
+    rows = st.fixed_dictionaries(fields, optional=extra).filter(
+        lambda row: row["chosen"] != row["rejected"]
+    )
     return draw(st.lists(rows, min_size=1, max_size=5))
 
 
@@ -459,7 +487,9 @@ def test_equal_rows_give_equal_bytes(tmp_path):
 
 def test_a_column_without_a_type_is_named_and_the_old_file_stays(tmp_path):
     write(tmp_path / "a.parquet", [PAIR], {})
-    with pytest.raises(InputError, match=r"a\.parquet: field 'id': no Parquet type holds all its values"):
+    with pytest.raises(
+        InputError, match=r"a\.parquet: field 'id': no Parquet type holds all its values"
+    ):
         write(tmp_path / "a.parquet", [PAIR | {"id": 1}, PAIR | {"id": "x"}], {})
     assert read(tmp_path / "a.parquet") == [PAIR]
     assert list(tmp_path.iterdir()) == [tmp_path / "a.parquet"]
@@ -474,10 +504,14 @@ def test_provenance(tmp_path):
     require(jsonl(tmp_path, PAIR), model="m")
     with pytest.raises(
         InputError,
-        match=re.escape(f"{path}: columns were computed for another tokenizer: file has t, this is u"),
+        match=re.escape(
+            f"{path}: columns were computed for another tokenizer: file has t, this is u"
+        ),
     ):
         require(path, model="m", tokenizer="u")
-    with pytest.raises(InputError, match=r"another model: file has m, this is n; .* another tokenizer"):
+    with pytest.raises(
+        InputError, match=r"another model: file has m, this is n; .* another tokenizer"
+    ):
         require(path, model="n", tokenizer="u")
 
 
@@ -501,7 +535,9 @@ def test_a_split_keeps_every_row_once_and_its_shares():
 
 def test_a_split_does_not_depend_on_order_or_on_other_rows_but_on_the_seed():
     def members(rows: list[dict], seed: int) -> dict[str, set[int]]:
-        return {name: {row["id"] for row in part} for name, part in split(rows, SHARES, seed).items()}
+        return {
+            name: {row["id"] for row in part} for name, part in split(rows, SHARES, seed).items()
+        }
 
     whole = members(numbered(200), 0)
     assert members(numbered(200)[::-1], 0) == whole
@@ -512,7 +548,12 @@ def test_a_split_does_not_depend_on_order_or_on_other_rows_but_on_the_seed():
 @given(st.text(), st.integers(0, 9))
 def test_the_same_prompt_is_never_in_two_parts(prompt, seed):
     spaced = " " + prompt.replace(" ", " \n") + "\t"
-    rows = [{"prompt": prompt}, {"prompt": spaced}, {"prompt": [user(prompt)]}, {"prompt": [user(spaced)]}]
+    rows = [
+        {"prompt": prompt},
+        {"prompt": spaced},
+        {"prompt": [user(prompt)]},
+        {"prompt": [user(spaced)]},
+    ]
     parts = split(rows, {"a": 0.5, "b": 0.5}, seed)
     for same in (rows[:2], rows[2:]):
         assert sum(any(row in part for row in same) for part in parts.values()) == 1
@@ -521,7 +562,7 @@ def test_the_same_prompt_is_never_in_two_parts(prompt, seed):
 def test_a_split_ignores_case():
     rows = [{"prompt": f"prompt number {i}"} for i in range(50)]
     upper = [{"prompt": row["prompt"].upper()} for row in rows]
-    parts, uppers = (split(each, {"a": 0.5, "b": 0.5}, 0) for each in (rows, upper))
+    parts, uppers = (split(some, {"a": 0.5, "b": 0.5}, 0) for some in (rows, upper))
     assert {name: len(part) for name, part in parts.items()} == {
         name: len(part) for name, part in uppers.items()
     }

@@ -13,9 +13,11 @@ from scale import run
 from scale.console import console
 from scale.data.dataset import Limits
 from scale.paper.pipeline import PRESETS, Paper
-from scale.run import STAGES, main, parse
+from scale.parallel.mesh import RuntimeConfig
+from scale.run import COMMANDS, main, parse
 from scale.stages.align import Align
 from scale.stages.evaluate import Evaluate
+from scale.train.optimizer import OptimizerConfig
 
 # ---- what the command line means
 
@@ -28,19 +30,18 @@ def test_options_alone_are_the_papers():
     assert parse(["--out", "x"]) == Paper(out=Path("x")) == parse(["paper", "--out", "x"])
 
 
-@pytest.mark.parametrize("argv", [["--preset", "paper"], ["--preset=paper"], ["paper", "--preset", "paper"]])
+@pytest.mark.parametrize(
+    "argv", [["--preset", "paper"], ["--preset=paper"], ["paper", "--preset", "paper"]]
+)
 def test_a_preset_brings_its_own_defaults(argv):
     """Both of the ways in which an option may be written."""
     assert parse(argv) == PRESETS["paper"]
 
 
 def test_a_presets_defaults_can_be_overridden():
-    found = parse(["--preset", "paper", "--seeds", "2", "--align.steps", "7"])
-    assert (
-        found.seeds == 2
-        and found.align == replace(PRESETS["paper"].align, steps=7)
-        and found.betas == PRESETS["paper"].betas
-    )
+    paper = PRESETS["paper"]
+    command = parse(["--preset", "paper", "--seeds", "2", "--align.steps", "7"])
+    assert command == replace(paper, seeds=2, align=replace(paper.align, steps=7))
 
 
 def test_the_last_preset_counts():
@@ -51,40 +52,37 @@ def test_align_from_the_command_line():
     plain = Align(out=Path("o"), data=Path("d"), policy=Path("p"))
     argv = ["align", "--out", "o", "--data", "d", "--policy", "p"]
     assert parse(argv) == plain
-    argv += [
-        "--method",
-        "p-dpo",
-        "--beta",
-        "0.1",
-        "--gamma",
-        "0",
-        "0.5",
-        "--training.steps",
-        "9",
-        "--limits.prompt",
-        "5",
-    ]
+    argv += ["--method", "p-dpo", "--beta", "0.1", "--gamma", "0", "0.5"]
+    argv += ["--training.steps", "9", "--training.batch-size", "7", "--runtime.remat", "full"]
+    argv += ["--limits.prompt", "5", "--limits.truncation-side", "left"]
+    argv += ["--optimizer.z-loss", "0.5"]
     assert parse(argv) == replace(
         plain,
         method="p-dpo",
         beta=0.1,
         gamma=(0.0, 0.5),
-        limits=Limits(5),
-        training=replace(plain.training, steps=9),
+        limits=Limits(5, truncation_side="left"),
+        training=replace(plain.training, steps=9, batch_size=7),
+        runtime=RuntimeConfig(remat="full"),
+        optimizer=OptimizerConfig(z_loss=0.5),
     )
 
 
 def test_evaluate_takes_several_policies():
-    found = parse(
-        ["evaluate", "--out", "o", "--data", "d", "--policies", "a", "b", "--reference", "r", "--rewards", "w"]
-    )
-    assert found == Evaluate(
-        out=Path("o"), data=Path("d"), policies=(Path("a"), Path("b")), reference=Path("r"), rewards=Path("w")
+    argv = ["evaluate", "--out", "o", "--data", "d", "--policies", "a", "b"]
+    argv += ["--reference", "r", "--rewards", "w"]
+    assert parse(argv) == Evaluate(
+        out=Path("o"),
+        data=Path("d"),
+        policies=(Path("a"), Path("b")),
+        reference=Path("r"),
+        rewards=Path("w"),
     )
 
 
 @pytest.mark.parametrize(
-    "argv", [["nonsense"], ["align", "--out", "o"], ["align", "--method", "ppo"], ["--nonsense", "1"]]
+    "argv",
+    [["nonsense"], ["align", "--out", "o"], ["align", "--method", "ppo"], ["--nonsense", "1"]],
 )
 def test_what_is_no_command_is_an_error(argv, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -106,21 +104,21 @@ def options(cls, prefix=""):
             yield f"--{prefix}{f.name}".replace("_", "-")
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_sentence(name, capsys, monkeypatch):
-    """In `--help`, every flag is followed by words before the default that is shown in parentheses."""
+    """In `--help`, every flag is followed by words before the default that is shown in
+    parentheses."""
     monkeypatch.setenv("COLUMNS", "100")  # one column
     with pytest.raises(SystemExit) as caught:
         parse([name, "--help"])
     assert caught.value.code == 0
     lines = [line.strip(" │") for line in capsys.readouterr().out.splitlines()]
-    for flag in options(STAGES[name]):
-        at = [i for i, line in enumerate(lines) if line.split(" ")[0].rstrip(",") == flag]
-        assert len(at) == 1, flag
-        text = lines[at[0]][len(flag) :] + " " + (lines[at[0] + 1] if at[0] + 1 < len(lines) else "")
-        words = [
-            w for w in text.split("(default")[0].split("(required)")[0].split() if w[0].isalpha() and not w.isupper()
-        ]
+    for flag in options(COMMANDS[name]):
+        places = [i for i, line in enumerate(lines) if line.split(" ")[0].rstrip(",") == flag]
+        assert len(places) == 1, flag
+        first, second, *_ = [*lines[places[0] :], ""]
+        text = f"{first[len(flag) :]} {second}".split("(default")[0].split("(required)")[0]
+        words = [w for w in text.split() if w[0].isalpha() and not w.isupper()]
         assert words, f"{name} {flag}: {text}"
 
 
@@ -130,8 +128,8 @@ def test_every_stage_says_what_it_does_in_the_overview(capsys, monkeypatch):
         parse(["--help"])
     printed = capsys.readouterr().out
     assert caught.value.code == 0 and run.__doc__.split(":")[0] in printed
-    for name, stage in STAGES.items():
-        first = stage.__doc__.split(".")[0].split("\n")[0][:40]
+    for name, command in COMMANDS.items():
+        first = command.__doc__.split(".")[0].split("\n")[0][:40]
         assert name in printed and first in printed, name
 
 
@@ -148,25 +146,29 @@ def failing(argv, monkeypatch, capsys) -> str:
 
 
 def test_a_missing_file_is_one_line_and_exit_code_2(tmp_path):
-    argv = [sys.executable, "-m", "scale.run", "corpus", "--out", tmp_path / "o", "--data", tmp_path / "nowhere.jsonl"]
+    data = tmp_path / "nowhere.jsonl"
+    options = ["corpus", "--out", tmp_path / "o", "--data", data]
+    argv = [sys.executable, "-m", "scale.run", *map(str, options)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert (done.stdout + done.stderr).strip() == f"error: {tmp_path / 'nowhere.jsonl'}: no such file or folder"
+    printed = (done.stdout + done.stderr).strip()
+    assert printed == f"error: --data {data}: no such file or folder"
     assert not (tmp_path / "o").exists()
 
 
 def test_a_faulty_row_is_named_by_file_and_line(tmp_path, monkeypatch, capsys):
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p"}\n')
-    found = failing(["corpus", "--out", tmp_path / "o", "--data", data], monkeypatch, capsys)
-    assert found.startswith(f"error: {data}:2: field 'completion'")
+    message = failing(["corpus", "--out", tmp_path / "o", "--data", data], monkeypatch, capsys)
+    assert message.startswith(f"error: {data}:2: field 'completion'")
 
 
 @pytest.mark.parametrize("name", ["rows[a].jsonl", "rows[/a].jsonl"])
 def test_messages_are_printed_as_they_are(tmp_path, monkeypatch, capsys, name):
     """Not read as markup of the console, which would drop `[a]` and choke on `[/a]`."""
-    found = failing(["corpus", "--out", tmp_path / "o", "--data", f"folder/{name}"], monkeypatch, capsys)
-    assert found == f"error: folder/{name}: no such file or folder"
+    argv = ["corpus", "--out", tmp_path / "o", "--data", f"folder/{name}"]
+    message = failing(argv, monkeypatch, capsys)
+    assert message == f"error: --data folder/{name}: no such file or folder"
 
 
 def test_a_damaged_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):

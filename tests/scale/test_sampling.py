@@ -7,19 +7,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minipref.batch import Batch
+from minipref.batch import Inputs
+from scale.data.layout import BatchShape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
-from scale.model.response_logps import logps
+from scale.model.response_logps import response_logps
 from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
 
 V, EOS, PAD, NEW = 8, 1, 0, 6
 PROMPTS = [[5, 6], [7, 2, 3, 4, 6], [3, 3, 7]]
-FLOAT32 = 5e-5  # nats: two orders of summing 8 slots' float32 products, through 2 layers, and up to 6 tokens
+# Nats: two orders of summing the float32 products of 8 positions, through 2 layers, and up to 6
+# tokens.
+FLOAT32 = 5e-5
 
-jitted_logps = eqx.filter_jit(logps)
+jitted_logps = eqx.filter_jit(response_logps)
 jitted_hidden = eqx.filter_jit(Transformer.__call__)
 
 
@@ -27,25 +30,29 @@ jitted_hidden = eqx.filter_jit(Transformer.__call__)
 def model() -> Transformer:
     """Large weights, so that the blocks and not a token's own embedding decide what follows it."""
     rng = np.random.default_rng(3)
-    config = ModelConfig(vocab_size=V, num_layers=2, d_model=16, num_heads=2, head_dim=8, d_ff=16, rope_base=50.0)
+    config = ModelConfig(
+        vocab_size=V, num_layers=2, d_model=16, num_heads=2, head_dim=8, d_ff=16, rope_base=50.0
+    )
     like = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
     drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), like)
     return eqx.tree_at(lambda m: (m.embedding, m.norm), drawn, (drawn.embedding * 2, jnp.ones(16)))
 
 
 def padded(prompts, width=5, filler=PAD):
-    return jnp.asarray([p + [filler] * (width - len(p)) for p in prompts]), jnp.asarray([len(p) for p in prompts])
+    tokens = [p + [filler] * (width - len(p)) for p in prompts]
+    return jnp.asarray(tokens), jnp.asarray([len(p) for p in prompts])
 
 
 def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, **options) -> Samples:
     options = {"n": 4, "max_new": NEW, "temperature": 1.0} | options
-    return sample(model, *padded(prompts, width, filler), jax.random.key(seed), eos=EOS, pad=PAD, **options)
+    key = jax.random.key(seed)
+    return sample(model, *padded(prompts, width, filler), key, eos=EOS, pad=PAD, **options)
 
 
-def rows_of(pairs) -> Batch:
-    """A row for each (prompt, responses)."""
-    arrays = pack(tokenized_rows(pairs), Shape(len(pairs), 32, 32, 32))
-    return Batch(*map(jnp.asarray, arrays), jnp.zeros((len(pairs), 0)), jnp.zeros((len(pairs), 2, 0)))
+def inputs_of(rows) -> Inputs:
+    """A sequence for each (prompt, responses)."""
+    inputs = pack(tokenized_rows(rows), BatchShape(len(rows), 32, 32, 32))
+    return jax.tree.map(jnp.asarray, inputs)
 
 
 def response(tokens, complete) -> list[int]:
@@ -60,17 +67,19 @@ def samples(model) -> Samples:
 
 
 def test_log_probs_are_the_models_own_of_what_was_sampled(model, samples):
-    pairs = [
+    rows = [
         (p, [response(t, c) for t, c in zip(ts, cs, strict=True)])
         for p, ts, cs in zip(PROMPTS, samples.tokens, samples.complete, strict=True)
     ]
-    np.testing.assert_allclose(samples.logps, jitted_logps(model, rows_of(pairs)), rtol=0, atol=FLOAT32)
+    expected = jitted_logps(model, inputs_of(rows))
+    np.testing.assert_allclose(samples.logps, expected, rtol=0, atol=FLOAT32)
 
 
 def test_a_response_ends_with_one_eos_and_then_padding(samples):
     complete = np.asarray(samples.complete)
     assert complete.any() and not complete.all()  # the seed shows both
-    for tokens, ended in zip(np.asarray(samples.tokens).reshape(-1, NEW), complete.ravel(), strict=True):
+    rows = np.asarray(samples.tokens).reshape(-1, NEW)
+    for tokens, ended in zip(rows, complete.ravel(), strict=True):
         ends = np.flatnonzero(tokens == EOS)
         assert len(ends) == ended
         assert not ended or np.all(tokens[ends[0] + 1 :] == PAD)
@@ -78,9 +87,9 @@ def test_a_response_ends_with_one_eos_and_then_padding(samples):
 
 def test_ending_with_the_last_token_is_complete(model):
     """With room for one token, a response is complete exactly where that token is the end."""
-    found = drawn(model, max_new=1, n=64)
-    np.testing.assert_array_equal(found.complete, found.tokens[..., 0] == EOS)
-    assert found.complete.any() and not found.complete.all()
+    samples = drawn(model, max_new=1, n=64)
+    np.testing.assert_array_equal(samples.complete, samples.tokens[..., 0] == EOS)
+    assert samples.complete.any() and not samples.complete.all()
 
 
 def test_samples_of_a_prompt_differ_and_a_seed_repeats_them(model, samples):
@@ -97,10 +106,9 @@ def greedy(model) -> Samples:
 def test_greedy_tokens_are_those_of_the_whole_forward_pass(model, greedy):
     """Each token is the largest logit of a forward pass, without a cache, over what precedes it."""
     np.testing.assert_array_equal(greedy.tokens[:, 0], greedy.tokens[:, 1])
-    batch = rows_of(
-        [(p, [response(ts[0], cs[0])]) for p, ts, cs in zip(PROMPTS, greedy.tokens, greedy.complete, strict=True)]
-    )
-    logits = np.asarray(jitted_hidden(model, batch) @ model.embedding.T)
+    samples = zip(PROMPTS, greedy.tokens, greedy.complete, strict=True)
+    inputs = inputs_of([(p, [response(ts[0], cs[0])]) for p, ts, cs in samples])
+    logits = np.asarray(jitted_hidden(model, inputs) @ model.embedding.T)
     for row, prompt in enumerate(PROMPTS):
         tokens = response(greedy.tokens[row, 0], greedy.complete[row, 0])
         best = [logits[row, len(prompt) - 1 + i].argmax() for i in range(len(tokens))]
@@ -116,9 +124,9 @@ def test_what_the_backward_pass_computes_again_does_not_matter(model, greedy, re
 
 
 def test_what_pads_the_prompts_does_not_matter(model, greedy):
-    found = drawn(model, width=9, filler=7, temperature=0.0, n=2)
-    np.testing.assert_array_equal(found.tokens, greedy.tokens)
-    np.testing.assert_allclose(found.logps, greedy.logps, rtol=0, atol=FLOAT32)
+    samples = drawn(model, width=9, filler=7, temperature=0.0, n=2)
+    np.testing.assert_array_equal(samples.tokens, greedy.tokens)
+    np.testing.assert_allclose(samples.logps, greedy.logps, rtol=0, atol=FLOAT32)
 
 
 DRAWS = 4096
@@ -141,26 +149,30 @@ def many(model) -> Samples:
 def test_two_sampled_tokens_have_the_models_joint_distribution(model, many):
     """The exact probability of every two-token response, by teacher forcing, against 4096 draws.
 
-    One fixed seed, so the outcome is fixed; a right sampler fails one seed in a thousand at this bound.
+    One fixed seed, so the outcome is fixed; a right sampler fails one seed in a thousand at this
+    bound.
     """
     grid = [[a, b] for a in range(V) for b in range(V) if a != EOS]
-    batch = rows_of([(PROMPTS[row], [r]) for row in range(2) for r in [[EOS], *grid]])
-    exact = np.exp(np.asarray(jitted_logps(model, batch)[:, 0], np.float64)).reshape(2, -1)
+    inputs = inputs_of([(PROMPTS[row], [r]) for row in range(2) for r in [[EOS], *grid]])
+    logps = np.asarray(jitted_logps(model, inputs)[:, 0], np.float64)
+    exact = np.exp(logps).reshape(2, -1)
     np.testing.assert_allclose(exact.sum(1), 1, atol=1e-5)
     for row in range(2):
         tokens = np.asarray(many.tokens[row])
-        counts = np.array([(tokens[:, 0] == EOS).sum(), *((tokens == r).all(1).sum() for r in grid)])
+        counts = np.array(
+            [(tokens[:, 0] == EOS).sum(), *((tokens == r).all(1).sum() for r in grid)]
+        )
         assert counts.sum() == DRAWS
         assert chi_square_p(counts, exact[row]) > 1e-3
         assert chi_square_p(counts, exact[1 - row]) < 1e-6  # the bound can tell
 
 
 def test_temperature_sharpens_the_draws_and_log_probs_stay_the_models(model):
-    found = drawn(model, PROMPTS[:2], n=DRAWS, max_new=1, temperature=0.5)
-    batch = rows_of([(PROMPTS[0], [[t]]) for t in range(V)])
-    exact = np.asarray(jitted_logps(model, batch)[:, 0], np.float64)
-    first = np.asarray(found.tokens[0, :, 0])
-    np.testing.assert_allclose(found.logps[0], exact[first], rtol=0, atol=FLOAT32)
+    samples = drawn(model, PROMPTS[:2], n=DRAWS, max_new=1, temperature=0.5)
+    inputs = inputs_of([(PROMPTS[0], [[t]]) for t in range(V)])
+    exact = np.asarray(jitted_logps(model, inputs)[:, 0], np.float64)
+    first = np.asarray(samples.tokens[0, :, 0])
+    np.testing.assert_allclose(samples.logps[0], exact[first], rtol=0, atol=FLOAT32)
     squared = np.exp(2 * exact)  # exp(logit / 0.5)
     counts = np.bincount(first, minlength=V)
     assert chi_square_p(counts, squared) > 1e-3

@@ -1,4 +1,5 @@
-"""The stages on forty made rows, one after another as a user would run them, and what each refuses."""
+"""The stages on forty made rows, one after another as a user would run them, and what each
+refuses."""
 
 import json
 from dataclasses import replace
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from scale.console import console
-from scale.data.dataset import Limits, encode
+from scale.data.chat_template import load_tokenizer
+from scale.data.dataset import Limits, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Tokenizer
@@ -30,7 +32,7 @@ from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
 from scale.stages.stage import execute
-from scale.train.batches import Schedule
+from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 
 LIMITS = Limits(24, 12)
@@ -55,7 +57,12 @@ def made_rows(n=40):
         return " ".join(rng.choice(words, k))
 
     return [
-        {"prompt": f"{text(2)} {i}", "chosen": text(2 + i % 2 * 2), "rejected": text(4 - i % 2 * 2)} for i in range(n)
+        {
+            "prompt": f"{text(2)} {i}",
+            "chosen": text(2 + i % 2 * 2),
+            "rejected": text(4 - i % 2 * 2),
+        }
+        for i in range(n)
     ]
 
 
@@ -64,42 +71,50 @@ def jsonl(path: Path, rows) -> Path:
     return path
 
 
+def inputs_of(folder, rows, fields, limits=LIMITS):
+    """The rows, tokenized for a model."""
+    return make_dataset(folder.tokenizer, rows, fields, limits).all.inputs
+
+
 class Chain:
     """Stages that several tests look at, run once."""
 
-    def __init__(self, at: Path):
-        self.at, self.rows = at, made_rows()
-        self.data = jsonl(at / "rows.jsonl", self.rows)
+    def __init__(self, folder: Path):
+        self.folder, self.rows = folder, made_rows()
+        self.data = jsonl(folder / "rows.jsonl", self.rows)
         self.sft = Sft(
-            out=at / "sft",
+            out=folder / "sft",
             data=self.data,
             validation=self.data,
             model=MODEL,
             limits=LIMITS,
             training=TrainingConfig(120, 8, 3e-2, 5),
         )  # long enough to speak its words, and to stop
-        self.found = {"sft": execute(self.sft)}
-        self.num_reward_models = Reward(
-            out=at / "members",
+        self.reward = Reward(
+            out=folder / "rewards",
             data=self.data,
-            init=at / "sft",
+            init=folder / "sft",
             num_reward_models=2,
             training=FEW,
             limits=LIMITS,
             validation=self.data,
         )
-        self.found["members"] = execute(self.members)
         self.score = Score(
-            out=at / "scored", data=self.data, rewards=at / "members", reference=at / "sft", limits=LIMITS
+            out=folder / "scored",
+            data=self.data,
+            rewards=folder / "rewards",
+            reference=folder / "sft",
+            limits=LIMITS,
         )
-        self.found["score"] = execute(self.score)
-        self.scored = at / "scored/rows.parquet"
+        stages = {"sft": self.sft, "rewards": self.reward, "score": self.score}
+        self.findings = {name: execute(stage) for name, stage in stages.items()}
+        self.scored = folder / "scored/rows.parquet"
 
     def align(self, method, **options) -> Align:
         options = {
-            "out": self.at / method,
+            "out": self.folder / method,
             "data": self.scored,
-            "policy": self.at / "sft",
+            "policy": self.folder / "sft",
             "training": FEW,
             "limits": LIMITS,
         } | options
@@ -112,62 +127,79 @@ def chain(tmp_path_factory) -> Chain:
 
 
 def test_sft_learns_and_reports(chain):
-    found = chain.found["sft"]
+    findings = chain.findings["sft"]
     per_block = 16 + 16 * 2 * 8 + 16 * 2 * 8 + 16 * 2 * 16 + 2 * 8 * 16 + 16 * 16
-    assert found["rows"] == 40 and found["parameters"] == 300 * 16 + per_block + 16
-    policy = model_folder.load_policy(chain.at / "sft")
-    pairs = [row | {"completion": row["chosen"]} for row in chain.rows]
-    logps = sequence_logps(policy.model, encode(policy.tokenizer, pairs, ["completion"], LIMITS).data)
-    tokens = sum(len(policy.tokenizer.text_ids(row["chosen"])) + 1 for row in chain.rows)
-    assert found["validation loss (nats a token)"] == pytest.approx(-logps.sum() / tokens, rel=1e-5)
-    assert found["validation loss (nats a token)"] < np.log(300) / 2
+    assert findings["rows"] == 40 and findings["parameters"] == 300 * 16 + per_block + 16
+    policy = model_folder.load_policy(chain.folder / "sft")
+    rows = [row | {"completion": row["chosen"]} for row in chain.rows]
+    logps = sequence_logps(policy.model, inputs_of(policy, rows, ["completion"]))
+    num_tokens = sum(len(policy.tokenizer.text_ids(row["chosen"])) + 1 for row in chain.rows)
+    loss = findings["validation loss (nats a token)"]
+    assert loss == pytest.approx(-logps.sum() / num_tokens, rel=1e-5)
+    assert loss < np.log(300) / 2
 
 
-def test_reward_members_differ_and_accuracies_are_theirs(chain):
-    models = model_folder.load_rewards(chain.at / "members")
+def test_reward_models_differ_and_accuracies_are_theirs(chain):
+    models = model_folder.load_rewards(chain.folder / "rewards")
     assert models.model.head.shape == (2, 16) and not np.array_equal(*models.model.head)
-    values = rewards(models.model, encode(models.tokenizer, chain.rows, SIDES, LIMITS).data)
+    values = rewards(models.model, inputs_of(models, chain.rows, SIDES))
     assert values.shape == (40, 2, 2)
     expected = [round(float(np.mean(values[:, 0, k] > values[:, 1, k])), 4) for k in range(2)]
-    assert chain.found["members"]["held-out accuracy"] == expected
-    assert chain.found["members"]["pairs of each member"] == 40
+    assert chain.findings["rewards"]["held-out accuracy"] == expected
+    assert chain.findings["rewards"]["pairs of each reward model"] == 40
+    assert chain.findings["score"]["accuracy of each reward model"] == expected
+    assert chain.findings["score"]["reward models"] == 2
 
 
 def test_scores_are_the_models_own_and_so_are_the_references(chain):
     rows = read(chain.scored)
     assert [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
-    models = model_folder.load_rewards(chain.at / "members")
-    values = rewards(models.model, encode(models.tokenizer, rows, SIDES, LIMITS).data)
-    np.testing.assert_allclose([[r["score_chosen"], r["score_rejected"]] for r in rows], values, rtol=1e-6)
-    policy = model_folder.load_policy(chain.at / "sft")
-    logps = sequence_logps(policy.model, encode(policy.tokenizer, rows, [*SIDES, "ref_sample"], Limits(24, 24)).data)
-    np.testing.assert_allclose(
-        [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows], logps, rtol=1e-6
-    )
+    models = model_folder.load_rewards(chain.folder / "rewards")
+    values = rewards(models.model, inputs_of(models, rows, SIDES))
+    scores = [[r["score_chosen"], r["score_rejected"]] for r in rows]
+    np.testing.assert_allclose(scores, values, rtol=1e-6)
+    policy = model_folder.load_policy(chain.folder / "sft")
+    responses = inputs_of(policy, rows, [*SIDES, "ref_sample"], Limits(24, 24))
+    logps = sequence_logps(policy.model, responses)
+    columns = [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows]
+    np.testing.assert_allclose(columns, logps, rtol=1e-6)
     origin = {
         "limits": str(LIMITS),
         "data": fingerprint(chain.data),
-        "rewards": model_folder.load_rewards(chain.at / "members").hashes["model"],
+        "rewards": models.hashes["model"],
     }
     assert provenance(chain.scored) == policy.hashes | origin
 
 
+def files_of(folder):
+    """When each file was written, and its bytes."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
 def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file()}
-    for stage, name in ((chain.sft, "sft"), (chain.members, "members"), (chain.score, "score")):
+    before = files_of(chain.folder)
+    stages = ((chain.sft, "sft"), (chain.reward, "rewards"), (chain.score, "score"))
+    for stage, name in stages:
         monkeypatch.setattr(type(stage), "run", lambda self: pytest.fail("ran again"))
-        assert execute(stage) == chain.found[name] == read_json(stage.out / "stage.json")["findings"]
-    assert {
-        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in chain.at.rglob("*") if p.is_file() and p in before
-    } == before
-    assert not (chain.at / "sft/checkpoints").exists()
+        recorded = read_json(stage.out / "stage.json")["findings"]
+        assert execute(stage) == chain.findings[name] == recorded
+    after = files_of(chain.folder)
+    assert {path: after[path] for path in before} == before
+    assert not (chain.folder / "sft/checkpoints").exists()
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"seed": 1}, "seed"), ({"limits": Limits(24, 11)}, "limits"), ({"relabel": True}, "relabel")]
+    ("change", "named"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"limits": Limits(24, 11)}, "limits"),
+        ({"relabel": True}, "relabel"),
+    ],
 )
 def test_other_options_in_the_same_folder_are_refused(chain, change, named):
-    with pytest.raises(InputError, match=rf"scored: was begun with other {named}; name another --out"):
+    message = rf"scored: was begun with other {named}; name another --out"
+    with pytest.raises(InputError, match=message):
         execute(replace(chain.score, **change))
 
 
@@ -176,14 +208,14 @@ def test_other_inputs_or_another_stage_in_the_same_folder_are_refused(chain, tmp
     with pytest.raises(InputError, match="other contents of the inputs"):
         execute(replace(chain.score, data=other))
     with pytest.raises(InputError, match="holds a Score stage, not Bias"):
-        execute(Bias(out=chain.score.out, data=chain.data, tokenizer=chain.at / "sft"))
+        execute(Bias(out=chain.score.out, data=chain.data, tokenizer=chain.folder / "sft"))
     with pytest.raises(InputError, match=r"nowhere\.jsonl: no such file or folder"):
         execute(replace(chain.score, data=tmp_path / "nowhere.jsonl"))
 
 
 def test_a_moved_input_is_the_same_input(chain, tmp_path):
     moved = jsonl(tmp_path / "moved.jsonl", chain.rows)
-    assert execute(replace(chain.score, data=moved)) == chain.found["score"]
+    assert execute(replace(chain.score, data=moved)) == chain.findings["score"]
 
 
 def log_of(path: Path):
@@ -194,8 +226,9 @@ def log_of(path: Path):
 def test_align(chain, method):
     """At the first step the policy is the reference: margins 0, KL 0, so each loss is known."""
     stage = chain.align(method, validation=chain.scored, beta=0.25)
-    found = execute(stage)
-    assert found["pairs"] == 40 and found["shapes of a step"] == 1 and 0 < found["slots that hold a token"] <= 1
+    findings = execute(stage)
+    assert findings["pairs"] == 40 and findings["shapes of a step"] == 1
+    assert 0 < findings["positions that hold a token"] <= 1
     log = log_of(stage.out)
     assert [r["step"] for r in log] == [0, 1, 2, 3]
     assert log[0]["validation/kl"] == pytest.approx(0, abs=1e-5)
@@ -204,15 +237,18 @@ def test_align(chain, method):
         assert sorted(log[1]["ensemble/weights"]) == [0, 1]
         rows = read(chain.scored)
         margins = np.array([np.subtract(r["score_chosen"], r["score_rejected"]) for r in rows])
-        # the first batch is some 4 of the 40 rows: the largest loss it can have is that of the 4 largest margins
-        assert 0 < log[1]["loss"] <= np.sort(margins**2, axis=0)[-4:].mean(0).min() + 1e-6
+        # The first batch is some 4 of the 40 rows: the largest loss it can have is that of the 4
+        # largest margins.
+        largest_loss = np.sort(margins**2, axis=0)[-4:].mean(0).min()
+        assert 0 < log[1]["loss"] <= largest_loss + 1e-6
     else:
         assert log[1]["loss"] == pytest.approx(np.log(2), rel=1e-5)
     if method == "dpo":
         assert "kl" not in log[1]
     else:
         assert log[1]["kl"] == pytest.approx(0, abs=1e-5)
-    trained, start = model_folder.load_policy(stage.out), model_folder.load_policy(chain.at / "sft")
+    trained = model_folder.load_policy(stage.out)
+    start = model_folder.load_policy(chain.folder / "sft")
     assert not np.array_equal(trained.model.embedding, start.model.embedding)
     assert trained.hashes["tokenizer"] == start.hashes["tokenizer"]
 
@@ -222,7 +258,8 @@ def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
     models = {}
     for gamma in (None, (1e-4, 1e-2), (0.0, 0.0)):
         execute(chain.align("p-dpo", out=tmp_path / str(gamma), gamma=gamma))
-        models[gamma] = np.asarray(model_folder.load_policy(tmp_path / str(gamma)).model.embedding)
+        policy = model_folder.load_policy(tmp_path / str(gamma))
+        models[gamma] = np.asarray(policy.model.embedding)
     np.testing.assert_array_equal(models[None], models[1e-4, 1e-2])
     assert not np.array_equal(models[None], models[0.0, 0.0])
 
@@ -232,20 +269,25 @@ def test_gamma_none_is_the_tables_and_0_leaves_the_kl_out(chain, tmp_path):
     [(4, 1, [1]), (12, 1, [3]), (9, 2, [1, 4]), (3, 0, []), (8, 2, None), (2, 3, None)],
 )
 def test_snapshots(chain, tmp_path, steps, snapshots, expected):
-    """As many as asked for, at 1, 4, 9, ... times a step; asking for more than fit is an error that says so."""
-    stage = chain.align("dpo", out=tmp_path / "a", snapshots=snapshots, training=replace(FEW, steps=steps))
+    """As many as asked for, at 1, 4, 9, ... times a step; asking for more than fit is an error that
+    says so."""
+    training = replace(FEW, steps=steps)
+    stage = chain.align("dpo", out=tmp_path / "a", snapshots=snapshots, training=training)
     if expected is None:
         with pytest.raises(InputError, match="snapshots"):
             execute(stage)
         return
     execute(stage)
-    found = sorted(int(p.name.removeprefix("step-")) for p in (tmp_path / "a").glob("step-*"))
-    assert found == expected
-    for step in found:
+    folders = (tmp_path / "a").glob("step-*")
+    kept = sorted(int(path.name.removeprefix("step-")) for path in folders)
+    assert kept == expected
+    for step in kept:
         model_folder.load_policy(tmp_path / f"a/step-{step}")
 
 
-def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(chain, tmp_path, monkeypatch):
+def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(
+    chain, tmp_path, monkeypatch
+):
     """Stopped at step 110 of 120, it need not begin again."""
     drawn = []
 
@@ -253,8 +295,8 @@ def test_a_long_alignment_keeps_checkpoints_without_being_asked_for_snapshots(ch
         drawn.append(step)
         return batch(batches, step) if len(drawn) < 110 else pytest.fail("stopped")
 
-    batch = Schedule.batch
-    monkeypatch.setattr(Schedule, "batch", take_or_stop)
+    batch = BatchPlan.batch
+    monkeypatch.setattr(BatchPlan, "batch", take_or_stop)
     with pytest.raises(pytest.fail.Exception, match="stopped"):
         execute(chain.align("dpo", out=tmp_path / "a", training=replace(FEW, steps=120)))
     assert (tmp_path / "a/checkpoints").exists()
@@ -276,15 +318,19 @@ def without(rows, *names):
 
 
 def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp_path):
-    policy = model_folder.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.folder / "sft")
     other = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * 1.001)
     model_folder.save(tmp_path / "other", other, policy.config, policy.tokenizer)
-    refused(chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other"), "computed for another model")
+    stage = chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other")
+    refused(stage, "computed for another model")
     rows, hashes = read(chain.scored), provenance(chain.scored)
     path = rewritten(tmp_path, rows, hashes | {"tokenizer": "0" * 16})
-    refused(chain.align("dpo", out=tmp_path / "b", data=path), "computed for another tokenizer")
-    refused(chain.align("dpo", out=tmp_path / "c", limits=Limits(24, 11)), "computed for another limits")
-    refused(chain.align("dpo", out=tmp_path / "d", validation=path), "another tokenizer")
+    stage = chain.align("dpo", out=tmp_path / "b", data=path)
+    refused(stage, "computed for another tokenizer")
+    stage = chain.align("dpo", out=tmp_path / "c", limits=Limits(24, 11))
+    refused(stage, "computed for another limits")
+    stage = chain.align("dpo", out=tmp_path / "d", validation=path)
+    refused(stage, "another tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +351,8 @@ def test_a_missing_column_is_named(chain, tmp_path, method, missing, named):
 def test_a_column_missing_from_a_later_row_is_named(chain, tmp_path):
     rows = read(chain.scored)
     rows[7] = without([rows[7]], "ref_rejected_logps")[0]
-    refused(chain.align("dpo", out=tmp_path / "a", data=rewritten(tmp_path, rows)), "ref_rejected_logps")
+    stage = chain.align("dpo", out=tmp_path / "a", data=rewritten(tmp_path, rows))
+    refused(stage, "ref_rejected_logps")
 
 
 def test_methods_refuse_what_they_cannot_use(chain, tmp_path):
@@ -315,10 +362,9 @@ def test_methods_refuse_what_they_cannot_use(chain, tmp_path):
 
 def test_score_needs_something_to_do(chain, tmp_path):
     refused(Score(out=tmp_path / "a", data=chain.data, limits=LIMITS), "--rewards")
-    refused(
-        Score(out=tmp_path / "b", data=chain.data, reference=chain.at / "sft", relabel=True, limits=LIMITS),
-        "--relabel needs",
-    )
+    reference = chain.folder / "sft"
+    options = {"data": chain.data, "reference": reference, "limits": LIMITS}
+    refused(Score(out=tmp_path / "b", relabel=True, **options), "--relabel needs")
 
 
 # ---- relabelling
@@ -355,9 +401,9 @@ def test_relabelled_exchanges_all_that_belongs_to_the_responses():
 
 
 def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
-    found = execute(
-        Score(out=tmp_path / "a", data=chain.scored, rewards=chain.at / "members", relabel=True, limits=LIMITS)
-    )
+    rewards = chain.folder / "rewards"
+    options = {"data": chain.scored, "rewards": rewards, "limits": LIMITS}
+    findings = execute(Score(out=tmp_path / "a", relabel=True, **options))
     before, after = read(chain.scored), read(tmp_path / "a/rows.parquet")
     margins = [row["score_chosen"][0] - row["score_rejected"][0] for row in before]
     assert min(margins) < 0 < max(margins)
@@ -367,8 +413,8 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
             assert new[pattern.format("chosen")] == row[pattern.format(first)]
             assert new[pattern.format("rejected")] == row[pattern.format(second)]
         assert new["score_chosen"][0] >= new["score_rejected"][0]
-    assert found["share of labels kept"] == np.mean(np.array(margins) >= 0)
-    oracle = model_folder.load_rewards(chain.at / "members").hashes["model"]
+    assert findings["share of labels kept"] == np.mean(np.array(margins) >= 0)
+    oracle = model_folder.load_rewards(rewards).hashes["model"]
     origin = provenance(chain.scored) | {"data": fingerprint(chain.scored), "labelled by": oracle}
     assert provenance(tmp_path / "a/rows.parquet") == origin
 
@@ -378,7 +424,7 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
 
 class Letters(Tokenizer):
     def __init__(self):
-        """No tokenizer: a token a letter."""
+        """No backend: a token a letter."""
 
     def text_ids(self, text):
         return list(map(ord, text))
@@ -409,12 +455,9 @@ def test_longer_is_at_least_ten_percent_more_tokens(chosen, rejected, side):
 
 def test_exactly_ten_percent_more_is_longer():
     """In floating point 1.1 x 50 is above 55."""
-    wrong = [
-        (r * 11 // 10, r)
-        for r in range(10, 201, 10)
-        if longer_side(Letters(), [lengths(r * 11 // 10, r)]).tolist() != [1]
-    ]
-    assert wrong == []
+    cases = [(r * 11 // 10, r) for r in range(10, 201, 10)]
+    sides = [longer_side(Letters(), [lengths(*case)]).tolist() for case in cases]
+    assert sides == [[1]] * 20
 
 
 def test_longer_wins_ignores_pairs_without_a_longer_side():
@@ -459,39 +502,42 @@ def test_a_subsample_has_the_share_it_was_asked_for(rho):
 
 
 def test_bias_stage(chain, tmp_path):
-    """20 of the 40 rows prefer the longer side; at rho 0.2 that leaves 20 / 0.8 = 25 pairs, 5 of them won by it."""
-    found = execute(Bias(out=tmp_path / "a", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2))
-    assert found == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
-    rows = read(tmp_path / "a/rows.parquet")
-    sides = longer_side(model_folder.load_tokenizer(chain.at / "sft"), rows)
+    """20 of the 40 rows prefer the longer side; at rho 0.2 that leaves 20 / 0.8 = 25 pairs, 5 of
+    them won by it."""
+    options = {"data": chain.scored, "tokenizer": chain.folder / "sft", "rho": 0.2}
+    findings = execute(Bias(out=tmp_path / "a", **options))
+    assert findings == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
+    rows, every_row = read(tmp_path / "a/rows.parquet"), read(chain.scored)
+    sides = longer_side(load_tokenizer(chain.folder / "sft"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
     assert len({r["prompt"] for r in rows}) == 25
-    assert all(row in read(chain.scored) for row in rows) and provenance(tmp_path / "a/rows.parquet") == provenance(
-        chain.scored
-    )
-    assert (
-        execute(Bias(out=tmp_path / "b", data=chain.scored, tokenizer=chain.at / "sft", rho=0.2, size=10))["pairs"]
-        == 10
-    )
+    assert all(row in every_row for row in rows)
+    assert provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
+    assert execute(Bias(out=tmp_path / "b", size=10, **options))["pairs"] == 10
 
 
-def test_ensemble_members_are_trained_on_equal_biased_subsets(chain, tmp_path):
-    """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has 25."""
-    stage = replace(chain.members, out=tmp_path / "a", num_reward_models=1, length_biases=(0.2, 0.5, 0.8))
-    policy = model_folder.load_policy(chain.at / "sft")
+def test_reward_models_are_trained_on_equal_biased_subsets(chain, tmp_path):
+    """With 20 won and 20 lost, rho 0.2 and 0.8 allow 25 pairs and 0.5 allows 40: every D_b has
+    25."""
+    options = {"num_reward_models": 1, "length_biases": (0.2, 0.5, 0.8)}
+    stage = replace(chain.reward, out=tmp_path / "a", **options)
+    policy = model_folder.load_policy(chain.folder / "sft")
     subsets = stage.subsets(policy, chain.rows)
     sides = longer_side(policy.tokenizer, chain.rows)
     assert [len(s) for s in subsets] == [25, 25, 25]
     assert [int((sides[s] > 0).sum()) for s in subsets] == [5, 12, 20]  # 12.5 rounds to even
-    assert execute(replace(stage, length_biases=(0.2, 0.8)))["pairs of each member"] == 25
+    findings = execute(replace(stage, length_biases=(0.2, 0.8)))
+    assert findings["pairs of each reward model"] == 25
     assert model_folder.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
 
 
 def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
     """Of one prompt a tenth may be none."""
     data = jsonl(tmp_path / "rows.jsonl", chain.rows[1:2])
-    stage = Reward(out=tmp_path / "a", data=data, init=chain.at / "sft", training=FEW, limits=LIMITS)
-    with pytest.raises(InputError, match=r"rows\.jsonl: too few prompts to hold any out; name --validation"):
+    init = chain.folder / "sft"
+    stage = Reward(out=tmp_path / "a", data=data, init=init, training=FEW, limits=LIMITS)
+    message = r"rows\.jsonl: too few prompts to hold any out; name --validation"
+    with pytest.raises(InputError, match=message):
         execute(stage)
 
 
@@ -499,16 +545,20 @@ def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp
 
 
 def test_sample_stage(chain, tmp_path):
-    stage = Sample(out=tmp_path / "a", policy=chain.at / "sft", data=chain.data, n=2, limits=LIMITS)
-    found = execute(stage)
+    policy = chain.folder / "sft"
+    stage = Sample(out=tmp_path / "a", policy=policy, data=chain.data, n=2, limits=LIMITS)
+    findings = execute(stage)
     rows = read(tmp_path / "a/rows.parquet", need=("prompt",))
-    assert found["prompts"] == 40 == len(rows) and [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
+    assert [r["prompt"] for r in rows] == [r["prompt"] for r in chain.rows]
+    assert findings["prompts"] == 40 == len(rows)
     assert all(len(r["samples"]) == len(r["complete"]) == 2 for r in rows)
-    assert found["share of samples that end by themselves"] == pytest.approx(np.mean([r["complete"] for r in rows]))
-    assert np.mean([r["complete"] for r in rows]) > 0
+    share = np.mean([r["complete"] for r in rows])
+    assert findings["share of samples that end by themselves"] == pytest.approx(share)
+    assert share > 0
     assert any(len(set(r["samples"])) > 1 for r in rows)
     execute(replace(stage, out=tmp_path / "b"))
-    assert (tmp_path / "a/rows.parquet").read_bytes() == (tmp_path / "b/rows.parquet").read_bytes()
+    files = [(tmp_path / name / "rows.parquet").read_bytes() for name in "ab"]
+    assert files[0] == files[1]
 
 
 def sampled(*samples, complete=None, completion="human"):
@@ -534,15 +584,17 @@ def test_pairs_of_four_samples_by_hand():
 @pytest.mark.parametrize("n", [3, 4, 5, 6])
 @pytest.mark.parametrize("cut", [(), (0,), (1,), (2, 0)])
 def test_pairs_hold_finished_samples_and_a_reference_sample_from_outside(n, cut):
-    """All texts differ, so a sample is known by its text; one cut short may be the reference's, with its flag."""
+    """All texts differ, so a sample is known by its text; one cut short may be the reference's,
+    with
+    its flag."""
     complete = [i not in cut for i in range(n)]
-    found = to_label(sampled(*(f"s{i}" for i in range(n)), complete=complete))
-    for row in found:
+    rows = to_label(sampled(*(f"s{i}" for i in range(n)), complete=complete))
+    for row in rows:
         assert row["ref_sample"] not in (row["chosen"], row["rejected"])
         assert row["ref_sample_complete"] == complete[int(row["ref_sample"][1:])]
         assert not {row["chosen"], row["rejected"]} & {f"s{i}" for i in cut}
     intact = sum(complete[i] and complete[i + 1] for i in range(0, n - 1, 2))
-    assert len(found) == intact + complete[0]
+    assert len(rows) == intact + complete[0]
 
 
 def test_equal_and_blank_texts_make_no_pairs():
@@ -553,7 +605,8 @@ def test_equal_and_blank_texts_make_no_pairs():
 def test_human_preferences_by_hand():
     others = [sampled("x", completion="elsewhere"), sampled("y", completion="far away")]
     assert preferred(sampled("a", "b", "c", complete=[True, True, False]), others) == [
-        {"prompt": "p", "chosen": "human", "rejected": rejected} for rejected in ("a", "b", "elsewhere", "far away")
+        {"prompt": "p", "chosen": "human", "rejected": rejected}
+        for rejected in ("a", "b", "elsewhere", "far away")
     ]
     assert preferred(sampled("a", complete=[False]), others[:1]) == [
         {"prompt": "p", "chosen": "human", "rejected": "elsewhere"}
@@ -562,15 +615,18 @@ def test_human_preferences_by_hand():
 
 def test_pairs_stage(tmp_path):
     rows = [sampled("a", "b", "c", completion=f"human {i}") | {"prompt": f"p{i}"} for i in range(5)]
-    found = execute(Pairs(out=tmp_path / "a", data=jsonl(tmp_path / "rows.jsonl", rows)))
+    findings = execute(Pairs(out=tmp_path / "a", data=jsonl(tmp_path / "rows.jsonl", rows)))
     labelled, human = (read(tmp_path / f"a/{name}.parquet") for name in ("rows", "human"))
-    assert found == {"pairs to label": 10, "human preferences": len(human)} and len(labelled) == 10
+    assert findings == {"pairs to label": 10, "human preferences": len(human)}
+    assert len(labelled) == 10
     assert all(r["chosen"] == f"human {r['prompt'][1:]}" for r in human)
     for sample in "abc":
         assert sum(r["rejected"] == sample for r in human) == 5
     elsewhere = [r for r in human if r["rejected"] not in "abc"]
-    assert len(human) == 15 + len(elsewhere) and all(r["rejected"] != r["chosen"] for r in elsewhere)
-    # each of three permutations of the five completions gives a prompt one of them, its own now and then
+    assert len(human) == 15 + len(elsewhere)
+    assert all(r["rejected"] != r["chosen"] for r in elsewhere)
+    # Each of three permutations of the five completions gives a prompt one of them, its own now and
+    # then.
     assert 5 <= len(elsewhere) <= 15
     counts = [sum(r["rejected"] == f"human {i}" for r in elsewhere) for i in range(5)]
     assert max(counts) <= 3
@@ -579,38 +635,40 @@ def test_pairs_stage(tmp_path):
 def test_corpus_stage(tmp_path):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(200)]
     data = jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "P0 ", "completion": "again"}])
-    found = execute(Corpus(out=tmp_path / "a", data=data))
-    parts = {name: read(tmp_path / f"a/{name}.parquet", need=("prompt", "completion")) for name in found}
-    assert {name: len(part) for name, part in parts.items()} == found and sum(found.values()) == 201
+    findings, need = execute(Corpus(out=tmp_path / "a", data=data)), ("prompt", "completion")
+    parts = {name: read(tmp_path / f"a/{name}.parquet", need=need) for name in findings}
+    assert {name: len(part) for name, part in parts.items()} == findings
+    assert sum(findings.values()) == 201
     prompts = [{r["prompt"].strip().lower() for r in part} for part in parts.values()]
     assert sum(map(len, prompts)) == 200  # no prompt in two parts
-    assert 140 < found["train"] < 180  # 160 expected, standard deviation 5.7
+    assert 140 < findings["train"] < 180  # 160 expected, standard deviation 5.7
 
 
 # ---- evaluation
 
 
 def test_evaluate(chain, tmp_path):
-    """The reference against itself has KL 0, and the numbers that `summary` gives are those of the rows."""
+    """The reference against itself has KL 0, and the numbers that `summary` gives are those of the
+    rows."""
     stage = Evaluate(
         out=tmp_path / "a",
         data=chain.data,
-        policies=(chain.at / "sft", chain.at / "sft"),
-        reference=chain.at / "sft",
-        rewards=chain.at / "members",
+        policies=(chain.folder / "sft", chain.folder / "sft"),
+        reference=chain.folder / "sft",
+        rewards=chain.folder / "rewards",
         limits=LIMITS,
     )
-    found = execute(stage)["policies"]
+    first, second = execute(stage)["policies"]
     rows = read(tmp_path / "a/rows.parquet", need=("prompt",))
     assert [r["policy"] for r in rows] == [0] * 40 + [1] * 40
-    assert found[0] == found[1]  # common random numbers
-    mine = [r for r in rows if r["policy"] == 0]
-    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[0]["win"] + found[0]["tie"] + found[0][
-        "loss"
-    ] == pytest.approx(1)
-    advantage = np.mean([r["reward"] - r["reference_reward"] for r in mine])
-    assert found[0]["advantage"] == pytest.approx(advantage) and found[0]["low"] <= advantage <= found[0]["high"]
-    assert found[0]["win"] == pytest.approx(np.mean([r["win"] for r in mine])) and advantage != 0
+    assert first == second  # common random numbers
+    own = [r for r in rows if r["policy"] == 0]
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert first["win"] + first["tie"] + first["loss"] == pytest.approx(1)
+    advantage = np.mean([r["reward"] - r["reference_reward"] for r in own])
+    assert first["advantage"] == pytest.approx(advantage) and advantage != 0
+    assert first["low"] <= advantage <= first["high"]
+    assert first["win"] == pytest.approx(np.mean([r["win"] for r in own]))
 
 
 def test_per_prompt_and_summary_by_hand():
@@ -650,8 +708,8 @@ def test_per_prompt_and_summary_by_hand():
             "tokens": 5.5,
         },
     ]
-    found = summary(rows)
-    assert {k: v for k, v in found.items() if k not in ("low", "high")} == {
+    means = summary(rows)
+    assert {k: v for k, v in means.items() if k not in ("low", "high")} == {
         "advantage": 0.25,
         "win": 0.5,
         "tie": 0.25,
@@ -659,70 +717,76 @@ def test_per_prompt_and_summary_by_hand():
         "kl": 1.25,
         "tokens": 4.25,
     }
-    assert (found["low"], found["high"]) == (0.0, 0.5)  # the mean of two draws of {0, 1/2}
+    assert (means["low"], means["high"]) == (0.0, 0.5)  # the mean of two draws of {0, 1/2}
 
 
 def test_samples_that_read_as_more_tokens_than_were_sampled(chain, tmp_path):
-    """A young policy samples bytes that are no text; each is replaced by a character of three bytes.
+    """A young policy samples bytes that are no text; each is replaced by a character of three
+    bytes.
 
     No row is lost for it: reference samples are scored, and evaluation compares every prompt.
     """
-    young = replace(chain.sft, out=tmp_path / "young", training=replace(FEW, learning_rate=1e-30), validation=None)
-    execute(young)
-    assert (
-        execute(Score(out=tmp_path / "scored", data=chain.data, reference=tmp_path / "young", limits=LIMITS))["rows"]
-        == 40
-    )
-    found = execute(
-        Evaluate(
-            out=tmp_path / "a",
-            data=chain.data,
-            policies=(tmp_path / "young",),
-            reference=tmp_path / "young",
-            rewards=chain.at / "members",
-            limits=LIMITS,
-        )
-    )
-    assert np.isfinite(found["policies"][0]["advantage"])
+    young, training = tmp_path / "young", replace(FEW, learning_rate=1e-30)
+    execute(replace(chain.sft, out=young, training=training, validation=None))
+    options = {"data": chain.data, "reference": young, "limits": LIMITS}
+    assert execute(Score(out=tmp_path / "scored", **options))["rows"] == 40
+    options |= {"policies": (young,), "rewards": chain.folder / "rewards"}
+    findings = execute(Evaluate(out=tmp_path / "a", **options))
+    assert np.isfinite(findings["policies"][0]["advantage"])
 
 
 def test_a_long_reference_sample_is_scored_and_not_dropped(chain, tmp_path):
-    """As many letters that are no part of a learned word, so 60 tokens at least, where a response may have 12."""
-    rows = [row | {"ref_sample": "q" * 60 * (i == 3) + "beta"} for i, row in enumerate(chain.rows)]
+    """As many letters that are no part of a learned word, so 60 tokens at least, where a response
+    may have 12."""
+    texts = ["q" * 60 * (i == 3) + "beta" for i in range(40)]
+    rows = [row | {"ref_sample": text} for row, text in zip(chain.rows, texts, strict=True)]
     data = jsonl(tmp_path / "rows.jsonl", rows)
-    execute(Score(out=tmp_path / "a", data=data, reference=chain.at / "sft", limits=LIMITS))
-    found = [row["ref_sample_logps"] for row in read(tmp_path / "a/rows.parquet")]
-    assert len(found) == 40 and found.index(min(found)) == 3
+    reference = chain.folder / "sft"
+    execute(Score(out=tmp_path / "a", data=data, reference=reference, limits=LIMITS))
+    logps = [row["ref_sample_logps"] for row in read(tmp_path / "a/rows.parquet")]
+    assert len(logps) == 40 and logps.index(min(logps)) == 3
 
 
 def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
-    """The room for re-read samples is not room for longer chosen responses than `--limits` allows."""
+    """The room for re-read samples is not room for longer chosen responses than `--limits`
+    allows."""
     rows = read(chain.scored)
-    long = [row | {"chosen": "q x z w " * 2 + row["chosen"]} if i < 5 else row for i, row in enumerate(rows)]
-    data = rewritten(tmp_path, long)
-    pairs = [execute(chain.align(m, out=tmp_path / m, data=data))["pairs"] for m in ("dpo", "p-dpo")]
+    long = [row | {"chosen": "q x z w " * 2 + row["chosen"]} for row in rows[:5]]
+    data = rewritten(tmp_path, [*long, *rows[5:]])
+    pairs = [
+        execute(chain.align(m, out=tmp_path / m, data=data))["pairs"] for m in ("dpo", "p-dpo")
+    ]
     assert pairs == [35, 35]
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"training": replace(FEW, steps=0)}, "--training.steps: must be at least 1, not 0"),
-    ({"training": replace(FEW, learning_rate=float("nan"))}, "--training.learning-rate: must be above 0, not nan"),
-    ({"training": replace(FEW, seed=-1)}, "--training.seed: must be at least 0, not -1"),
-    ({"limits": Limits(0, 12)}, "--limits.prompt: must be at least 1, not 0"),
-    ({"beta": 0.0}, "--beta: must be above 0, not 0"),
-    ({"gamma": (0.1, -1.0)}, "--gamma: must be at least 0, not -1"),
-])
-def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, said):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": replace(FEW, steps=0)}, "--training.steps: must be at least 1, not 0"),
+        (
+            {"training": replace(FEW, learning_rate=float("nan"))},
+            "--training.learning-rate: must be above 0, not nan",
+        ),
+        ({"training": replace(FEW, seed=-1)}, "--training.seed: must be at least 0, not -1"),
+        (
+            {"training": replace(FEW, batch_size=0)},
+            "--training.batch-size: must be at least 1, not 0",
+        ),
+        ({"limits": Limits(0, 12)}, "--limits.prompt: must be at least 1, not 0"),
+        ({"beta": 0.0}, "--beta: must be above 0, not 0"),
+        ({"gamma": (0.1, -1.0)}, "--gamma: must be at least 0, not -1"),
+    ],
+)
+def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, message):
     stage = replace(chain.align("e-dpo"), out=tmp_path / "new", **change)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         execute(stage)
     assert not (tmp_path / "new").exists()
 
 
 def test_bounds_of_shares():
-    assert list(out_of_bounds(Bias(out=Path("o"), data=Path("d"), tokenizer=Path("t"), rho=1.5))) == [
-        "--rho: must be within 0 and 1, not 1.5"
-    ]
+    stage = Bias(out=Path("o"), data=Path("d"), tokenizer=Path("t"), rho=1.5)
+    assert list(out_of_bounds(stage)) == ["--rho: must be within 0 and 1, not 1.5"]
 
 
 def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_path):
@@ -742,7 +806,7 @@ def test_too_few_rows_for_a_part_are_an_error(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
-    policy = model_folder.load_policy(chain.at / "sft")
+    policy = model_folder.load_policy(chain.folder / "sft")
     broken = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * np.nan)
     model_folder.save(tmp_path / "p", broken, policy.config, policy.tokenizer)
     with pytest.raises(InputError, match="a weight is not finite"):
@@ -751,7 +815,8 @@ def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
 
 def test_a_part_of_a_split_corpus_can_be_split_again(tmp_path):
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(300)]
-    execute(Corpus(out=tmp_path / "c", data=jsonl(tmp_path / "rows.jsonl", rows), validation=0.3, test=0.3))
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    execute(Corpus(out=tmp_path / "c", data=data, validation=0.3, test=0.3))
     for part in ("train", "validation", "test"):
         stage = Reward(out=tmp_path / "r", data=tmp_path / f"c/{part}.parquet", init=tmp_path)
         train, held_out = stage.parts()

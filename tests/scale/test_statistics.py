@@ -10,7 +10,8 @@ VALUES = np.array([0.3, -0.1, 0.8, 0.4, 0.2, 0.5])
 
 
 def test_holm_by_hand():
-    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one before."""
+    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one
+    before."""
     p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
     assert holm(p) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
@@ -46,13 +47,15 @@ def test_bootstrap_interval_is_near_the_normal_one():
     ("kl", "value"), [(-1, 0), (0, 0), (1, 0.5), (2, 1), (2.5, 4.5), (3, 4), (4, 3), (9, 3)]
 )
 def test_value_at_by_hand(kl, value):
-    """The KL falls from 2 to 1: its running maximum is 0, 2, 2, 4, and the policy that first had 2 stands for 2."""
+    """The KL falls from 2 to 1: its running maximum is 0, 2, 2, 4, and the policy that first had 2
+    stands for 2."""
     kls, values = np.array([0.0, 2.0, 1.0, 4.0]), np.array([[0.0], [1.0], [5.0], [3.0]])
     assert value_at(float(kl), kls, values) == pytest.approx([value])
 
 
 def test_value_at_is_per_prompt():
-    assert value_at(0.5, np.array([0.0, 2.0]), np.array([[0.0, 0.0], [4.0, -8.0]])).tolist() == [1.0, -2.0]
+    kls, values = np.array([0.0, 2.0]), np.array([[0.0, 0.0], [4.0, -8.0]])
+    assert value_at(0.5, kls, values).tolist() == [1.0, -2.0]
 
 
 @given(st.lists(st.floats(0.001, 5), min_size=1, max_size=5), st.floats(0, 1))

@@ -1,4 +1,5 @@
-"""A grid of policies: each as `align` alone trains it, compiled once a method, skipped where it is complete."""
+"""A grid of policies: each as `align` alone trains it, compiled once a method, skipped where it is
+complete."""
 
 import csv
 import json
@@ -22,19 +23,19 @@ from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.run import parse
-from scale.stages.align import Align, align_step
+from scale.stages.align import Align
 from scale.stages.stage import execute
 from scale.stages.sweep import Sweep, shares
-from scale.train.batches import schedule
+from scale.train.batches import plan_batches
 from scale.train.loop import TrainingConfig
+from scale.train.steps import policy_step
 
 CONFIG = ModelConfig(vocab_size=272, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
 LIMITS = Limits(60, 40)
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 TRAINING = TrainingConfig(6, 4, 1e-2, 1)
-NAMES = ["dpo-0.1-0.01-0", "dpo-0.1-0.01-1", "dpo-0.5-0.01-0", "dpo-0.5-0.01-1",
-         "ipo-0.2-0.01-0", "ipo-0.2-0.01-1", "p-dpo-0.1-0.01-0", "p-dpo-0.1-0.01-1",
-         "p-dpo-0.5-0.01-0", "p-dpo-0.5-0.01-1"]
+METHODS = ("dpo", "ipo", "p-dpo")
+NAMES = [f"{m}-{beta}-0.01-{seed}" for m in METHODS for beta in (0.1, 0.5) for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,35 +45,43 @@ def silent():
     console.quiet = False
 
 
-def row(rng, i):
-    """Texts of very different lengths, two members' scores, made-up log-probs."""
+def make_row(rng):
+    """Texts of very different lengths, scores of two reward models, made-up log-probs."""
     texts = [" ".join(rng.choice(WORDS, rng.integers(1, 6))) for _ in range(4)]
-    scores = {f"score_{side}": rng.normal(size=2).tolist() for side in ("chosen", "rejected")}
-    logps = {f"ref_{side}_logps": float(-rng.uniform(5, 20)) for side in ("chosen", "rejected", "sample")}
-    return dict(zip(("prompt", "chosen", "rejected", "ref_sample"), texts, strict=True)) | {
-        "ref_sample_complete": True, **scores, **logps}
+    responses = "chosen", "rejected", "sample"
+    columns = {f"score_{side}": rng.normal(size=2).tolist() for side in responses[:2]}
+    columns |= {f"ref_{name}_logps": float(-rng.uniform(5, 20)) for name in responses}
+    names = "prompt", "chosen", "rejected", "ref_sample"
+    return {**dict(zip(names, texts, strict=True)), "ref_sample_complete": True, **columns}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    at = tmp_path_factory.mktemp("sweep")
-    model_folder.save(at / "policy", Transformer(CONFIG, jax.random.key(0)), CONFIG, train_tokenizer(WORDS, 272))
+    folder = tmp_path_factory.mktemp("sweep")
+    model, tokenizer = Transformer(CONFIG, jax.random.key(0)), train_tokenizer(WORDS, 272)
+    model_folder.save(folder / "policy", model, CONFIG, tokenizer)
     rng = np.random.default_rng(0)
-    hashes = model_folder.load_policy(at / "policy").hashes | {"limits": str(LIMITS)}
-    write(at / "rows.parquet", [row(rng, i) for i in range(20)], hashes)
-    return at
+    hashes = model_folder.load_policy(folder / "policy").hashes | {"limits": str(LIMITS)}
+    write(folder / "rows.parquet", [make_row(rng) for _ in range(20)], hashes)
+    return folder
 
 
 def sweep(folder, out, **options) -> Sweep:
-    options = {"methods": ("dpo", "ipo", "p-dpo"), "betas": (0.1, 0.5), "taus": (0.2,), "seeds": 2} | options
-    return Sweep(out=out, data=folder / "rows.parquet", policy=folder / "policy", training=TRAINING, limits=LIMITS,
-                 **options)
+    common = {
+        "data": folder / "rows.parquet",
+        "policy": folder / "policy",
+        "training": TRAINING,
+        "limits": LIMITS,
+    }
+    grid = {"methods": METHODS, "betas": (0.1, 0.5), "seeds": 2}
+    return Sweep(out=out, **(common | grid | options))
 
 
 @pytest.fixture(scope="module")
 def swept(folder) -> Path:
-    """Ten policies in two processes."""
-    assert execute(sweep(folder, folder / "swept", workers=2)) == {"policies": 10, "diverged": 0}
+    """Twelve policies in two processes."""
+    findings = execute(sweep(folder, folder / "swept", workers=2))
+    assert findings == {"policies": 12, "diverged": 0}
     return folder / "swept"
 
 
@@ -85,64 +94,81 @@ def last_of(out):
 
 
 def test_a_row_for_each_policy_with_the_numbers_of_its_last_step(swept):
-    found = rows_of(swept)
-    assert [r["policy"] for r in found] == NAMES
-    assert [(r["parameter"], r["value"], r["seed"]) for r in found[3:5]] == [("beta", "0.5", "1"), ("tau", "0.2", "0")]
-    for r in found:
-        last = last_of(swept / r["policy"])
-        assert last["step"] == 6 and float(r["loss"]) == last["loss"] and float(r["margin"]) == last["rewards/margins"]
+    rows = rows_of(swept)
+    assert [r["policy"] for r in rows] == NAMES
+    options = [(r["method"], r["beta"], r["learning_rate"], r["seed"]) for r in rows[3:5]]
+    assert options == [("dpo", "0.5", "0.01", "1"), ("ipo", "0.1", "0.01", "0")]
+    for r in rows:
+        last, timing = last_of(swept / r["policy"]), swept / r["policy"] / "timing.json"
+        assert last["step"] == 6 and float(r["loss"]) == last["loss"]
+        assert float(r["margin"]) == last["rewards/margins"]
         assert float(r["accuracy"]) == last["rewards/accuracies"]
-        assert float(r["seconds"]) == pytest.approx(read_json(swept / r["policy"] / "timing.json")["seconds"], abs=1e-3)
-        assert (r["gamma_first"], r["gamma_last"]) == (("0.0001", "0.01") if r["method"] == "p-dpo" else ("0.0", "0.0"))
-        assert r["kl"] == (str(last["kl"]) if r["method"] == "p-dpo" else "")
-    assert len({r["loss"] for r in found}) == len(found)
+        assert float(r["seconds"]) == pytest.approx(read_json(timing)["seconds"], abs=1e-3)
+        has_kl = r["method"] == "p-dpo"
+        gammas = ("0.0001", "0.01") if has_kl else ("0.0", "0.0")
+        assert (r["gamma_first"], r["gamma_last"]) == gammas
+        assert r["kl"] == (str(last["kl"]) if has_kl else "")
+    assert len({r["loss"] for r in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("dpo-0.5-0.01-1", {"method": "dpo", "beta": 0.5}), ("ipo-0.2-0.01-0", {"method": "ipo", "tau": 0.2}),
-     ("p-dpo-0.1-0.01-1", {"method": "p-dpo", "beta": 0.1})],
+    ("name", "method", "beta"),
+    [
+        ("dpo-0.5-0.01-1", "dpo", 0.5),
+        ("ipo-0.1-0.01-0", "ipo", 0.1),
+        ("p-dpo-0.1-0.01-1", "p-dpo", 0.1),
+    ],
 )
-def test_a_policy_is_the_one_that_align_trains_alone(folder, swept, tmp_path, name, options):
-    training = replace(TRAINING, seed=int(name[-1]))
-    alone = Align(out=tmp_path, data=folder / "rows.parquet", policy=folder / "policy", training=training,
-                  limits=LIMITS, **options)
-    execute(alone)
+def test_a_policy_is_the_one_that_align_trains_alone(folder, swept, tmp_path, name, method, beta):
+    stage = Align(
+        out=tmp_path,
+        data=folder / "rows.parquet",
+        policy=folder / "policy",
+        training=replace(TRAINING, seed=int(name[-1])),
+        limits=LIMITS,
+        method=method,
+        beta=beta,
+    )
+    execute(stage)
     assert last_of(swept / name)["loss"] == pytest.approx(last_of(tmp_path)["loss"], rel=1e-6)
-    moved, expected = (np.asarray(model_folder.load_policy(at).model.embedding) for at in (swept / name, tmp_path))
-    np.testing.assert_allclose(moved, expected, rtol=1e-6, atol=1e-5)  # moved by some 0.04
+    models = [model_folder.load_policy(path).model for path in (swept / name, tmp_path)]
+    embeddings = [np.asarray(model.embedding) for model in models]
+    np.testing.assert_allclose(*embeddings, rtol=1e-6, atol=1e-5)  # moved by some 0.04
 
 
 def test_a_step_is_compiled_once_a_method_and_shape(folder, tmp_path):
-    """Twelve policies in this process, of two methods, two strengths and three seeds."""
-    align_step.clear_cache()
-    execute(sweep(folder, tmp_path, methods=("dpo", "p-dpo"), taus=(), seeds=3, workers=1))
+    """Twelve policies in this process, of two methods, two betas and three seeds."""
+    policy_step.clear_cache()
+    execute(sweep(folder, tmp_path, methods=("dpo", "p-dpo"), seeds=3, workers=1))
     assert [r["programs"] for r in rows_of(tmp_path)] == ["1", *"00000", "1", *"00000"]
 
 
 def test_a_worker_gets_neighbours(folder):
     stage = sweep(folder, folder).stage("dpo", None, None, 1e-2, 0)
     stages = [replace(stage, snapshots=i) for i in range(10)]
-    assert [[s.snapshots for s in part] for part in shares(stages, 3)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    parts = [[s.snapshots for s in part] for part in shares(stages, 3)]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
 
 
 def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
     """Where alone they would not."""
     policy = model_folder.load_policy(folder / "policy")
-    stage = Align(out=folder, data=folder / "rows.parquet", policy=folder / "policy", limits=LIMITS)
-    data = stage.load(policy, stage.data, ["chosen", "rejected"])
+    data = folder / "rows.parquet"
+    stage = Align(out=folder, data=data, policy=folder / "policy", limits=LIMITS)
+    dataset = stage.load(policy, data, ["chosen", "rejected"])
     runs = [replace(TRAINING, seed=seed) for seed in range(3)]
-    alone = {shape for run in runs for shape in schedule(data, run, policy.model).shapes}
-    together = [schedule(data, run, policy.model, range(3)) for run in runs]
-    assert len(alone) > 1 and len({shape for run in together for shape in run.shapes}) == 1
-    for run, each in zip(runs, together, strict=True):
-        np.testing.assert_array_equal(each.rows, schedule(data, run, policy.model).rows)
-        lengths = data.tokens.lengths[each.rows].sum((1, 2))
-        assert max(lengths) <= each.shapes[0].width and len(each.shapes) == TRAINING.steps
+    alone = [plan_batches(dataset, run, policy.model) for run in runs]
+    together = [plan_batches(dataset, run, policy.model, range(3)) for run in runs]
+    assert len({shape for plan in alone for shape in plan.shapes}) > 1
+    assert len({shape for plan in together for shape in plan.shapes}) == 1
+    for plan, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(plan.rows, expected.rows)
+        lengths = dataset.tokens.lengths[plan.rows].sum((1, 2))
+        assert max(lengths) <= plan.shapes[0].length and len(plan.shapes) == TRAINING.steps
 
 
 def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
-    stage = sweep(folder, tmp_path, methods=("dpo",), taus=(), workers=1, seeds=1)
+    stage = sweep(folder, tmp_path, methods=("dpo",), workers=1, seeds=1)
     execute(stage)
     before = rows_of(tmp_path)
     kept, lost = (tmp_path / name for name in ("dpo-0.1-0.01-0", "dpo-0.5-0.01-0"))
@@ -157,51 +183,64 @@ def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
 
 def test_a_policy_that_diverges_does_not_stop_the_others(folder, tmp_path):
     rates = (1e30, 1e-2)
-    stage = sweep(folder, tmp_path, methods=("dpo",), taus=(), betas=(), seeds=1, workers=2, learning_rates=rates)
+    options = {"methods": ("dpo",), "betas": (), "seeds": 1, "workers": 2}
+    stage = sweep(folder, tmp_path, learning_rates=rates, **options)
     assert execute(stage) == {"policies": 2, "diverged": 1}
     bad, good = rows_of(tmp_path)
     assert "not finite" in bad["error"] or "loss is nan" in bad["error"]
-    assert bad["loss"] == bad["seconds"] == "" and not (tmp_path / bad["policy"] / "weights.safetensors").exists()
-    assert good["error"] == "" and float(good["loss"]) == last_of(tmp_path / "dpo-0.1-0.01-0")["loss"]
+    assert bad["loss"] == bad["seconds"] == ""
+    assert not (tmp_path / bad["policy"] / "weights.safetensors").exists()
+    assert good["error"] == ""
+    assert float(good["loss"]) == last_of(tmp_path / "dpo-0.1-0.01-0")["loss"]
 
 
 def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
+    options = {"methods": ("dpo",), "betas": (), "seeds": 1, "workers": 1}
+
     def made(*rates):
-        execute(sweep(folder, tmp_path, methods=("dpo",), taus=(), betas=(), seeds=1, workers=1, learning_rates=rates))
+        execute(sweep(folder, tmp_path, learning_rates=rates, **options))
         paths = [tmp_path / r["policy"] / "weights.safetensors" for r in rows_of(tmp_path)]
         return {path.parent.name: path.stat().st_mtime_ns for path in paths}
 
     one, two = made(1e-2), made(1e-2, 2e-2)
     assert [*two] == ["dpo-0.1-0.01-0", "dpo-0.1-0.02-0"] and one.items() < two.items()
     assert made(2e-2).items() < two.items()
+    longer = replace(TRAINING, steps=7)
     with pytest.raises(InputError, match="begun with other training"):
-        execute(replace(sweep(folder, tmp_path, methods=("dpo",), taus=()), training=replace(TRAINING, steps=7)))
+        execute(sweep(folder, tmp_path, methods=("dpo",), training=longer))
 
 
 def test_sigterm_saves_what_the_workers_are_at(folder, tmp_path):
     """Two policies of a run that would take minutes."""
-    flags = ["--limits.prompt", "60", "--limits.response", "40", "--training.batch", "4", "--training.steps", "90000"]
-    command = ["sweep", "--data", folder / "rows.parquet", "--policy", folder / "policy", "--out", tmp_path,
-               "--methods", "dpo", "ipo", "--workers", "2", *flags]
-    argv = [sys.executable, "-m", "scale.run", *map(str, command)]
+    inputs = ["--data", folder / "rows.parquet", "--policy", folder / "policy", "--out", tmp_path]
+    grid = ["--methods", "dpo", "ipo", "--workers", "2"]
+    limits = ["--limits.prompt", "60", "--limits.response", "40"]
+    training = ["--training.batch-size", "4", "--training.steps", "90000"]
+    options = [*inputs, *grid, *limits, *training]
+    argv = [sys.executable, "-m", "scale.run", "sweep", *map(str, options)]
     running = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     logs = [tmp_path / name / "metrics.jsonl" for name in ("dpo-0.1-0.003-0", "ipo-0.1-0.003-0")]
     deadline = time.monotonic() + 300
-    while not all(log.exists() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if all(log.exists() and log.stat().st_size for log in logs):
+            break
         time.sleep(0.1)
     running.terminate()
-    assert "stopped; the same command goes on" in running.communicate(timeout=300)[0] and running.returncode == 130
+    printed = running.communicate(timeout=300)[0]
+    assert "stopped; the same command resumes" in printed and running.returncode == 130
     for log in logs:
-        saved = max(int(path.name) for path in (log.parent / "checkpoints").iterdir() if path.name.isdigit())
-        assert saved == last_of(log.parent)["step"]
+        names = [path.name for path in (log.parent / "checkpoints").iterdir()]
+        steps = [int(name) for name in names if name.isdigit()]
+        assert max(steps) == last_of(log.parent)["step"]
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"methods": ("ipo",), "taus": ()}, "--betas: none of ipo has it"),
-        ({"methods": ("dpo",)}, "--taus: none of dpo has it"),
-        ({"methods": ("dpo", "ipo"), "gammas": ((0.0, 0.1),)}, "--gammas: none of dpo, ipo has it"),
+        (
+            {"methods": ("dpo", "ipo"), "gammas": ((0.0, 0.1),)},
+            "--gammas: none of dpo, ipo has a KL term",
+        ),
         ({"betas": (0.1, 0.1)}, "--betas 0.1 0.1: the same twice"),
         ({"methods": ("ipo", "dpo", "ipo")}, "--methods ipo dpo ipo: the same twice"),
         ({"learning_rates": (1e-3, 1e-3)}, "--learning-rates 0.001 0.001: the same twice"),
@@ -223,7 +262,8 @@ def test_bad_options_are_named_before_anything_is_trained(folder, tmp_path, opti
 
 def test_columns_are_looked_at_before_anything_is_trained(folder, tmp_path):
     stage = sweep(folder, tmp_path / "out", workers=1)
-    rows = [{k: v for k, v in row(np.random.default_rng(0), 0).items() if k != "ref_sample"}]
+    row = make_row(np.random.default_rng(0))
+    rows = [{k: v for k, v in row.items() if k != "ref_sample"}]
     write(tmp_path / "rows.parquet", rows, {})
     with pytest.raises(InputError, match=r"rows.parquet: row 1: field 'ref_sample': missing"):
         execute(replace(stage, data=tmp_path / "rows.parquet"))
@@ -231,24 +271,39 @@ def test_columns_are_looked_at_before_anything_is_trained(folder, tmp_path):
 
 
 def test_large_seeds_have_a_folder_each(folder):
-    stage = sweep(folder, folder, methods=("dpo",), taus=(), betas=())
+    stage = sweep(folder, folder, methods=("dpo",), betas=())
     stage = replace(stage, training=replace(TRAINING, seed=10**6))
     names = [stage.stage("dpo", *rest).out.name for rest in stage.grid("dpo")]
     assert names == ["dpo-0.1-0.01-1000000", "dpo-0.1-0.01-1000001"]
 
 
 def test_gammas_are_for_the_methods_with_a_kl_term(folder, tmp_path):
-    stage = sweep(folder, tmp_path, betas=(), taus=(), gammas=((0.0, 0.0), (0.0, 0.5)), learning_rates=(1e-3,), seeds=1)
-    found = [stage.stage(method, *rest) for method in stage.methods for rest in stage.grid(method)]
-    assert [(s.out.name, s.gamma) for s in found] == [
-        ("dpo-0.1-0.001-0", None), ("ipo-0.1-0.001-0", None),
-        ("p-dpo-0.1-0-0-0.001-0", (0.0, 0.0)), ("p-dpo-0.1-0-0.5-0.001-0", (0.0, 0.5))]
-    assert found[0].beta is None and found[0].training == replace(TRAINING, learning_rate=1e-3)
+    gammas = (0.0, 0.0), (0.0, 0.5)
+    options = {"betas": (), "gammas": gammas, "learning_rates": (1e-3,), "seeds": 1}
+    stage = sweep(folder, tmp_path, **options)
+    stages = [stage.stage(method, *rest) for method in METHODS for rest in stage.grid(method)]
+    assert [(s.out.name, s.gamma) for s in stages] == [
+        ("dpo-0.1-0.001-0", None),
+        ("ipo-0.1-0.001-0", None),
+        ("p-dpo-0.1-0-0-0.001-0", (0.0, 0.0)),
+        ("p-dpo-0.1-0-0.5-0.001-0", (0.0, 0.5)),
+    ]
+    assert stages[0].beta is None
+    assert stages[0].training == replace(TRAINING, learning_rate=1e-3)
 
 
 def test_from_the_command_line():
-    argv = ["sweep", "--out", "o", "--data", "d", "--policy", "p", "--methods", "dpo", "p-dpo", "--betas", "0.1", "1",
-            "--gammas", "0", "0.1", "0", "0.5", "--seeds", "3", "--training.steps", "9"]
-    expected = Sweep(out=Path("o"), data=Path("d"), policy=Path("p"), methods=("dpo", "p-dpo"), betas=(0.1, 1.0),
-                     gammas=((0.0, 0.1), (0.0, 0.5)), seeds=3)
-    assert parse(argv) == replace(expected, training=replace(expected.training, steps=9))
+    argv = ["sweep", "--out", "o", "--data", "d", "--policy", "p", "--methods", "dpo", "p-dpo"]
+    argv += ["--betas", "0.1", "1", "--gammas", "0", "0.1", "0", "0.5"]
+    argv += ["--seeds", "3", "--training.steps", "9"]
+    expected = Sweep(
+        out=Path("o"),
+        data=Path("d"),
+        policy=Path("p"),
+        methods=("dpo", "p-dpo"),
+        betas=(0.1, 1.0),
+        gammas=((0.0, 0.1), (0.0, 0.5)),
+        seeds=3,
+    )
+    training = replace(expected.training, steps=9)
+    assert parse(argv) == replace(expected, training=training)

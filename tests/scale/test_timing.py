@@ -33,8 +33,8 @@ UNREADY = {"loss": Running()}
 
 
 def batches(clock, *seconds):
-    for each in seconds:
-        yield clock.moved(each, each)
+    for duration in seconds:
+        yield clock.moved(duration, duration)
 
 
 def test_each_second_is_in_one_part(tmp_path, capsys, monkeypatch):
@@ -51,13 +51,21 @@ def test_each_second_is_in_one_part(tmp_path, capsys, monkeypatch):
     timing.wait({"loss": jnp.ones(2)})
     clock.moved(54.0)
     timing.finish(2, tmp_path)
-    found = read_json(tmp_path / "timing.json")
-    assert found["programs"] >= 1
-    assert found == {"steps": 2, "seconds": 100.0, "in the step": 16.0, "waiting for batches": 10.0,
-                     "compiling": 20.0, "log and checkpoints": 54.0, "programs": found["programs"]}
-    said = capsys.readouterr().out
-    assert said.startswith("  2 steps in 100.0 s: 16% in the step, 10% waiting for batches, 20% compiling (")
-    assert said.endswith("), 54% log and checkpoints\n")
+    written = read_json(tmp_path / "timing.json")
+    assert written["programs"] >= 1
+    assert written == {
+        "steps": 2,
+        "seconds": 100.0,
+        "in the step": 16.0,
+        "waiting for batches": 10.0,
+        "compiling": 20.0,
+        "log and checkpoints": 54.0,
+        "programs": written["programs"],
+    }
+    printed = capsys.readouterr().out
+    start = "  2 steps in 100.0 s: 16% in the step, 10% waiting for batches, 20% compiling ("
+    assert printed.startswith(start)
+    assert printed.endswith("), 54% log and checkpoints\n")
 
 
 def test_a_program_is_counted_once_a_shape():

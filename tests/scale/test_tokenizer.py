@@ -11,16 +11,21 @@ from scale.data.chat_template import ChatTokenizer, chat_tokenizer, conversation
 from scale.data.tokenizer import EOS, PAD, ROLES, SPECIAL, train_tokenizer
 from scale.errors import InputError
 
-TEXTS = ["the cat sat on the mat", "the bat and the cat", "Größe: ∑ 你好 🙂", "def f(x):\n    return x\n"] * 5
+TEXTS = [
+    "the cat sat on the mat",
+    "the bat and the cat",
+    "Größe: ∑ 你好 🙂",
+    "def f(x):\n    return x\n",
+] * 5
 VOCAB = 300
-CODEC = train_tokenizer(TEXTS, VOCAB)
+OURS = train_tokenizer(TEXTS, VOCAB)
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 
 def test_special_tokens_have_their_places():
-    assert [CODEC.tokenizer.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
+    assert [OURS.backend.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
     assert (PAD, EOS, ROLES) == (0, 1, {"system": 2, "user": 3, "assistant": 4})
-    assert (CODEC.pad, CODEC.bos, CODEC.eos, CODEC.generation_prompt) == (PAD, None, EOS, [4])
+    assert (OURS.pad, OURS.bos, OURS.eos, OURS.generation_prompt) == (PAD, None, EOS, [4])
 
 
 @settings(deadline=None)
@@ -30,24 +35,24 @@ def test_special_tokens_have_their_places():
 @example("e\u0301 \ufeff \u200d")
 @example("the cat<|eos|>")
 def test_round_trip(text):
-    assert CODEC.decode(CODEC.text_ids(text)) == text
-    assert CODEC.decode(CODEC.response_ids(text)) == text
+    assert OURS.decode(OURS.text_ids(text)) == text
+    assert OURS.decode(OURS.response_ids(text)) == text
 
 
 @settings(deadline=None)
 @given(ANY_TEXT, st.sampled_from(SPECIAL), ANY_TEXT)
 def test_special_tokens_in_a_users_text_are_text(before, special, after):
-    ids = CODEC.text_ids(before + special + after)
+    ids = OURS.text_ids(before + special + after)
     assert min(ids) >= len(SPECIAL)
-    assert CODEC.decode(ids) == before + special + after
+    assert OURS.decode(ids) == before + special + after
 
 
 def test_learned_words_are_fewer_tokens_than_bytes():
-    assert len(CODEC.text_ids("the cat")) < len("the cat") and CODEC.vocab_size == VOCAB
+    assert len(OURS.text_ids("the cat")) < len("the cat") and OURS.vocab_size == VOCAB
 
 
 def test_a_string_prompt_ends_with_the_assistants_token():
-    assert CODEC.prompt_ids("the cat") == [*CODEC.text_ids("the cat"), 4]
+    assert OURS.prompt_ids("the cat") == [*OURS.text_ids("the cat"), 4]
 
 
 def test_a_conversation_is_its_turns_each_opened_by_its_role():
@@ -57,15 +62,15 @@ def test_a_conversation_is_its_turns_each_opened_by_its_role():
         {"role": "assistant", "content": "sat"},
         {"role": "user", "content": "on"},
     ]
-    t = CODEC.text_ids
-    assert CODEC.prompt_ids(turns) == [2, *t("mat"), 3, *t("the cat"), 4, *t("sat"), 3, *t("on"), 4]
+    t = OURS.text_ids
+    assert OURS.prompt_ids(turns) == [2, *t("mat"), 3, *t("the cat"), 4, *t("sat"), 3, *t("on"), 4]
 
 
 def test_a_response_ends_with_eos_unless_it_was_cut_short():
-    ids = CODEC.text_ids("sat")
-    assert CODEC.response_ids("sat") == [*ids, 1] == CODEC.response_ids("sat", True)
-    assert CODEC.response_ids("sat", False) == ids
-    assert CODEC.response_ids("") == [1] and CODEC.response_ids("", False) == []
+    ids = OURS.text_ids("sat")
+    assert OURS.response_ids("sat") == [*ids, 1] == OURS.response_ids("sat", True)
+    assert OURS.response_ids("sat", False) == ids
+    assert OURS.response_ids("") == [1] and OURS.response_ids("", False) == []
 
 
 def test_training_is_deterministic(tmp_path):
@@ -78,14 +83,14 @@ def test_training_is_deterministic(tmp_path):
 
 @given(ANY_TEXT)
 @settings(deadline=None, max_examples=30)
-def test_a_loaded_codec_is_the_saved_one(text):
-    assert LOADED.text_ids(text + "<|user|>") == CODEC.text_ids(text + "<|user|>")
-    assert LOADED.vocab_size == CODEC.vocab_size
+def test_a_loaded_tokenizer_is_the_saved_one(text):
+    assert LOADED.text_ids(text + "<|user|>") == OURS.text_ids(text + "<|user|>")
+    assert LOADED.vocab_size == OURS.vocab_size
 
 
 def loaded():
     with tempfile.TemporaryDirectory() as folder:
-        CODEC.save(Path(folder))
+        OURS.save(Path(folder))
         return load_tokenizer(Path(folder))
 
 
@@ -93,7 +98,8 @@ LOADED = loaded()
 
 
 def test_the_vocabulary_is_at_most_what_was_asked_for_or_an_error():
-    """A token at or above the model's `vocab` would be looked up past the end of its embedding, without a word."""
+    """A token at or above the model's `vocab_size` would be looked up past the end of its
+    embedding, without a word."""
     try:
         tokenizer = train_tokenizer(TEXTS, 200)  # less than 5 special tokens and 256 bytes
     except ValueError:
@@ -112,7 +118,8 @@ TURNS = [
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are kind.<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TRIMMED = """{{- bos_token }}
@@ -133,7 +140,8 @@ TRIMMED = """{{- bos_token }}
 {%- endif %}
 """
 STRICT = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% else %}{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
@@ -143,18 +151,21 @@ MARKERS = ["<s>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"]
 
 
 def others(template: str | None = CHATML, **settings) -> ChatTokenizer:
-    """A byte-level BPE with other special tokens than ours; `<think>` is an added token, but not a special one."""
-    raw = json.loads(train_tokenizer(TEXTS, VOCAB).tokenizer.to_str())
+    """A byte-level BPE with other special tokens than ours; `<think>` is an added token, but not a
+    special one."""
+    raw = json.loads(train_tokenizer(TEXTS, VOCAB).backend.to_str())
     raw["added_tokens"] = []
     renamed = dict(zip(SPECIAL, ["!!0", "!!1", "!!2", "!!3", "!!4"], strict=True))
-    raw["model"]["vocab"] = {renamed.get(token, token): i for token, i in raw["model"]["vocab"].items()}
+    vocabulary = raw["model"]["vocab"].items()
+    raw["model"]["vocab"] = {renamed.get(token, token): i for token, i in vocabulary}
     tokenizer = Tokenizer.from_str(json.dumps(raw))
     tokenizer.add_special_tokens(MARKERS)
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
-    start = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
-    tokenizer.post_processor = start
+    special = [("<s>", tokenizer.token_to_id("<s>"))]
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=special)
     named = {**NAMES, **({"chat_template": template} if template else {}), **settings}
-    return chat_tokenizer(tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", **named}, "folder")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+    return chat_tokenizer(tokenizer, config, "folder")
 
 
 def spelled(tokenizer: ChatTokenizer, ids: list[int]) -> str:
@@ -163,45 +174,56 @@ def spelled(tokenizer: ChatTokenizer, ids: list[int]) -> str:
 
 def test_a_conversation_is_what_its_template_writes():
     tokenizer = others()
-    text = ("<|im_start|>system\n Be kind. <|im_end|>\n<|im_start|>user\nthe cat\n\nsat  on the mat <|im_end|>\n"
-            "<|im_start|>assistant\n Größe: ∑ 你好 🙂\n<|im_end|>\n<|im_start|>user\n  and\tthe bat? 1234 <|im_end|>\n"
-            "<|im_start|>assistant\n")
+    text = (
+        "<|im_start|>system\n Be kind. <|im_end|>\n"
+        "<|im_start|>user\nthe cat\n\nsat  on the mat <|im_end|>\n"
+        "<|im_start|>assistant\n Größe: ∑ 你好 🙂\n<|im_end|>\n"
+        "<|im_start|>user\n  and\tthe bat? 1234 <|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     ids = tokenizer.prompt_ids(TURNS)
     assert spelled(tokenizer, ids) == text
-    start, end = (tokenizer.tokenizer.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
+    start, end = (tokenizer.backend.token_to_id(name) for name in ("<|im_start|>", "<|im_end|>"))
     assert (ids[0], ids.count(start), ids.count(end)) == (start, 5, 4)
-    assert (tokenizer.eos, tokenizer.pad) == (end, tokenizer.tokenizer.token_to_id("<pad>"))
+    assert (tokenizer.eos, tokenizer.pad) == (end, tokenizer.backend.token_to_id("<pad>"))
     assert tokenizer.vocab_size == VOCAB + len(MARKERS) + 1
 
 
 def test_a_string_is_one_turn_of_the_user():
     tokenizer = others()
-    assert tokenizer.prompt_ids("the cat") == tokenizer.prompt_ids([{"role": "user", "content": "the cat"}])
-    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")).startswith("<|im_start|>system\nYou are kind.<|im_end|>\n")
+    ids = tokenizer.prompt_ids("the cat")
+    assert ids == tokenizer.prompt_ids([{"role": "user", "content": "the cat"}])
+    start = "<|im_start|>system\nYou are kind.<|im_end|>\n"
+    assert spelled(tokenizer, ids).startswith(start)
 
 
 def test_what_a_template_adds_after_the_last_turn():
     tokenizer = others()
     assert spelled(tokenizer, tokenizer.generation_prompt) == "<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer.prompt_ids("the cat")
-    assert ids[-len(tokenizer.generation_prompt):] == tokenizer.generation_prompt
+    assert ids[-len(tokenizer.generation_prompt) :] == tokenizer.generation_prompt
     assert spelled(others(STRICT), others(STRICT).generation_prompt) == " [/INST]"
     assert others(None).generation_prompt == []
 
 
 @settings(deadline=None, max_examples=40)
-@given(ANY_TEXT, st.sampled_from([*MARKERS, "<|im_end|>\n<|im_start|>system\n", "\ue000<s>\ue001"]), ANY_TEXT)
+@given(
+    ANY_TEXT,
+    st.sampled_from([*MARKERS, "<|im_end|>\n<|im_start|>system\n", "\ue000<s>\ue001"]),
+    ANY_TEXT,
+)
 @example("", "<|im_end|>", "")
 @example("\ue000", "<|im_end|>", "\ue001\ue002")
 def test_a_user_cannot_spell_a_special_token(before, special, after):
     prompt = f"{before}{special}{after}"
     ids = CHAT.prompt_ids([{"role": "user", "content": prompt}])
-    assert spelled(CHAT, ids) == spelled(CHAT, CHAT.prompt_ids("")).replace("user\n", f"user\n{prompt}")
-    assert [i for i in ids if i >= VOCAB and i != THINK] == [i for i in CHAT.prompt_ids("") if i >= VOCAB]
+    empty = CHAT.prompt_ids("")
+    assert spelled(CHAT, ids) == spelled(CHAT, empty).replace("user\n", f"user\n{prompt}")
+    assert [i for i in ids if i >= VOCAB and i != THINK] == [i for i in empty if i >= VOCAB]
 
 
 CHAT = others()
-THINK = CHAT.tokenizer.token_to_id("<think>")
+THINK = CHAT.backend.token_to_id("<think>")
 
 
 def test_an_added_token_that_is_not_special_is_one_in_text():
@@ -220,16 +242,19 @@ def test_a_response_is_its_stripped_text_and_the_token_that_ends_a_turn():
 
 def test_without_a_template_text_is_itself_and_turns_are_an_error():
     tokenizer = others(None)
-    assert tokenizer.prompt_ids("the cat") == [tokenizer.tokenizer.token_to_id("<s>"), *tokenizer.text_ids("the cat")]
+    start = tokenizer.backend.token_to_id("<s>")
+    assert tokenizer.prompt_ids("the cat") == [start, *tokenizer.text_ids("the cat")]
     hh = "\n\nHuman: the cat\n\nAssistant:"
     assert spelled(tokenizer, tokenizer.prompt_ids(hh)) == "<s>" + hh
-    with pytest.raises(InputError, match="folder: the tokenizer has no chat template, so a prompt must be text"):
+    message = "folder: the tokenizer has no chat template, so a prompt must be text"
+    with pytest.raises(InputError, match=message):
         tokenizer.prompt_ids(TURNS)
 
 
 def test_what_a_template_refuses_is_an_error_with_its_reason():
     turns = [{"role": "user", "content": "the cat"}] * 2
-    with pytest.raises(InputError, match="folder: the chat template refuses the conversation: roles must alternate"):
+    message = "folder: the chat template refuses the conversation: roles must alternate"
+    with pytest.raises(InputError, match=message):
         others(STRICT).prompt_ids(turns)
     with pytest.raises(InputError, match="folder: the chat template refuses"):
         others("{% for x in messages %}{{ x.y.z }}{% endfor %}").prompt_ids(turns)
@@ -238,21 +263,32 @@ def test_what_a_template_refuses_is_an_error_with_its_reason():
             others(broken).prompt_ids(turns)
 
 
-@pytest.mark.parametrize("attack", ["{{ messages.__class__.__mro__ }}", "{{ messages.append(1) }}",
-                                    "{{ ''.__class__.__subclasses__() }}"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__subclasses__() }}",
+    ],
+)
 def test_a_template_is_in_a_sandbox(attack):
     with pytest.raises(InputError, match="refuses"):
         others(attack + "{{ ''.__class__.__mro__[0] }}").prompt_ids("the cat")
 
 
 def test_a_template_sees_no_clock():
-    tokenizer = others("{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}")
+    tokenizer = others(
+        "{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}"
+    )
     assert spelled(tokenizer, tokenizer.prompt_ids("the cat")) == "a mat"
 
 
 HH = "\n\nHuman: the cat?\n\nAssistant: sat\n\non the mat\n\nHuman:  and the bat\n\nAssistant:"
-HH_TURNS = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "sat\n\non the mat"},
-            {"role": "user", "content": "and the bat"}]
+HH_TURNS = [
+    {"role": "user", "content": "the cat?"},
+    {"role": "assistant", "content": "sat\n\non the mat"},
+    {"role": "user", "content": "and the bat"},
+]
 
 
 def test_an_hh_conversation_is_its_turns():
@@ -263,8 +299,19 @@ def test_an_hh_conversation_is_its_turns():
     assert conversation(TURNS) == TURNS
 
 
-@pytest.mark.parametrize("text", ["the cat", "\n\nHuman: the cat", "the cat\n\nHuman: sat\n\nAssistant:",
-                                  "\n\nHuman: a\n\nAssistant: b", "\n\nAssistant:", "Human: the cat", "", "\n\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the cat",
+        "\n\nHuman: the cat",
+        "the cat\n\nHuman: sat\n\nAssistant:",
+        "\n\nHuman: a\n\nAssistant: b",
+        "\n\nAssistant:",
+        "Human: the cat",
+        "",
+        "\n\n",
+    ],
+)
 def test_text_that_is_no_hh_conversation_is_one_turn(text):
     assert conversation(text) == [{"role": "user", "content": text}]
 
@@ -281,13 +328,20 @@ def test_a_folder_brings_back_the_tokenizer(tmp_path, template):
     again = load_tokenizer(saved(tokenizer, tmp_path))
     prompt = TURNS if template else "the cat"
     assert again.prompt_ids(prompt) == tokenizer.prompt_ids(prompt)
-    assert (again.eos, again.pad, again.generation_prompt) == (tokenizer.eos, tokenizer.pad, tokenizer.generation_prompt)
+    assert (again.eos, again.pad) == (tokenizer.eos, tokenizer.pad)
+    assert again.generation_prompt == tokenizer.generation_prompt
     assert again.settings == tokenizer.settings
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_where_a_folder_may_have_its_template_and_names(tmp_path):
-    named = {name: {"__type": "AddedToken", "content": text, "special": True} for name, text in NAMES.items()}
+    named = {
+        name: {"__type": "AddedToken", "content": text, "special": True}
+        for name, text in NAMES.items()
+    }
     entries = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
     folder = saved(others(None, **named), tmp_path)
     file = folder / "tokenizer_config.json"
@@ -308,7 +362,8 @@ def test_truncation_and_padding_of_a_file_are_not_used(tmp_path):
     tokenizer.enable_padding(length=99)
     tokenizer.save(str(folder / "tokenizer.json"))
     assert load_tokenizer(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
-    assert load_tokenizer(folder).text_ids("the cat sat on the mat") == CHAT.text_ids("the cat sat on the mat")
+    text = "the cat sat on the mat"
+    assert load_tokenizer(folder).text_ids(text) == CHAT.text_ids(text)
 
 
 def test_folders_that_lack_something_are_refused_by_name(tmp_path):
@@ -335,7 +390,9 @@ def test_folders_that_lack_something_are_refused_by_name(tmp_path):
 @pytest.fixture(scope="module")
 def peer():
     pytest.importorskip("torch", reason="extra 'peers' is not installed")
-    return pytest.importorskip("transformers", reason="extra 'peers' is not installed").AutoTokenizer
+    return pytest.importorskip(
+        "transformers", reason="extra 'peers' is not installed"
+    ).AutoTokenizer
 
 
 def test_a_folder_that_transformers_wrote(peer, tmp_path):
@@ -355,8 +412,10 @@ def test_conversations_and_texts_have_the_tokens_of_transformers(peer, tmp_path,
         expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         assert tokenizer.prompt_ids(turns) == expected
     for turn in TURNS:
-        assert tokenizer.text_ids(turn["content"]) == theirs(turn["content"], add_special_tokens=False).input_ids
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
+        expected = theirs(turn["content"], add_special_tokens=False).input_ids
+        assert tokenizer.text_ids(turn["content"]) == expected
+    facts = theirs.eos_token_id, theirs.pad_token_id, len(theirs)
+    assert facts == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
     assert theirs.bos_token_id == tokenizer.bos is not None
 
 
@@ -366,6 +425,8 @@ def test_without_a_template_text_has_the_tokens_of_transformers(peer, tmp_path):
 
 
 def test_transformers_writes_conversations_as_our_own_tokenizer_does(peer, tmp_path):
-    theirs = peer.from_pretrained(saved(CODEC, tmp_path))
-    assert theirs.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False) == CODEC.prompt_ids(TURNS)
-    assert (theirs.eos_token_id, theirs.pad_token_id, len(theirs)) == (CODEC.eos, CODEC.pad, CODEC.vocab_size)
+    theirs = peer.from_pretrained(saved(OURS, tmp_path))
+    ids = theirs.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False)
+    assert ids == OURS.prompt_ids(TURNS)
+    facts = theirs.eos_token_id, theirs.pad_token_id, len(theirs)
+    assert facts == (OURS.eos, OURS.pad, OURS.vocab_size)
