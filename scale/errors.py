@@ -1,6 +1,8 @@
-"""TODO scale.errors."""
-
+"""The error for what a user gave: a file, a field, an option."""
 
 
 class InputError(ValueError):
-    """`FILE:LINE: field 'F': what is wrong`; of a Parquet file, `FILE: row N: ...`, counted from 1."""
+    """A message that names the place: `FILE:LINE: field 'F': ...`, `FILE: row 3: ...`, `--option`.
+
+    Lines and rows count from 1. The command line prints the message alone, without a traceback.
+    """

@@ -1,4 +1,4 @@
-"""TODO scale.files."""
+"""Files of the host: written whole or not at all, and known by a hash of their contents."""
 
 import csv
 import hashlib
@@ -12,12 +12,17 @@ from typing import Any
 
 import jax
 
-LOGS = frozenset({"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"})
+from scale.errors import InputError
+
+LOGS = frozenset(
+    {"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"}
+)
+"""What a folder's fingerprint ignores: files that differ between two runs with equal results."""
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` (same suffix), moved onto it on success and removed on failure.
+    """A temporary path beside `path` (same suffix), moved onto it on success, removed on failure.
 
     Of several processes, all may write the same file, and that of process 0 stays.
     """
@@ -31,14 +36,19 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, obj: Any) -> None:
-    """Write `obj` as indented JSON; a NaN or infinity, which JSON has not, raises ValueError."""
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON.
+
+    Raises:
+        ValueError: The value holds a NaN or an infinity, which JSON does not have.
+    """
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(obj, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A table whose cells are empty where a row has no such column."""
+    """Write a table; a cell is empty where its row lacks the column."""
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -46,13 +56,32 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
 
 
 def read_json(path: Path) -> Any:
+    """The value of a JSON file that this program wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file that another program wrote.
+
+    Raises:
+        InputError: The file cannot be read, or holds no object.
+    """
+    try:
+        value = read_json(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
 def fingerprint(*paths: Path) -> str:
-    """The first 16 hex digits of a SHA-256: of a file's contents (as `sha256sum` has it), of a folder's
-    sorted relative names with their contents, but for logs and checkpoints, which may differ; or of several such
-    digests in the order given."""
+    """The first 16 hex digits of a SHA-256 that identifies files and folders by their contents.
+
+    Args:
+        *paths: A file, hashed as `sha256sum` does; a folder, hashed by its sorted relative names
+            with their contents, without `LOGS`; or several of these, whose order matters.
+    """
     digests = [_digest(path) for path in paths]
     return (digests[0] if len(digests) == 1 else _sha256("".join(digests)))[:16]
 

@@ -134,7 +134,9 @@ def tokenize(
         limited = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
         if len(prompt) > limits.prompt or max(limited, default=0) > limits.response:
             if limits.overlong == "error":
-                raise InputError(f"{source}: row {i + 1}: longer than {length_limits(limits)} tokens")
+                raise InputError(
+                    f"{source}: row {i + 1}: longer than {length_limits(limits)} tokens"
+                )
             continue
         cut += len(prompt) < len(ids)
         parts.append((prompt, responses))
@@ -165,7 +167,7 @@ def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list
 def cached(
     folder: Path, names: Sequence[str], make: Callable[[], Sequence[np.ndarray]]
 ) -> Sequence[np.ndarray]:
-    """The arrays of `make`, kept as `NAME.npy` and mapped into memory. The last one is written last."""
+    """The arrays of `make`, kept as `NAME.npy` and mapped into memory; the last is written last."""
     paths = [folder / f"{name}.npy" for name in names]
     if not paths[-1].exists():
         for path, array in zip(paths, make(), strict=True):
@@ -185,7 +187,9 @@ def common_layout(tokens: TokenizedRows, limits: Limits) -> Layout:
 def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None:
     """Say how many rows were dropped and cut."""
     if not kept:
-        raise InputError(f"{source}: all {total} rows are longer than {length_limits(limits)} tokens")
+        raise InputError(
+            f"{source}: all {total} rows are longer than {length_limits(limits)} tokens"
+        )
     if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
         side = f" on the {limits.truncation_side}" if limits.truncation_side else ""

@@ -1,7 +1,8 @@
-"""The embedded corpus: docstrings of the installed code, body -> summary line, TL;DRs that people wrote.
+"""The embedded corpus: docstrings of the installed code, as TL;DRs that people wrote.
 
-Sources are found and parsed, never imported; nothing of them is kept with this project. The rows are a
-function of the Python environment: a run that is to be repeated elsewhere needs the same package versions.
+A row's prompt is a docstring's description, its completion is the summary line. Sources are parsed
+and never imported, and nothing of them is kept with this project. The rows are a function of the
+Python environment: to repeat a run elsewhere, install the same package versions.
 """
 
 import ast
@@ -17,44 +18,30 @@ from sysconfig import get_path
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-
+# which files are read
 PACKAGES = (
     *sorted(sys.stdlib_module_names),
-    *("numpy", "scipy", "jax", "optax", "equinox", "matplotlib", "pyarrow", "rich", "tyro", "jaxtyping"),
+    *("numpy", "scipy", "jax", "optax", "equinox", "jaxtyping"),
+    *("matplotlib", "pyarrow", "rich", "tyro"),
+)
+SKIPPED = frozenset(
+    {"test", "tests", "testing", "idlelib", "lib2to3", "_vendor", "site-packages", "conftest"}
 )
 
-
-SKIPPED = {"test", "tests", "testing", "idlelib", "lib2to3", "_vendor", "site-packages", "conftest"}
-
-
-BODY_WORDS = (15, 60)
-
-
+# what a row may be: the fewest and the most words, and the marks of a summary that is none
+PROMPT_WORDS = (15, 60)
 SUMMARY_WORDS = (3, 20)
-
-
 NO_SUMMARY = re.compile(r"[.!?:;] |->|>>>|[:(,]$|^\w+\(|\.\w+ -|Copyright")
 
-
-SECTION = r"(?:Args|Arguments|Attributes|Parameters|Returns?|Raises|Yields|References?|Notes?|Examples?)::?\n"
-
-
+# the parts of a docstring, in the styles of Google, NumPy and Sphinx
+PARAMETERS = r"(?:Args|Arguments|Attributes|Parameters)"
+SECTION = rf"(?:{PARAMETERS}|Returns?|Raises|Yields|References?|Notes?|Examples?)::?\n"
 HEADING = re.compile(rf"^(?:\w[\w ]*\n[-=~]{{3,}}(?:\n|$)|{SECTION})", re.MULTILINE)
-
-
-DESCRIBED = re.compile(r"(Args|Arguments|Attributes|Parameters)\b")
-
-
-FIELD = re.compile(r":(param|parameter|arg|return|raise|type|rtype|keyword)")
-
-
-ENTRY = re.compile(r"\*{0,2}\w+(?: \([^)]*\))?: (.+)")
-
-
+SPHINX_FIELD = re.compile(r":(param|parameter|arg|return|raise|type|rtype|keyword)")
+GOOGLE_ENTRY = re.compile(r"\*{0,2}\w+(?: \([^)]*\))?: (.+)")
 NOISE = re.compile(r">>>|\.\. |[|+=#@$*-]|\d+\.|\[\d|In \[|\w+ ?=[^=]")
 
-
-MARKUP = (
+MARKUP = (  # in this order: Sphinx roles, links, code, footnotes and emphasis, a last colon
     (re.compile(r":[\w:+.-]+:`~?([^`<]*?)\s*(?:<[^`>]*>)?`"), r"\1"),
     (re.compile(r"\[([^]]+)\]\([^)]*\)"), r"\1"),
     (re.compile(r"`+~?([^`<]*?)\s*(?:<[^`>]*>)?`+_*"), r"\1"),
@@ -64,14 +51,19 @@ MARKUP = (
 
 
 def docstrings(packages: tuple[str, ...] = PACKAGES) -> list[dict[str, str]]:
-    """Rows `{prompt, completion, source}` of the packages that are installed, sorted, no two of one prompt.
+    """Rows of the docstrings of the installed packages.
 
-    `completion` is the summary, one sentence without its full stop; `prompt` is the description after it, cut
-    at 60 words (a TL;DR prompt of the miniature is short). Where little prose stands between the summary and
-    the first section, the parameters' descriptions follow it. Prompts containing their summary are left out.
+    Args:
+        packages: Names of top-level packages and modules; those that are not installed are skipped.
+
+    Returns:
+        Rows `{prompt, completion, source}`, sorted by `source`, a dotted name. `completion` is the
+        summary, one sentence without its full stop. `prompt` is the description after it, cut at 60
+        words; where that is short, the descriptions of the parameters follow. No two prompts are
+        equal, and no prompt contains its summary.
     """
     rows: dict[str, dict[str, str]] = {}
-    for source, text in sorted(found for name in packages for found in _package(name)):
+    for source, text in sorted(entry for name in packages for entry in _package(name)):
         pair = _pair(text)
         if pair is not None:
             row = {"prompt": pair[0], "completion": pair[1], "source": source}
@@ -80,13 +72,14 @@ def docstrings(packages: tuple[str, ...] = PACKAGES) -> list[dict[str, str]]:
 
 
 def _package(name: str) -> Iterator[tuple[str, str]]:
-    """Every docstring of a package with its dotted name, private modules left out of the name."""
+    """The dotted name and the docstring of everything in a package; names omit private modules."""
     root = None if name in SKIPPED else _root(name)
     files = [] if root is None else [root] if root.is_file() else sorted(root.rglob("*.py"))
     for file in files:
         parts = () if root is None or root == file else file.relative_to(root).with_suffix("").parts
         if SKIPPED.isdisjoint(parts):
-            yield from _documented(".".join([name, *(p for p in parts if p[0] != "_")]), _parse(file))
+            public = [part for part in parts if part[0] != "_"]
+            yield from _documented(".".join([name, *public]), _parse(file))
 
 
 def _root(name: str) -> Path | None:
@@ -122,11 +115,11 @@ def _documented(name: str, node: Documented) -> Iterator[tuple[str, str]]:
 
 
 def _pair(text: str) -> tuple[str, str] | None:
-    """A docstring's (body, summary), None where either is not what it should be."""
+    """A docstring's (prompt, summary); None where either is unfit."""
     first, _, rest = text.partition("\n\n")
     summary = _plain(first).rstrip(".")
-    body = _body(rest).split()[: BODY_WORDS[1]]
-    if not _is_summary(summary) or len(body) < BODY_WORDS[0]:
+    body = _body(rest).split()[: PROMPT_WORDS[1]]
+    if not _is_summary(summary) or len(body) < PROMPT_WORDS[0]:
         return None
     prompt = " ".join(body)
     return None if summary.casefold() in prompt.casefold() else (prompt, summary)
@@ -141,37 +134,41 @@ def _body(text: str) -> str:
     """The prose before the first section, or the parameters' descriptions where it is too short."""
     sections = _sections(text)
     prose = _prose(sections[0])
-    if len(prose.split()) >= BODY_WORDS[0]:
+    if len(prose.split()) >= PROMPT_WORDS[0]:
         return prose
-    described = [_descriptions(section) for section in sections[1:] if DESCRIBED.match(section)]
+    described = [
+        _descriptions(section) for section in sections[1:] if re.match(rf"{PARAMETERS}\b", section)
+    ]
     return " ".join([prose, *described]).strip()
 
 
 def _sections(text: str) -> list[str]:
-    """A body cut before each of its headings; what precedes the first is the first."""
+    """A body, cut before each of its headings."""
     bounds = [0, *(match.start() for match in HEADING.finditer(text)), len(text)]
     return [text[start:end] for start, end in pairwise(bounds)]
 
 
 def _prose(section: str) -> str:
     """The paragraphs that are running text, up to the first list of fields."""
-    paragraphs = takewhile(lambda p: not FIELD.match(p.lstrip()), re.split(r"\n\s*\n", section.strip("\n")))
-    plain = [_plain(p) for p in paragraphs if p[:1].strip() and not NOISE.match(p)]
+    paragraphs = re.split(r"\n\s*\n", section.strip("\n"))
+    before_fields = takewhile(lambda p: not SPHINX_FIELD.match(p.lstrip()), paragraphs)
+    plain = [_plain(p) for p in before_fields if p[:1].strip() and not NOISE.match(p)]
     return " ".join(p for p in plain if _is_prose(p))
 
 
 def _descriptions(section: str) -> str:
-    """What a NumPy- or Google-style section says of its parameters, without their names and types."""
+    """The text of a NumPy- or Google-style section, without the parameters' names and types."""
     lines = section.split("\n")[1:]
     margin = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    found = (_description(line[margin:]) for line in lines)
-    return _plain(" ".join(line for line in found if line and "\\" not in line and not NOISE.match(line)))
+    texts = (_description(line[margin:]) for line in lines)
+    fit = (text for text in texts if text and "\\" not in text and not NOISE.match(text))
+    return _plain(" ".join(fit))
 
 
 def _description(line: str) -> str:
     if line[:1].isspace():
         return line.strip()
-    entry = ENTRY.match(line)
+    entry = GOOGLE_ENTRY.match(line)
     return entry[1] if entry else ""
 
 
@@ -186,4 +183,5 @@ def _plain(text: str) -> str:
 def _is_prose(text: str) -> bool:
     """Mostly letters, and neither TeX nor a doctest."""
     visible = [letter for letter in text if not letter.isspace()]
-    return sum(map(str.isalpha, visible)) > 0.85 * len(visible) and "\\" not in text and ">>>" not in text
+    mostly_letters = sum(map(str.isalpha, visible)) > 0.85 * len(visible)
+    return mostly_letters and "\\" not in text and ">>>" not in text

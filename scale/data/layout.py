@@ -49,7 +49,9 @@ class Layout:
 
     def region(self, indices: np.ndarray) -> np.ndarray:
         """0 in the prompt's region, i in the region of response i."""
-        return np.where(indices < self.start, 0, 1 + (indices - self.start) // max(self.response, 1))
+        return np.where(
+            indices < self.start, 0, 1 + (indices - self.start) // max(self.response, 1)
+        )
 
     def shape(self, rows: int) -> BatchShape:
         return BatchShape(rows, self.length, self.num_labels, self.length)

@@ -40,12 +40,16 @@ class TokenizedRows(NamedTuple):
 
 def tokenized_rows(rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> TokenizedRows:
     """Rows of `(prompt ids, [response ids, ...])`, all with as many responses."""
-    parts = [np.asarray(ids, np.int32) for prompt, responses in rows for ids in (prompt, *responses)]
+    parts = [
+        np.asarray(ids, np.int32) for prompt, responses in rows for ids in (prompt, *responses)
+    ]
     ends = np.cumsum([len(ids) for ids in parts])
     return TokenizedRows(np.concatenate(parts), ends.reshape(len(rows), -1))
 
 
-def pack(rows: TokenizedRows, shape: BatchShape, layout: Layout | None = None, pad: int = 0) -> Inputs:
+def pack(
+    rows: TokenizedRows, shape: BatchShape, layout: Layout | None = None, pad: int = 0
+) -> Inputs:
     """Pack rows into sequences, as NumPy arrays.
 
     Args:
@@ -93,7 +97,9 @@ def pack(rows: TokenizedRows, shape: BatchShape, layout: Layout | None = None, p
         "segment_ids": scatter((num_rows, shape.row_length), -1, row_at, part),
         "labels": scatter(label_shape, pad, label_at, rows.ids[is_label]),
         "logit_positions": scatter(label_shape, 0, label_at, previous[is_label]),
-        "response_ids": scatter(label_shape, rows_per_sequence * n, label_at, response_id[is_label]),
+        "response_ids": scatter(
+            label_shape, rows_per_sequence * n, label_at, response_id[is_label]
+        ),
         "reward_positions": last_indices(lengths, starts),
     }
     return Inputs(**arrays)  # type: ignore[arg-type]  # NumPy arrays

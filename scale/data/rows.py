@@ -1,4 +1,8 @@
-"""TODO scale.data.rows."""
+"""Rows of text, in and out: JSONL or Parquet to checked rows, rows to Parquet, rows to parts.
+
+The way of a row: a file -> `read` (here; `formats.py` checks it) -> `dataset.make_dataset` (token
+ids) -> `packing.pack` (a batch).
+"""
 
 import hashlib
 import json
@@ -10,32 +14,56 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scale.data.formats import SCORES, Row, _Fault, _format, _kind, _row, _width
+from scale.data.formats import (
+    SCORES,
+    FieldError,
+    Prompt,
+    Row,
+    format_name,
+    parse_row,
+    score_width,
+    type_name,
+)
 from scale.errors import InputError
 from scale.files import atomic
 
 
 def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -> list[Row]:
-    """The rows of a JSONL (`.jsonl`, `.json`) or Parquet file, normalised and checked, in the file's order.
+    """The rows of a file in its order, each in the one form that `scale.data.formats` describes.
 
-    Every row has the fields of `need`; a needed `completion` is `chosen` where the file has preferences.
-    Raises InputError for whatever is malformed, missing, blank or inconsistent. A `rejected` of white space is
-    accepted (HH holds some: to say nothing is a reply, and a bad one); a `chosen` or a prompt of it is not.
+    Args:
+        path: A JSONL (`.jsonl`, `.json`) or Parquet file.
+        need: Fields that every row must have. A `completion` that the file lacks is its `chosen`.
+
+    Returns:
+        The rows. A `rejected` may be blank: HH has such rows, and to say nothing is a bad reply.
+
+    Raises:
+        InputError: A row is malformed, lacks a field, has a blank prompt, `chosen` or `completion`,
+            or differs from the first row in its format or in its number of scores.
     """
     records = list(_records(path))
     if not records:
         raise InputError(f"{path}: the file has no rows")
-    rows = [_located(where, _row, raw, need) for where, raw in records]
-    wheres = [where for where, _ in records]
-    _check_alike(wheres, "mixed formats", [_format(raw) for _, raw in records])
-    _check_alike(wheres, f"field {SCORES[0]!r}", [_width(row.get(SCORES[0])) for row in rows])
+    places = [place for place, _ in records]
+    rows = [_parsed(place, record, need) for place, record in records]
+    _check_alike(places, "mixed formats", [format_name(record) for _, record in records])
+    _check_alike(places, f"field {SCORES[0]!r}", [score_width(row.get(SCORES[0])) for row in rows])
     return rows
 
 
 def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
-    """Write rows as Parquet, atomically; equal rows and provenance give equal bytes (under one pyarrow).
+    """Write rows as Parquet, whole or not at all.
 
-    Raises InputError naming a column whose values have no common type.
+    Equal rows and provenance give equal bytes with one version of pyarrow.
+
+    Args:
+        path: The file.
+        rows: Rows; a column that some rows lack is null there.
+        provenance: Which model, tokenizer and data the columns come from, for `require`.
+
+    Raises:
+        InputError: The values of a column have no common type.
     """
     names = sorted({name for row in rows for name in row})
     columns = {name: _column(path, name, rows) for name in names}
@@ -45,7 +73,7 @@ def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
 
 
 def provenance(path: Path) -> dict[str, str]:
-    """What `write` was told of the file's origin; {} for JSONL and for other programs' Parquet."""
+    """The provenance that `write` stored; empty for JSONL and for the Parquet of other programs."""
     if path.suffix != ".parquet":
         return {}
     metadata = _parquet(path, pq.read_schema).metadata or {}
@@ -53,24 +81,40 @@ def provenance(path: Path) -> dict[str, str]:
 
 
 def require(path: Path, **hashes: str) -> None:
-    """Refuse a file whose provenance names another model, tokenizer or data.
+    """Refuse a file whose columns were computed with another model, tokenizer or data.
 
-    Raises InputError saying which of `hashes` differ; those that the file says nothing of are not checked.
+    Args:
+        path: A file of rows.
+        **hashes: The expected provenance. A key that the file does not record is not checked.
+
+    Raises:
+        InputError: Some hashes differ; the message names them.
     """
-    origin = provenance(path)
+    recorded = provenance(path)
     faults = [
-        f"columns were computed for another {key}: file has {origin[key]}, this is {value}"
+        f"columns were computed for another {key}: file has {recorded[key]}, this is {value}"
         for key, value in hashes.items()
-        if origin.get(key, value) != value
+        if recorded.get(key, value) != value
     ]
     if faults:
         raise InputError(f"{path}: " + "; ".join(faults))
 
 
 def split(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
-    """Parts of `rows` of about the given shares, by a hash of (seed, prompt) and not by order.
+    """Split rows by a hash of (seed, prompt), so that neither their order nor their number matters.
 
-    All rows of one prompt, up to case and white space, are in one part. Shares not summing to 1: ValueError.
+    All rows of one prompt, up to case and white space, are in one part.
+
+    Args:
+        rows: Rows with a `prompt`.
+        shares: The name of each part and about what share of the prompts it gets.
+        seed: Another seed gives another split.
+
+    Returns:
+        The rows of each part.
+
+    Raises:
+        ValueError: A share is negative, or the shares do not sum to 1.
     """
     total = sum(shares.values())
     if abs(total - 1) > 1e-9 or min(shares.values()) < 0:
@@ -79,13 +123,17 @@ def split(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, lis
     parts: dict[str, list[Row]] = {name: [] for name in shares}
     for row in rows:
         point = _uniform(seed, row["prompt"])
-        parts[next(name for name, bound in zip(shares, bounds, strict=True) if point < bound)].append(row)
+        part = next(name for name, bound in zip(shares, bounds, strict=True) if point < bound)
+        parts[part].append(row)
     return parts
 
 
-def _uniform(seed: int, prompt: str | list[Row]) -> float:
+def _uniform(seed: int, prompt: Prompt) -> float:
     """A number in [0, 1) from the seed and the prompt's normalised text."""
-    texts = [prompt] if isinstance(prompt, str) else [t[key] for t in prompt for key in ("role", "content")]
+    if isinstance(prompt, str):
+        texts = [prompt]
+    else:
+        texts = [turn[key] for turn in prompt for key in ("role", "content")]
     key = json.dumps([seed, *(" ".join(text.casefold().split()) for text in texts)])
     return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 11) / 2**53
 
@@ -94,17 +142,21 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
     try:
         return pa.array([row.get(name) for row in rows])
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path}: field {name!r}: no Parquet type holds all its values: {error}") from error
+        raise InputError(
+            f"{path}: field {name!r}: no Parquet type holds all its values: {error}"
+        ) from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each raw row and where it stands."""
+    """Each row as the file has it, after its place: `FILE:LINE` or `FILE: row N`."""
     if path.suffix in (".jsonl", ".json"):
         return _json_records(path)
     if path.suffix == ".parquet":
         rows = _parquet(path, lambda file: pq.ParquetFile(file).read().to_pylist())
         return ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
-    raise InputError(f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines) and .parquet")
+    raise InputError(
+        f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines) and .parquet"
+    )
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
@@ -116,15 +168,15 @@ def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"{path}:{i}", _json_object(f"{path}:{i}", line)
 
 
-def _json_object(where: str, line: bytes) -> Row:
+def _json_object(place: str, line: bytes) -> Row:
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: invalid UTF-8 at byte {error.start + 1}") from error
+        raise InputError(f"{place}: invalid UTF-8 at byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: malformed JSON: {error}") from error
+        raise InputError(f"{place}: malformed JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: not a JSON object but {_kind(value)}")
+        raise InputError(f"{place}: not a JSON object but {type_name(value)}")
     return value
 
 
@@ -139,14 +191,14 @@ def _parquet(path: Path, reader: Callable[[Path], Any]) -> Any:
         raise InputError(f"{path}: malformed Parquet: {error}") from error
 
 
-def _located(where: str, function: Callable[..., Row], *args: Any) -> Row:
+def _parsed(place: str, record: Row, need: tuple[str, ...]) -> Row:
     try:
-        return function(*args)
-    except _Fault as fault:
-        raise InputError(f"{where}: {fault}") from fault
+        return parse_row(record, need)
+    except FieldError as error:
+        raise InputError(f"{place}: {error}") from error
 
 
-def _check_alike(wheres: list[str], what: str, values: list[str]) -> None:
-    for where, value in zip(wheres, values, strict=True):
+def _check_alike(places: list[str], what: str, values: list[str]) -> None:
+    for place, value in zip(places, values, strict=True):
         if value != values[0]:
-            raise InputError(f"{where}: {what}: {value}, but {wheres[0]} has {values[0]}")
+            raise InputError(f"{place}: {what}: {value}, but {places[0]} has {values[0]}")

@@ -1,15 +1,14 @@
-"""Text to tokens: our own byte-level BPE with a token for each role, or a tokenizer in Hugging Face's files.
+"""Our own byte-level BPE: text to token ids, with a token for each role of a conversation.
 
-Our own: a string prompt is one piece of text; a conversation is its turns, each opened by its role's token. Either way
-the prompt ends with the assistant's token, so that where the response begins is never a guess. Another's tokenizer
-writes conversations through its own chat template.
-
-A folder holds `tokenizer.json`, and `tokenizer_config.json` with the special tokens and the template.
+A string prompt is one piece of text; a conversation is its turns, each opened by its role's token.
+Either way the prompt ends with the assistant's token, so that the place where the response begins
+is never a guess. `chat_template.py` has the tokenizers of other programs, and `load_tokenizer`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +20,31 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from scale.errors import InputError
-from scale.files import atomic, read_json, write_json
+from scale.files import atomic, write_json
 
 PAD, EOS = 0, 1
-
-
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
-
-
 SMALLEST = 256 + len(SPECIAL)
-
-
-ROLES = {name.strip("<|>"): i for i, name in enumerate(SPECIAL) if i > EOS}
-
+ROLE_IDS = {name.strip("<|>"): i for i, name in enumerate(SPECIAL) if i > EOS}
 
 TEMPLATE = (
     "{% for turn in messages %}{{ '<|' + turn['role'] + '|>' + turn['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-
-
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-
 
 Turns = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Our own tokenizer; `ChatTokenizer` has the same methods for another's."""
+    """Our own tokenizer; `ChatTokenizer` has the same methods for those of other programs."""
 
     backend: tokenizers.Tokenizer
 
     @property
     def pad(self) -> int:
-        """The token that fills up rows; it is masked by its position, never by what it is."""
+        """The token that fills up rows; its position masks it, never its value."""
         return PAD
 
     @property
@@ -76,29 +65,31 @@ class Tokenizer:
     @property
     def generation_prompt(self) -> list[int]:
         """The tokens after the text of a prompt's last turn, up to where the response begins."""
-        return [ROLES["assistant"]]
+        return [ROLE_IDS["assistant"]]
 
     @property
     def settings(self) -> dict[str, Any]:
         """`tokenizer_config.json`, with which `transformers` encodes conversations as we do."""
-        return {**PLAIN, "pad_token": SPECIAL[PAD], "eos_token": SPECIAL[EOS], "chat_template": TEMPLATE}
+        special = {"pad_token": SPECIAL[PAD], "eos_token": SPECIAL[EOS]}
+        return {**PLAIN, **special, "chat_template": TEMPLATE}
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a text, in which a special token's name is text like any other."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def prompt_ids(self, prompt: str | Turns) -> list[int]:
-        """Tokens of a prompt, a string or turns, up to and including the assistant's opening token."""
+        """Tokens of a prompt, a string or turns, with the generation prompt at the end."""
         if isinstance(prompt, str):
-            return [*self.text_ids(prompt), ROLES["assistant"]]
-        turns = [i for turn in prompt for i in (ROLES[turn["role"]], *self.text_ids(turn["content"]))]
-        return [*turns, ROLES["assistant"]]
+            return [*self.text_ids(prompt), *self.generation_prompt]
+        turns = [[ROLE_IDS[turn["role"]], *self.text_ids(turn["content"])] for turn in prompt]
+        return [*chain.from_iterable(turns), *self.generation_prompt]
 
     def response_ids(self, text: str, complete: bool = True) -> list[int]:
         """Tokens of a response; an end-of-sequence token ends it unless it was cut short."""
         return self.text_ids(text) + [self.eos] * complete
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
+        """The text of tokens, without special ones."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
@@ -109,19 +100,34 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a BPE of at most `vocab` tokens, the 256 bytes and the special ones included."""
+    """Learn a BPE of at most `vocab_size` tokens, the 256 bytes and the special ones included.
+
+    Raises:
+        InputError: Bytes and special tokens alone are more.
+    """
     if vocab_size < SMALLEST:
-        raise InputError(f"--model.vocab-size {vocab_size}: bytes and special tokens alone are {SMALLEST}")
+        raise InputError(
+            f"--model.vocab-size {vocab_size}: bytes and special tokens alone are {SMALLEST}"
+        )
     tokenizer = tokenizers.Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
-    alphabet = ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return Tokenizer(literal(tokenizer))
+    return Tokenizer(special_as_text(tokenizer))
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """A `tokenizer.json`.
+
+    Raises:
+        InputError: The file is missing or no tokenizer.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file; a slow tokenizer's files are not read")
     try:
@@ -130,18 +136,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         raise InputError(f"{path}: not a tokenizer: {error}") from error
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """Errors: InputError naming the file, where it is none."""
-    try:
-        value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value
-
-
-def literal(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Text that spells a special token is text: a user cannot end a turn by writing `<|eos|>`."""
+def special_as_text(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Make text that spells a special token plain text: no user ends a turn by `<|eos|>`."""
     tokenizer.encode_special_tokens = True
     return tokenizer

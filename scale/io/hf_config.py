@@ -10,18 +10,18 @@ from scale.model.config import ModelConfig
 Settings = dict[str, Any]
 
 
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 FAMILIES: dict[str, Settings] = {
     "llama": {},
     "mistral": {},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True},
 }
-
-
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
-                 "qwen3": "Qwen3ForCausalLM"}
-
-
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -29,12 +29,15 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "partial_rotary_factor": (1, None),
 }
-
-
+"""Settings that our model can only have one value of, and what files may hold for it."""
 LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-
-
-SAME = {
+REQUIRED = (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads"),
+)
+LLAMA: Settings = {"block": "sequential", "norm": "rms", "scaled_logits": False}
+"""What every architecture that we read and write has in common; PaLM has other values."""
+OURS = {  # their name of a setting: ours
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
     "intermediate_size": "d_ff",
@@ -48,41 +51,46 @@ SAME = {
 }
 
 
-SHAPES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
 def config_from(settings: Settings, path: Path) -> ModelConfig:
-    """The shape that a `config.json` describes; what it leaves out has `transformers`' defaults.
+    """The shape that a `config.json` describes; missing settings have `transformers`' defaults.
 
-    Errors: InputError, naming `path` and the setting, for another architecture and for whatever our model cannot do.
+    Args:
+        settings: The object of the file.
+        path: The file, for messages.
+
+    Raises:
+        InputError: The architecture is another one, or our model cannot do what a setting asks for.
     """
     family = settings.get("model_type")
     if family not in FAMILIES:
-        raise InputError(f"{path}: model_type {family!r} is not supported; those are {', '.join(FAMILIES)}")
+        supported = ", ".join(FAMILIES)
+        raise InputError(f"{path}: model_type {family!r} is not supported; those are {supported}")
     check(settings, path)
-    base, scaling = rope(settings, path)
-    vocab_size, d_model, d_ff, layers, heads = (whole(settings, name, None, path) for name in SHAPES)
+    rope_base, rope_scaling = rope(settings, path)
+    vocab_size, d_model, d_ff, num_layers, num_heads = (
+        positive(settings, name, None, path) for name in REQUIRED
+    )
+    head_dim = None if family == "qwen3" else d_model // num_heads
     return ModelConfig(
         vocab_size=vocab_size,
-        max_seq_len=whole(settings, "max_position_embeddings", 2048, path),
-        num_layers=layers,
+        max_seq_len=positive(settings, "max_position_embeddings", 2048, path),
+        num_layers=num_layers,
         d_model=d_model,
-        num_heads=heads,
-        head_dim=whole(settings, "head_dim", None if family == "qwen3" else d_model // heads, path),
+        num_heads=num_heads,
+        head_dim=positive(settings, "head_dim", head_dim, path),
         d_ff=d_ff,
-        rope_base=base,
-        num_kv_heads=whole(settings, "num_key_value_heads", heads, path),
-        block="sequential",
-        norm="rms",
+        rope_base=rope_base,
+        num_kv_heads=positive(settings, "num_key_value_heads", num_heads, path),
         norm_eps=settings.get("rms_norm_eps", 1e-6),
         tie_embeddings=settings.get("tie_word_embeddings", False),
-        scaled_logits=False,
-        rope_scaling=scaling,
+        rope_scaling=rope_scaling,
+        **LLAMA,
         **FAMILIES[family],
     )
 
 
-def whole(settings: Settings, name: str, default: int | None, path: Path) -> int:
+def positive(settings: Settings, name: str, default: int | None, path: Path) -> int:
+    """A setting that is a positive integer, or its default."""
     value = default if settings.get(name) is None else settings[name]
     if type(value) is not int or value < 1:
         raise InputError(f"{path}: {name} must be a positive number, not {value!r}")
@@ -90,6 +98,7 @@ def whole(settings: Settings, name: str, default: int | None, path: Path) -> int
 
 
 def check(settings: Settings, path: Path) -> None:
+    """Refuse settings that our model cannot do."""
     for name, allowed in SUPPORTED.items():
         value = settings.get(name, allowed[0])
         if value not in allowed:
@@ -100,21 +109,27 @@ def check(settings: Settings, path: Path) -> None:
 
 
 def sliding_window(settings: Settings) -> int | None:
-    """How far back some layer sees. Mistral's is in use where the file says nothing, Qwen's where it says so."""
+    """How far back some layer sees; None: all the way.
+
+    Mistral's window is in use even where the file is silent, Qwen's only where the file says so.
+    """
     if settings["model_type"] == "mistral":
         return settings.get("sliding_window", 4096)
-    chosen = "sliding_attention" in (settings.get("layer_types") or ())
-    return settings.get("sliding_window", 4096) if chosen or settings.get("use_sliding_window") else None
+    in_a_layer = "sliding_attention" in (settings.get("layer_types") or ())
+    in_use = in_a_layer or settings.get("use_sliding_window")
+    return settings.get("sliding_window", 4096) if in_use else None
 
 
 def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, float, int] | None]:
-    """The base and Llama 3.1's scaling; `rope_parameters` is the spelling of transformers 5, the others are older."""
+    """The base and Llama 3.1's scaling, which transformers 5 spells `rope_parameters`."""
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = given.get("rope_type", given.get("type", "default"))
     base = given.get("rope_theta") or settings.get("rope_theta") or 10_000.0
     by_layer = any(isinstance(value, dict) for value in given.values())
     if by_layer or kind not in ("default", "llama3") or given.get("partial_rotary_factor", 1) != 1:
-        raise InputError(f"{path}: RoPE {given} is not supported, only rope_type 'default' and 'llama3'")
+        raise InputError(
+            f"{path}: RoPE {given} is not supported, only rope_type 'default' and 'llama3'"
+        )
     if kind == "default":
         return float(base), None
     filled = {LLAMA3[3]: settings.get("max_position_embeddings"), **given}
@@ -126,18 +141,21 @@ def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, flo
 
 
 def settings_for(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
-    """The `config.json` of a model.
+    """The `config.json` of a model, with RoPE as every version of `transformers` reads it.
 
-    RoPE has its older spelling, which every version of `transformers` reads. Errors: InputError naming what no
-    Llama architecture has.
+    Raises:
+        InputError: No Llama architecture can hold the model; the message names the reason.
     """
     refuse_palm(config)
     family = family_of(config)
-    scaling = config.rope_scaling and {"rope_type": "llama3", **dict(zip(LLAMA3, config.rope_scaling, strict=True))}
+    scaling = config.rope_scaling and {
+        "rope_type": "llama3",
+        **dict(zip(LLAMA3, config.rope_scaling, strict=True)),
+    }
     return {
         "architectures": [ARCHITECTURES[family]],
         "model_type": family,
-        **{name: getattr(config, ours) for name, ours in SAME.items()},
+        **{name: getattr(config, ours) for name, ours in OURS.items()},
         "hidden_act": "silu",
         "max_position_embeddings": config.max_seq_len,
         "rope_scaling": scaling,
@@ -150,16 +168,25 @@ def settings_for(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
 
 
 def refuse_palm(config: ModelConfig) -> None:
-    for name, value in {"block": "sequential", "norm": "rms", "scaled_logits": False}.items():
+    """Refuse to export a PaLM-shaped model."""
+    for name, value in LLAMA.items():
         if getattr(config, name) != value:
-            raise InputError(f"a model with {name} = {getattr(config, name)!r} (PaLM) cannot be exported: Hugging Face "
-                            f"has an architecture for {value!r} only")
+            raise InputError(
+                f"a model with {name} = {getattr(config, name)!r} (PaLM) cannot be exported: "
+                f"Hugging Face has an architecture for {value!r} only"
+            )
 
 
 def family_of(config: ModelConfig) -> str:
-    """`transformers` refuses a Llama whose heads do not divide its width; Mistral is otherwise the same."""
+    """The architecture that holds a model.
+
+    Mistral is a Llama whose heads need not divide its width, which `transformers` asks of a Llama.
+    """
     if config.qkv_bias and config.qk_norm:
-        raise InputError("a model with qkv_bias and qk_norm cannot be exported: Hugging Face has either (Qwen2, Qwen3)")
+        raise InputError(
+            "a model with qkv_bias and qk_norm cannot be exported: Hugging Face has either "
+            "(Qwen2, Qwen3)"
+        )
     if config.qkv_bias:
         return "qwen2"
     if config.qk_norm:

@@ -1,4 +1,4 @@
-"""Folders as the Hugging Face hub has them: `config.json`, safetensors in one file or several, tokenizer files."""
+"""Folders as the Hugging Face hub has them: `config.json`, safetensors files, tokenizer files."""
 
 import os
 import shutil
@@ -7,83 +7,76 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from scale.data.tokenizer import Tokenizer, json_object
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
-from scale.files import write_json
+from scale.files import read_json_object, write_json
+from scale.io.arrays import opened, read_box
 from scale.io.hf_config import config_from, settings_for
-from scale.io.weight_table import Entry, Weights, Window, entries
+from scale.io.weight_table import ModelTensor, Weights, tensors_of
 from scale.model.transformer import Transformer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
 FILE_BYTES = 2**30
-
-
 DTYPES = ("F32", "F16", "BF16")
 
 
 def open_weights(path: Path) -> Weights:
-    """A folder's config and its tensors' names and shapes; the tensors are read when they are asked for.
+    """A folder's config and the names and shapes of its tensors, which are read only on demand.
 
-    Errors: InputError, naming the file, for what is missing, malformed or not supported.
+    Raises:
+        InputError: Something is missing, malformed or not supported; the message names the file.
     """
-    settings = json_object(path / "config.json")
+    settings = read_json_object(path / "config.json")
     config = config_from(settings, path / "config.json")
-    found = {name: (file, shape) for file in weight_files(path) for name, shape in shapes(file).items()}
-    sizes = {name: shape for name, (_, shape) in found.items()}
-    return Weights(path, config, sizes, lambda name, window: read(found[name][0], name, window))
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(path):
+        in_file = tensor_shapes(file)
+        files |= dict.fromkeys(in_file, file)
+        shapes |= in_file
+    return Weights(path, config, shapes, lambda name, box: read_box(files[name], name, box))
 
 
 def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or those of its index."""
     if (path / INDEX).exists():
-        names = set(json_object(path / INDEX).get("weight_map", {}).values())
+        names = set(read_json_object(path / INDEX).get("weight_map", {}).values())
         files = [path / Path(name).name for name in sorted(names)]
     else:
         files = [path / SINGLE]
     for file in files:
         if not file.exists():
-            raise InputError(f"{file}: no such file; weights are read from safetensors, never from a pickle")
+            raise InputError(
+                f"{file}: no such file; weights are read from safetensors, never from a pickle"
+            )
     return files
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[Any]:
-    """Open for one look only: the pages of an open file count as this process's memory."""
-    try:
-        with safe_open(file, framework="np") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        raise InputError(f"{file}: not a safetensors file: {error}") from error
-
-
-def shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a file, whose dtypes must be of floating-point numbers."""
     with opened(file) as tensors:
         slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
         for name, tensor in slices.items():
-            if tensor.get_dtype() not in DTYPES:
-                raise InputError(f"{file}: tensor {name} is {tensor.get_dtype()}; supported are {', '.join(DTYPES)}")
+            dtype = tensor.get_dtype()
+            if dtype not in DTYPES:
+                supported = ", ".join(DTYPES)
+                raise InputError(f"{file}: tensor {name} is {dtype}; supported are {supported}")
         return {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
-
-
-def read(file: Path, name: str, window: Window) -> np.ndarray:
-    with opened(file) as tensors:
-        return tensors.get_slice(name)[window]
 
 
 def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Write a folder that `transformers` loads, in float32: whole, or not at all.
 
-    Of several processes all call this, process 0 writes, and all return when it has. Errors: InputError for a model
-    that no Llama architecture can hold, and where `path` has files already.
+    Of several processes all call this, process 0 writes, and all return when it has.
+
+    Raises:
+        InputError: No Llama architecture can hold the model, or `path` has files already.
     """
     settings = settings_for(model.config, tokenizer)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -93,16 +86,16 @@ def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         with new_folder(path) as folder:
             write_json(folder / "config.json", settings)
             tokenizer.save(folder)
-            save_weights(folder, entries(model))
+            save_weights(folder, tensors_of(model))
     else:
-        for entry in entries(model).values():
-            entry.array()  # takes part in the gathering
+        for tensor in tensors_of(model).values():
+            tensor.array()  # takes part in the gathering
     sync_global_devices("export ends")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which becomes `path` on success and is removed on failure."""
+    """A temporary folder beside `path`, moved onto it on success and removed on failure."""
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     temporary.mkdir(parents=True)
     try:
@@ -112,30 +105,38 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def save_weights(folder: Path, tensors: dict[str, Entry], limit: int = FILE_BYTES) -> None:
-    """safetensors files of at most `limit` bytes each (or of one tensor), of which one is in memory at a time."""
-    parts = divided({name: 4 * prod(entry.shape) for name, entry in tensors.items()}, limit)
-    files = [SINGLE] if len(parts) == 1 else [
-        f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)
-    ]
-    for file, names in zip(files, parts, strict=True):
+def save_weights(
+    folder: Path, tensors: dict[str, ModelTensor], max_bytes: int = FILE_BYTES
+) -> None:
+    """Write safetensors files, one of which is in memory at a time.
+
+    Args:
+        folder: A folder that exists.
+        tensors: The tensors by name.
+        max_bytes: The size of a file, at most; a larger tensor has a file of its own.
+    """
+    sizes = {name: 4 * prod(tensor.shape) for name, tensor in tensors.items()}
+    groups = grouped(sizes, max_bytes)
+    files = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    files = [SINGLE] if len(groups) == 1 else files
+    for file, names in zip(files, groups, strict=True):
         arrays = {name: tensors[name].array().astype(np.float32, copy=False) for name in names}
         save_file(arrays, folder / file, {"format": "pt"})
         (folder / file).chmod(0o644)  # as the other files: safetensors makes it the owner's alone
-    if len(parts) > 1:
-        total = sum(4 * prod(entry.shape) for entry in tensors.values())
-        places = {name: file for file, names in zip(files, parts, strict=True) for name in names}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    if len(groups) > 1:
+        file_of = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        metadata = {"total_size": sum(sizes.values())}
+        write_json(folder / INDEX, {"metadata": metadata, "weight_map": file_of})
 
 
-def divided(sizes: dict[str, int], limit: int) -> list[list[str]]:
-    """Names in order, in groups whose sizes sum to at most `limit` where they can."""
+def grouped(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, in groups whose sizes sum to at most `limit`, or groups of one."""
     groups: list[list[str]] = [[]]
-    filled = 0
+    total = 0
     for name, size in sizes.items():
-        if groups[-1] and filled + size > limit:
+        if groups[-1] and total + size > limit:
             groups.append([])
-            filled = 0
+            total = 0
         groups[-1].append(name)
-        filled += size
+        total += size
     return groups

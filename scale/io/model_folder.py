@@ -1,4 +1,8 @@
-"""A trained model as a folder of plain files: `config.json`, `tokenizer.json`, `weights.safetensors`."""
+"""A trained model and its tokenizer as a folder of plain files, saved and loaded.
+
+The files are `config.json`, `tokenizer.json`, `tokenizer_config.json` and `weights.safetensors`.
+Another program's model (`scale.io.pretrained`) is loaded into the same `ModelFolder`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +16,9 @@ import jax
 from minipref.reward_models import RewardModel, stack
 from scale.data.chat_template import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
-from scale.data.tokenizer import Tokenizer, json_object
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
-from scale.files import fingerprint, read_json, write_json
+from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.pretrained import pretrained, smollm2_path
 from scale.model.config import ModelConfig
@@ -22,10 +26,12 @@ from scale.model.transformer import Transformer
 from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A policy or a stack of reward models, with what is needed to run it."""
+    """A policy or a stack of reward models, with the tokenizer that it was trained with."""
 
     path: Path
     model: Any
@@ -34,11 +40,14 @@ class ModelFolder:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """What a file of columns computed with this folder records."""
+        """The provenance of columns that are computed with this model."""
         if not is_ours(self.path):
             return dict.fromkeys(("model", "tokenizer"), fingerprint(located(self.path)))
-        return {"model": fingerprint(self.path / "weights.safetensors", self.path / "config.json"),
-                "tokenizer": fingerprint(self.path / "tokenizer.json", self.path / "tokenizer_config.json")}
+        model, tokenizer = (WEIGHTS, CONFIG), ("tokenizer.json", "tokenizer_config.json")
+        return {
+            "model": fingerprint(*(self.path / name for name in model)),
+            "tokenizer": fingerprint(*(self.path / name for name in tokenizer)),
+        }
 
     def make_dataset(
         self,
@@ -55,28 +64,69 @@ class ModelFolder:
         """
         if limits.prompt + limits.response > self.config.max_seq_len:
             raise InputError(
-                f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made for "
-                f"{self.config.max_seq_len}"
+                f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made "
+                f"for {self.config.max_seq_len}"
             )
         with_layout = bool(fields) and runtime_of(self.model).regions
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout, cache)
 
 
-def save(path: Path, model: Any, config: ModelConfig, tokenizer: Tokenizer, members: int = 0) -> None:
+def save(
+    path: Path, model: Any, config: ModelConfig, tokenizer: Tokenizer, num_reward_models: int = 0
+) -> None:
+    """Write a policy, or a stack of reward models.
+
+    Args:
+        path: The folder; it may hold other files.
+        model: A `Transformer`, or `num_reward_models` stacked `RewardModel`s.
+        config: The shape of the decoder.
+        tokenizer: The tokenizer that the model was trained with.
+        num_reward_models: 0 for a policy.
+    """
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(path)
-    write_json(path / "config.json", {"num_reward_models": members, "model": asdict(config)})
-    save_tree(path / "weights.safetensors", model)
+    write_json(path / CONFIG, {"num_reward_models": num_reward_models, "model": asdict(config)})
+    save_tree(path / WEIGHTS, model)
+
+
+def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
+    """A policy of ours, or another program's model.
+
+    Raises:
+        InputError: The path holds no policy, or one of its files cannot be read.
+    """
+    if is_pretrained(path):
+        weights, tokenizer = pretrained(str(path))
+        return ModelFolder(path, weights.load(runtime), weights.config, tokenizer)
+    return _load(path, runtime, reward=False)
+
+
+def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
+    """A stack of reward models of ours.
+
+    Raises:
+        InputError: The path holds no reward models, or one of its files cannot be read.
+    """
+    return _load(path, runtime, reward=True)
+
+
+def tokenizer_of(path: Path) -> Tokenizer:
+    """The tokenizer of a model, ours or another program's."""
+    return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
 
 
 def is_ours(path: Path) -> bool:
-    return (path / "weights.safetensors").exists()
+    """Whether a folder holds a model that `save` wrote."""
+    return (path / WEIGHTS).exists()
 
 
 def is_pretrained(path: Path) -> bool:
     """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
-    config = path / "config.json"
-    return located(path).is_file() or (config.exists() and not is_ours(path) and "num_reward_models" not in json_object(config))
+    if located(path).is_file():
+        return True
+    config = path / CONFIG
+    ours = is_ours(path) or not config.exists() or "num_reward_models" in read_json_object(config)
+    return not ours
 
 
 def located(path: Path) -> Path:
@@ -84,56 +134,41 @@ def located(path: Path) -> Path:
     return smollm2_path() if str(path) == "smollm2" else path
 
 
-def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer of a model of ours or another program's."""
-    return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
-
-
-def load_pretrained(path: Path, runtime: Runtime) -> ModelFolder:
-    weights, tokenizer = pretrained(str(path))
-    return ModelFolder(path, weights.load(runtime), weights.config, tokenizer)
-
-
-def load(path: Path, reward: bool, runtime: Runtime) -> ModelFolder:
-    if is_pretrained(path) and not reward:
-        return load_pretrained(path, runtime)
+def _load(path: Path, runtime: Runtime, reward: bool) -> ModelFolder:
     if not is_ours(path):
-        raise InputError(f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)")
+        raise InputError(
+            f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)"
+        )
     try:
-        return read_folder(path, reward, runtime)
+        return _read(path, runtime, reward)
     except InputError:
         raise
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def read_folder(path: Path, reward: bool, runtime: Runtime) -> ModelFolder:
-    record = read_json(path / "config.json")
-    if bool(record["num_reward_models"]) != reward:
-        raise InputError(f"{path}: holds a {'policy' if reward else 'reward model'}, "
-                        f"not a {'reward model' if reward else 'policy'}")
-    config = read_config(record["model"])
-    like = eqx.filter_eval_shape(skeleton, config, record["num_reward_models"], runtime)
-    model = load_tree(path / "weights.safetensors", abstract_sharded(like, runtime))
+def _read(path: Path, runtime: Runtime, reward: bool) -> ModelFolder:
+    record = read_json(path / CONFIG)
+    num_reward_models = record["num_reward_models"]
+    if bool(num_reward_models) != reward:
+        kinds = ("policy", "reward model") if reward else ("reward model", "policy")
+        raise InputError(f"{path}: holds a {kinds[0]}, not a {kinds[1]}")
+    config = _config(record["model"])
+    like = eqx.filter_eval_shape(_skeleton, config, num_reward_models, runtime)
+    model = load_tree(path / WEIGHTS, abstract_sharded(like, runtime))
     if not all_finite(model):
-        raise InputError(f"{path / 'weights.safetensors'}: a weight is not finite")
+        raise InputError(f"{path / WEIGHTS}: a weight is not finite")
     return ModelFolder(path, model, config, load_tokenizer(path))
 
 
-def read_config(record: dict[str, Any]) -> ModelConfig:
+def _config(record: dict[str, Any]) -> ModelConfig:
     scaling = record.pop("rope_scaling", None)
     return ModelConfig(**record, rope_scaling=scaling and tuple(scaling))
 
 
-def skeleton(config: ModelConfig, members: int, runtime: Runtime) -> Any:
+def _skeleton(config: ModelConfig, num_reward_models: int, runtime: Runtime) -> Any:
     key = jax.random.key(0)
     policy = Transformer(config, key, runtime)
-    return stack([RewardModel(policy, config.d_model, key)] * members) if members else policy
-
-
-def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
-    return load(path, False, runtime)
-
-
-def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
-    return load(path, True, runtime)
+    if not num_reward_models:
+        return policy
+    return stack([RewardModel(policy, config.d_model, key)] * num_reward_models)

@@ -1,6 +1,7 @@
-"""Real weights: Hugging Face folders in and out, GGUF files in."""
+"""Models of other programs by name: `smollm2`, a GGUF file or a Hugging Face folder."""
 
 from pathlib import Path
+from types import ModuleType
 
 from scale.data.chat_template import load_tokenizer
 from scale.data.tokenizer import Tokenizer
@@ -10,32 +11,46 @@ from scale.io.weight_table import Weights
 
 
 def pretrained(name: str) -> tuple[Weights, Tokenizer]:
-    """The weights, not yet read, and the tokenizer of `smollm2`, a GGUF file or a Hugging Face folder.
+    """The weights, not yet read, and the tokenizer of another program's model.
 
-    Errors: InputError for what is missing or not supported, and for a tokenizer with more tokens than the model.
+    Raises:
+        InputError: Something is missing or not supported, or the tokenizer has more tokens than the
+            model.
     """
-    weights, tokenizer = opened(name)
+    weights, tokenizer = _opened(name)
     if tokenizer.vocab_size > weights.config.vocab_size:
-        raise InputError(f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model {weights.config.vocab_size}")
+        raise InputError(
+            f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{weights.config.vocab_size}"
+        )
     return weights, tokenizer
 
 
 def smollm2_path() -> Path:
-    """The GGUF file of SmolLM2-135M-Instruct. InputError where its package is missing."""
+    """The GGUF file of SmolLM2-135M-Instruct.
+
+    Raises:
+        InputError: Its package is missing.
+    """
+    return _gguf("smollm2").smollm2_path()
+
+
+def _opened(name: str) -> tuple[Weights, Tokenizer]:
+    if name == "smollm2":
+        return _gguf(name).open_gguf(smollm2_path())
+    if Path(name).is_dir():
+        return open_weights(Path(name)), load_tokenizer(Path(name))
+    if name.endswith(".gguf"):
+        return _gguf(name).open_gguf(Path(name))
+    raise InputError(
+        f"{name}: no such model; 'smollm2', a .gguf file or a folder with config.json are"
+    )
+
+
+def _gguf(name: str) -> ModuleType:
+    """`scale.io.gguf`, whose library is an extra."""
     try:
         from scale.io import gguf
     except ModuleNotFoundError as error:
-        raise InputError(f"smollm2: {error}; pip install 'minipref[smollm2]'") from error
-    return gguf.smollm2_path()
-
-
-def opened(name: str) -> tuple[Weights, Tokenizer]:
-    if name != "smollm2" and Path(name).is_dir():
-        return open_weights(Path(name)), load_tokenizer(Path(name))
-    if name != "smollm2" and not name.endswith(".gguf"):
-        raise InputError(f"{name}: no such model; 'smollm2', a .gguf file or a folder with config.json are")
-    try:
-        from scale.io.gguf import open_gguf, smollm2_path
-    except ModuleNotFoundError as error:
         raise InputError(f"{name}: {error}; pip install 'minipref[smollm2]'") from error
-    return open_gguf(smollm2_path() if name == "smollm2" else Path(name))
+    return gguf

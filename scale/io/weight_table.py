@@ -1,16 +1,19 @@
-"""The tensors of a Llama-architecture checkpoint as data, and reading and writing a model by that table.
+"""The tensors of a Llama-architecture checkpoint as a table, and models read and written by it.
 
-Names and layouts are those of Hugging Face. A model is read tensor by tensor, each only as far as this process's
-devices need it, and written into arrays that lie on the devices: the host never holds more than one tensor of the file.
+Names and layouts are those of Hugging Face. A model is read tensor by tensor, each only as far as
+this process's devices need it, into arrays that lie on the devices: the host holds one tensor of
+the file at most.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import einops
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -19,196 +22,204 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
 from scale.errors import InputError
-from scale.io import arrays as files
+from scale.io.boxes import Box, box_shape, to_devices, to_host
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
 from scale.parallel.sharding import abstract_sharded
 
-Window = tuple[slice, ...]
-
-
-Read = Callable[[str, Window], np.ndarray]
-
-
-Bounds = tuple[tuple[int | None, int | None], ...]  # slices as what can be a dictionary's key
+Read = Callable[[str, Box], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of our parameters, and the tensors that it is made of."""
+    """One of our parameters, and the tensors that it is made of, in einops' notation."""
 
     axes: str
-    """Our axes; `n` counts layers and `2` the tensors of a layer, neither of which the tensors have."""
-    layout: str
-    """A tensor's axes, `G*k` being two of ours as one."""
+    """Our axes; `layer` and `part` count tensors, which do not have these axes."""
+    tensor_axes: str
+    """The axes of each tensor."""
     names: tuple[str, ...]
-    """The tensors along axis `2`; `{}` is the layer."""
+    """The names of the tensors along `part`; `{}` is the layer."""
 
-    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        return dict(zip(self.axes.split(), shape, strict=True))
+    @property
+    def slab_axes(self) -> str:
+        """The axes of a slab: what one tensor fills of our parameter."""
+        return self.axes.replace("layer", "1").replace("part", "1")
 
     @property
     def groups(self) -> list[list[str]]:
-        return [group.split("*") for group in self.layout.split()]
+        """Of each axis of a tensor, the axes of ours that it combines."""
+        groups = re.findall(r"\(.*?\)|\w+", self.tensor_axes)
+        return [group.strip("()").split() for group in groups]
 
-    @property
-    def flat(self) -> list[str]:
-        return [axis for group in self.groups for axis in group]
-
-    @property
-    def order(self) -> list[str]:
-        """A tensor's axes in our order."""
-        return [axis for axis in self.axes.split() if axis in self.flat]
-
-    def tensors(self, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Each tensor's name, and where in our parameter it begins."""
-        axes = self.axes.split()
-        for layer in range(shape[0]) if axes[0] == "n" else [0]:
-            for part, name in enumerate(self.names):
-                place = {"n": layer, "2": part}
-                yield name.format(layer), tuple(place.get(axis, 0) for axis in axes)
+    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Our axes with their sizes."""
+        return dict(zip(self.axes.split(), shape, strict=True))
 
     def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of each tensor of a parameter of this shape."""
         sizes = self.sizes(shape)
         return tuple(prod(sizes[axis] for axis in group) for group in self.groups)
 
-    def piece_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """One tensor's part of a parameter of this shape."""
-        return tuple(size if axis in self.flat else 1 for axis, size in self.sizes(shape).items())
+    def slabs(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Box]]:
+        """The name of each tensor, and the box of the parameter that it fills."""
+        sizes = self.sizes(shape)
+        for layer in range(sizes.get("layer", 1)):
+            for part, name in enumerate(self.names):
+                starts = {"layer": layer, "part": part}
+                yield (
+                    name.format(layer),
+                    tuple(
+                        slice(starts[axis], starts[axis] + 1) if axis in starts else slice(0, size)
+                        for axis, size in sizes.items()
+                    ),
+                )
+
+    def to_tensor(self, slab: np.ndarray) -> np.ndarray:
+        """A slab in the layout of the tensor."""
+        return einops.rearrange(slab, f"{self.slab_axes} -> {self.tensor_axes}")
+
+    def read_slab(
+        self, read: Callable[[Box], np.ndarray], shape: tuple[int, ...], box: Box
+    ) -> np.ndarray:
+        """A box of a slab, in our layout.
+
+        Of our axes that are one axis of the tensor, such as heads and head_dim, the first decides
+        what is read; the others are cut afterwards.
+
+        Args:
+            read: Reads a box of the tensor.
+            shape: The shape of the parameter.
+            box: A part of the slab.
+        """
+        sizes = self.sizes(shape)
+        cuts = dict(zip(sizes, box, strict=True))
+        inner = {axis: sizes[axis] for _, *rest in self.groups for axis in rest}
+        steps = {first: prod(sizes[axis] for axis in rest) for first, *rest in self.groups}
+        tensor = read(
+            tuple(
+                slice(cuts[axis].start * step, cuts[axis].stop * step)
+                for axis, step in steps.items()
+            )
+        )
+        slab = einops.rearrange(tensor, f"{self.tensor_axes} -> {self.slab_axes}", **inner)
+        return slab[tuple(cuts[axis] if axis in inner else slice(None) for axis in sizes)]
 
 
 LAYER = "model.layers.{}."
-
-
 ATTENTION = LAYER + "self_attn."
-
+MLP = LAYER + "mlp."
+KEY_VALUE = ATTENTION + "k_proj.", ATTENTION + "v_proj."
 
 TABLE = {
     ".embedding": Parameter("V E", "V E", ("model.embed_tokens.weight",)),
     ".head": Parameter("V E", "V E", ("lm_head.weight",)),
     ".norm": Parameter("D", "D", ("model.norm.weight",)),
-    ".blocks.norm": Parameter("n D", "D", (LAYER + "input_layernorm.weight",)),
-    ".blocks.mlp_norm": Parameter("n D", "D", (LAYER + "post_attention_layernorm.weight",)),
-    ".blocks.query": Parameter("n D H k", "H*k D", (ATTENTION + "q_proj.weight",)),
+    ".blocks.norm": Parameter("layer D", "D", (LAYER + "input_layernorm.weight",)),
+    ".blocks.mlp_norm": Parameter("layer D", "D", (LAYER + "post_attention_layernorm.weight",)),
+    ".blocks.query": Parameter("layer D H k", "(H k) D", (ATTENTION + "q_proj.weight",)),
     ".blocks.key_value": Parameter(
-        "n D 2 G k", "G*k D", (ATTENTION + "k_proj.weight", ATTENTION + "v_proj.weight")
+        "layer D part G k", "(G k) D", tuple(name + "weight" for name in KEY_VALUE)
     ),
-    ".blocks.query_bias": Parameter("n H k", "H*k", (ATTENTION + "q_proj.bias",)),
-    ".blocks.key_value_bias": Parameter("n 2 G k", "G*k", (ATTENTION + "k_proj.bias", ATTENTION + "v_proj.bias")),
-    ".blocks.query_norm": Parameter("n k", "k", (ATTENTION + "q_norm.weight",)),
-    ".blocks.key_norm": Parameter("n k", "k", (ATTENTION + "k_norm.weight",)),
-    ".blocks.attention_out": Parameter("n H k D", "D H*k", (ATTENTION + "o_proj.weight",)),
-    ".blocks.gate_up": Parameter("n D 2 F", "F D", (LAYER + "mlp.gate_proj.weight", LAYER + "mlp.up_proj.weight")),
-    ".blocks.mlp_out": Parameter("n F D", "D F", (LAYER + "mlp.down_proj.weight",)),
+    ".blocks.query_bias": Parameter("layer H k", "(H k)", (ATTENTION + "q_proj.bias",)),
+    ".blocks.key_value_bias": Parameter(
+        "layer part G k", "(G k)", tuple(name + "bias" for name in KEY_VALUE)
+    ),
+    ".blocks.query_norm": Parameter("layer k", "k", (ATTENTION + "q_norm.weight",)),
+    ".blocks.key_norm": Parameter("layer k", "k", (ATTENTION + "k_norm.weight",)),
+    ".blocks.attention_out": Parameter("layer H k D", "D (H k)", (ATTENTION + "o_proj.weight",)),
+    ".blocks.gate_up": Parameter(
+        "layer D part F", "F D", (MLP + "gate_proj.weight", MLP + "up_proj.weight")
+    ),
+    ".blocks.mlp_out": Parameter("layer F D", "D F", (MLP + "down_proj.weight",)),
 }
-
-
-IGNORED = ("lm_head.weight", "rotary_emb.inv_freq")  # of a tied model; of old files
+IGNORED = ("lm_head.weight", "rotary_emb.inv_freq")  # of a model with tied embeddings; of old files
 
 
 @dataclass(frozen=True)
 class Weights:
-    """An opened checkpoint: what it holds is known, none of it is read."""
+    """An opened checkpoint: its names and shapes are known, none of its tensors is read."""
 
     path: Path
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
-    """Of each tensor, under Hugging Face's name."""
+    """The shape of each tensor, under Hugging Face's name."""
     read: Read
-    """A window of a tensor, in a floating-point type."""
+    """Reads a box of a tensor, in a floating-point dtype."""
 
     def load(self, runtime: Runtime) -> Transformer:
-        """The model, in float32, each array where `runtime` has it.
+        """The model in float32, with the shardings of a runtime.
 
-        Errors: InputError naming the tensors that are missing, unexpected or of another shape than the config says.
+        Raises:
+            InputError: A tensor is missing, unexpected, or of another shape than the config says.
         """
         skeleton = eqx.filter_eval_shape(Transformer, self.config, jax.random.key(0), runtime)
         self.check(skeleton)
-        return tree_map_with_path(partial(load_parameter, self.read), abstract_sharded(skeleton, runtime))
+        load = partial(load_parameter, self.read)
+        return tree_map_with_path(load, abstract_sharded(skeleton, runtime))
 
     def check(self, skeleton: Transformer) -> None:
-        wanted = {name: entry.shape for name, entry in entries(skeleton).items()}
-        for name in wanted.keys() - self.shapes.keys():
+        """Compare names and shapes with those of a model's skeleton."""
+        expected = {name: tensor.shape for name, tensor in tensors_of(skeleton).items()}
+        for name in expected.keys() - self.shapes.keys():
             raise InputError(f"{self.path}: tensor {name} is missing")
-        for name in self.shapes.keys() - wanted.keys():
+        for name in self.shapes.keys() - expected.keys():
             if not name.endswith(IGNORED):
                 raise InputError(f"{self.path}: tensor {name} is unexpected")
-        for name, shape in wanted.items():
+        for name, shape in expected.items():
             if self.shapes[name] != shape:
-                raise InputError(f"{self.path}: tensor {name} is {list(self.shapes[name])}, not {list(shape)}")
+                ours = list(self.shapes[name])
+                raise InputError(f"{self.path}: tensor {name} is {ours}, not {list(shape)}")
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor that a model is written as."""
+class ModelTensor:
+    """A tensor of the file that a model is written to."""
 
     parameter: Parameter
     leaf: Any
-    start: tuple[int, ...]
+    box: Box
+    """What it fills of the leaf."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.parameter.tensor_shape(self.leaf.shape)
 
     def array(self) -> np.ndarray:
-        """The tensor, on the host. Where other processes hold some of it, all of these call this."""
-        order, sizes = self.parameter.order, self.parameter.sizes(self.leaf.shape)
-        size = self.parameter.piece_shape(self.leaf.shape)
-        part = files.piece(self.leaf, tuple(slice(at, at + n) for at, n in zip(self.start, size, strict=True)))
-        ours = part.reshape([sizes[axis] for axis in order])
-        turned = ours.transpose([order.index(axis) for axis in self.parameter.flat])
-        return np.ascontiguousarray(turned.reshape(self.shape))
+        """The tensor on the host. Where other processes hold some of it, all of these call this."""
+        return np.ascontiguousarray(self.parameter.to_tensor(to_host(self.leaf, self.box)))
 
 
-def entries(model: Transformer) -> dict[str, Entry]:
-    """The tensors of a model, or of its skeleton of shapes, by name and in our parameters' order."""
-    found = {}
-    for path, leaf in tree_leaves_with_path(model):
-        parameter = TABLE[keystr(path)]
-        found.update({name: Entry(parameter, leaf, start) for name, start in parameter.tensors(leaf.shape)})
-    return found
+def tensors_of(model: Transformer) -> dict[str, ModelTensor]:
+    """The tensors of a model, or of its skeleton of shapes, in the order of our parameters."""
+    leaves = [(TABLE[keystr(path)], leaf) for path, leaf in tree_leaves_with_path(model)]
+    return {
+        name: ModelTensor(parameter, leaf, box)
+        for parameter, leaf in leaves
+        for name, box in parameter.slabs(leaf.shape)
+    }
 
 
 def load_parameter(read: Read, path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
     """Zeros on the devices, into which the parameter's tensors are written one by one."""
     parameter = TABLE[keystr(path)]
     array = jnp.zeros(like.shape, like.dtype, device=like.sharding)
-    for name, start in parameter.tensors(like.shape):
-        value = load_tensor(partial(piece, read, name, parameter, like.shape), parameter.piece_shape(like.shape), array)
-        array = written(array, value, start, array.sharding).block_until_ready()
+    for name, box in parameter.slabs(like.shape):
+        read_slab = partial(parameter.read_slab, partial(read, name), like.shape)
+        slab = to_devices(box_shape(box), array.sharding, read_slab)
+        starts = tuple(side.start for side in box)
+        array = written(array, slab, starts, array.sharding).block_until_ready()
     return array
-
-
-def load_tensor(window: Callable[[Bounds], np.ndarray], shape: tuple[int, ...], array: jax.Array) -> jax.Array:
-    """Split over the devices as `array` is; copies on several devices are read once."""
-    once = cache(window)
-    return jax.make_array_from_callback(shape, array.sharding, lambda index: once(bounds(index or ())))
 
 
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def written(
-    array: jax.Array, value: jax.Array, start: tuple[Int[jax.Array, ""], ...], sharding: jax.sharding.Sharding
+    array: jax.Array,
+    slab: jax.Array,
+    starts: tuple[Int[jax.Array, ""], ...],
+    sharding: jax.sharding.Sharding,
 ) -> jax.Array:
-    """`array`, whose memory is used again, with `value` at `start`."""
-    whole = jax.lax.dynamic_update_slice(array, value.astype(array.dtype), start)
-    return jax.lax.with_sharding_constraint(whole, sharding)
-
-
-def bounds(index: Window) -> Bounds:
-    return tuple((s.start, s.stop) for s in index)
-
-
-def piece(read: Read, name: str, parameter: Parameter, shape: tuple[int, ...], index: Bounds) -> np.ndarray:
-    """A window of one tensor's part of a parameter of this shape, in our layout.
-
-    Of axes that are one in the file, such as heads and head size, the first one's window is read, and then cut.
-    """
-    sizes, flat = parameter.sizes(shape), parameter.flat
-    cuts = {axis: slice(*slice(*bound).indices(sizes[axis])) for axis, bound in zip(sizes, index, strict=True)}
-    steps = {first: prod(sizes[axis] for axis in rest) for first, *rest in parameter.groups}
-    raw = read(name, tuple(slice(cuts[axis].start * step, cuts[axis].stop * step) for axis, step in steps.items()))
-    apart = raw.reshape([cuts[axis].stop - cuts[axis].start if axis in steps else sizes[axis] for axis in flat])
-    asked = apart[tuple(slice(None) if axis in steps else cuts[axis] for axis in flat)]
-    turned = asked.transpose([flat.index(axis) for axis in parameter.order])
-    return np.expand_dims(turned, [i for i, axis in enumerate(sizes) if axis not in flat])
+    """An array, whose memory is used again, with a slab in its place."""
+    array = jax.lax.dynamic_update_slice(array, slab.astype(array.dtype), starts)
+    return jax.lax.with_sharding_constraint(array, sharding)

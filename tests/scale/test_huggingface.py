@@ -20,7 +20,7 @@ from scale.errors import InputError
 from scale.io.hf_config import config_from, settings_for
 from scale.io.huggingface import export, open_weights, save_weights
 from scale.io.pretrained import pretrained
-from scale.io.weight_table import entries
+from scale.io.weight_table import tensors_of
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
@@ -90,7 +90,7 @@ def test_several_files_hold_what_one_does(tmp_path):
     export(tmp_path / "many", model, OURS)
     (tmp_path / "many" / "model.safetensors").unlink()
     limit = 4 * 300 * 32  # one embedding
-    save_weights(tmp_path / "many", entries(model), limit)
+    save_weights(tmp_path / "many", tensors_of(model), limit)
     files = sorted((tmp_path / "many").glob("model-*.safetensors"))
     assert len(files) > 3 and files[0].name == f"model-00001-of-{len(files):05}.safetensors"
     parts = [load_file(file) for file in files]
