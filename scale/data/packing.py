@@ -66,23 +66,13 @@ def pack(
     """
     lengths = rows.lengths
     num_rows, n = len(lengths), lengths.shape[1] - 1
-    if layout:
-        check_regions(lengths, layout)
-        starts, label_starts = region_starts(num_rows, layout)
-    else:
-        starts, label_starts = end_to_end_starts(lengths, shape.num_sequences)
-
-    # of each token: its part, its row, and its index within the part and the sequence
-    flat = lengths.ravel()
-    part = np.repeat(np.arange(flat.size), flat)
-    offset = np.arange(len(part)) - np.repeat(np.cumsum(flat) - flat, flat)
-    row, part = np.divmod(part, n + 1)
     rows_per_sequence = num_rows // shape.num_sequences
+    starts, label_starts = part_starts(lengths, shape.num_sequences, layout)
+
+    row, part, offset = token_places(lengths)
     sequence, index, prompt = row // rows_per_sequence, starts[row, part] + offset, lengths[row, 0]
     previous = np.where(offset == 0, starts[row, 0] + prompt - 1, index - 1)
     response_id = row % rows_per_sequence * n + part - 1
-
-    # of each response token: its place among the labels
     is_label = part > 0
     label = label_starts[row[is_label], part[is_label] - 1] + offset[is_label]
 
@@ -105,6 +95,24 @@ def pack(
     return Inputs(**arrays)  # type: ignore[arg-type]  # NumPy arrays
 
 
+def token_places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The row of each token, its part (0: the prompt, i: response i) and its index in the part."""
+    flat = lengths.ravel()
+    part = np.repeat(np.arange(flat.size), flat)
+    offset = np.arange(len(part)) - np.repeat(np.cumsum(flat) - flat, flat)
+    return *np.divmod(part, lengths.shape[1]), offset
+
+
+def part_starts(
+    lengths: np.ndarray, num_sequences: int, layout: Layout | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """In its sequence: the first index of each part, and the first label of each response."""
+    if layout is None:
+        return end_to_end_starts(lengths, num_sequences)
+    check_regions(lengths, layout)
+    return region_starts(len(lengths), layout)
+
+
 def last_indices(lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The last index of each response [B, n]; that of the prompt where a response is empty."""
     ends = np.where(lengths[:, 1:], starts[:, 1:] + lengths[:, 1:], starts[:, :1] + lengths[:, :1])
@@ -112,7 +120,7 @@ def last_indices(lengths: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def end_to_end_starts(lengths: np.ndarray, num_sequences: int) -> tuple[np.ndarray, np.ndarray]:
-    """In its sequence: the first index of each part, and the first label of each response."""
+    """The starts of rows that stand end to end."""
 
     def starts(counts: np.ndarray) -> np.ndarray:
         by_sequence = counts.reshape(num_sequences, -1)
@@ -122,7 +130,7 @@ def end_to_end_starts(lengths: np.ndarray, num_sequences: int) -> tuple[np.ndarr
 
 
 def region_starts(rows: int, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """The same for rows in regions."""
+    """The starts of rows in regions."""
     labels = layout.response * np.arange(layout.num_responses)
     parts = np.concatenate([[0], layout.start + labels])
     return np.tile(parts, (rows, 1)), np.tile(labels, (rows, 1))

@@ -88,11 +88,11 @@ def to_devices(
     """
     # before Python 3.12 a slice cannot be a key of a cache
     cached = cache(lambda bounds: read(tuple(slice(*bound) for bound in bounds)))
-
-    def shard(index: Box | None) -> np.ndarray:
-        return cached(tuple((side.start, side.stop) for side in _resolved(index or (), shape)))
-
-    return jax.make_array_from_callback(shape, sharding, shard)
+    shards = []  # `jax.make_array_from_callback` holds two arrays more in host memory
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = ((side.start, side.stop) for side in _resolved(index or (), shape))
+        shards.append(jax.device_put(cached(tuple(bounds)), device))
+    return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(shards))
 
 
 def _resolved(index: Sequence[slice], shape: Sequence[int]) -> Box:

@@ -440,11 +440,11 @@ SHARDED = """
     from scale.parallel.mesh import Runtime, make_mesh
     from scale.parallel.sharding import shardings
 
-    sizes, read = [], huggingface.read
+    sizes, read = [], huggingface.read_box
     def counted(file, name, window):
         sizes.append((name, read(file, name, window).size))
         return read(file, name, window)
-    huggingface.read = counted
+    huggingface.read_box = counted
     whole = huggingface.open_weights(Path(sys.argv[1])).load(Runtime())
     sizes.clear()
     mesh = make_mesh((2, 2, 2), jax.devices())

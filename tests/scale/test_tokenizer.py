@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
 from scale.data.chat_template import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
-from scale.data.tokenizer import EOS, PAD, ROLES, SPECIAL, train_tokenizer
+from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, train_tokenizer
 from scale.errors import InputError
 
 TEXTS = [
@@ -24,7 +24,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
 
 def test_special_tokens_have_their_places():
     assert [OURS.backend.token_to_id(name) for name in SPECIAL] == [0, 1, 2, 3, 4]
-    assert (PAD, EOS, ROLES) == (0, 1, {"system": 2, "user": 3, "assistant": 4})
+    assert (PAD, EOS, ROLE_IDS) == (0, 1, {"system": 2, "user": 3, "assistant": 4})
     assert (OURS.pad, OURS.bos, OURS.eos, OURS.generation_prompt) == (PAD, None, EOS, [4])
 
 
