@@ -119,7 +119,7 @@ class Weights:
     """A window of a tensor, in a floating-point type."""
 
     def load(self, runtime: Runtime) -> Transformer:
-        """The model, in float32, each array where `execution` has it.
+        """The model, in float32, each array where `runtime` has it.
 
         Errors: InputError naming the tensors that are missing, unexpected or of another shape than the config says.
         """
