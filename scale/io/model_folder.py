@@ -67,7 +67,7 @@ class ModelFolder:
                 f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made "
                 f"for {self.config.max_seq_len}"
             )
-        with_layout = bool(fields) and runtime_of(self.model).regions
+        with_layout = bool(fields) and runtime_of(self.model).needs_layout
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout, cache)
 
 

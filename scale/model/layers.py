@@ -1,4 +1,4 @@
-"""TODO scale.model.layers."""
+"""The layers of the decoder: RoPE, norms, projections, and the block that consists of them."""
 
 import re
 from functools import partial
@@ -13,124 +13,166 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scale.model.config import ModelConfig
 from scale.parallel.mesh import Runtime
 
+MAX_DRAWS = 2**24  # random numbers of an embedding that are drawn at a time
+
 Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
-
-
-DRAWN = 2**24  # numbers of an embedding that are drawn at a time
+"""RoPE's cosines and sines at each position."""
 
 
 class Cache(NamedTuple):
-    """Keys and values, of every layer or of one."""
+    """Keys and values of S tokens, of every layer or of one."""
 
     keys: Float[Array, "*layers B S G k"]
     values: Float[Array, "*layers B S G k"]
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
+    """Normal weights with variance 1 / fan_in."""
     return jax.random.normal(key, shape) / jnp.sqrt(fan_in)
 
 
-def table(
+def normal_embedding(
     key: PRNGKeyArray, vocab_size: int, width: int, fan_in: int, runtime: Runtime
 ) -> Float[Array, "V E"]:
-    """A normal [V, E] array, drawn in parts of its columns: memory for the random bits of `DRAWN` numbers."""
-    parts = next(n for n in range(1, width + 1) if width % n == 0 and (vocab_size * width <= n * DRAWN or n == width))
-    if parts == 1:
+    """A `normal` array, drawn in blocks of columns: random bits need memory for one block only."""
+    num_blocks = next(
+        n
+        for n in range(1, width + 1)
+        if width % n == 0 and (vocab_size * width <= n * MAX_DRAWS or n == width)
+    )
+    if num_blocks == 1:
         return normal(key, (vocab_size, width), fan_in)
 
-    def part(key: PRNGKeyArray) -> Float[Array, "V e"]:
-        return runtime.constrain(normal(key, (vocab_size, width // parts), fan_in), "fsdp", None)
+    def block(key: PRNGKeyArray) -> Float[Array, "V e"]:
+        columns = normal(key, (vocab_size, width // num_blocks), fan_in)
+        return runtime.constrain(columns, "fsdp", None)
 
-    columns = jax.lax.map(part, jax.random.split(key, parts))
-    return jnp.moveaxis(columns, 0, 1).reshape(vocab_size, width)
+    blocks = jax.lax.map(block, jax.random.split(key, num_blocks))
+    return jnp.moveaxis(blocks, 0, 1).reshape(vocab_size, width)
 
 
-def frequencies(config: ModelConfig) -> Float[np.ndarray, " half"]:
-    """Radians a position of each of RoPE's planes: base^(-2i/size), the slow ones slowed further by `rope_scaling`."""
+def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, " half"]:
+    """How far RoPE turns each pair of coordinates from one position to the next.
+
+    base^(-2i / head_dim)
+
+    With `rope_scaling`, low frequencies are divided by its factor and high ones are kept; a linear
+    ramp connects the two.
+
+    Args:
+        config: Gives `rope_base`, `head_dim` and `rope_scaling`.
+
+    Returns:
+        Radians for each position [head_dim / 2].
+    """
     half = config.head_dim // 2
-    turn = config.rope_base ** (-np.arange(half) / half)
+    frequencies = config.rope_base ** (-np.arange(half) / half)
     if config.rope_scaling is None:
-        return turn
+        return frequencies
     factor, low, high, length = config.rope_scaling
-    kept = np.clip((length * turn / (2 * np.pi) - low) / (high - low), 0, 1)
-    return turn * (kept + (1 - kept) / factor)
+    kept = np.clip((length * frequencies / (2 * np.pi) - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
-def angles(positions: Int[Array, "B T"], turn: Float[np.ndarray, " half"]) -> Rotation:
+def rope_rotation(
+    positions: Int[Array, "B T"], frequencies: Float[np.ndarray, " half"]
+) -> Rotation:
     """RoPE's cosines and sines at each position."""
-    turned = positions[..., None] * jnp.asarray(turn, jnp.float32)
-    return jnp.cos(turned), jnp.sin(turned)
+    angles = positions[..., None] * jnp.asarray(frequencies, jnp.float32)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B T *H k"], rotation: Rotation) -> Float[Array, "B T *H k"]:
-    """RoPE: the two halves of each head turn together."""
+def apply_rope(x: Float[Array, "B T *H k"], rotation: Rotation) -> Float[Array, "B T *H k"]:
+    """Rotate each head: coordinate i of its first half forms a pair with i of its second half."""
     cos, sin = (jnp.expand_dims(a, tuple(range(2, x.ndim - 1))) for a in rotation)
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], -1).astype(x.dtype)
 
 
-def layer_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float
+) -> Float[Array, "*B D"]:
     """LayerNorm without bias, in float32."""
     wide = x.astype(jnp.float32)
     return rms_norm(wide - wide.mean(-1, keepdims=True), scale, eps).astype(x.dtype)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*B D"]:
+def rms_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, " D"], eps: float
+) -> Float[Array, "*B D"]:
     """RMSNorm, in float32."""
     wide = x.astype(jnp.float32)
-    return times(wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps), scale).astype(x.dtype)
+    normalised = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + eps)
+    return times(normalised, scale).astype(x.dtype)
 
 
 @jax.custom_vjp
 def times(x: Float[Array, "*B D"], scale: Float[Array, " D"]) -> Float[Array, "*B D"]:
-    """x * scale. The scale's gradient is, on a CPU, a product with ones: XLA's sum of rows takes much longer."""
+    """x * scale.
+
+    On a CPU the gradient of the scale is a product with ones: XLA takes much longer for a sum of
+    rows.
+    """
     return x * scale
 
 
-def times_backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    x, scale = kept
-    by_scale = jax.lax.platform_dependent(
-        slope * x,
+def times_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    """The gradients of x and scale."""
+    x, scale = residuals
+    scale_gradient = jax.lax.platform_dependent(
+        gradient * x,
         cpu=lambda rows: jnp.einsum("...,...d->d", jnp.ones(rows.shape[:-1]), rows),
         default=lambda rows: rows.sum(range(rows.ndim - 1)),
     )
-    return slope * scale, by_scale
+    return gradient * scale, scale_gradient
 
 
 times.defvjp(lambda x, scale: (x * scale, (x, scale)), times_backward)
-
 
 NORMS = {"layer": layer_norm, "rms": rms_norm}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """An `einsum` whose gradient by the weights is that of x and the result's gradient, in this order.
+def product(
+    pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """An `einsum` that forms the gradient of the weights as x times the result's gradient.
 
-    JAX's own has the other order, for which XLA on a CPU first writes the result's gradient transposed.
+    JAX's own einsum multiplies in the other order, and XLA on a CPU then transposes the result's
+    gradient first.
     """
     return jnp.einsum(pattern, x, weights)
 
 
 def product_forward(pattern: str, x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.einsum(pattern, x, weights), (x, weights)  # not `product`, in which `saves_products` would see none
+    """The result and the residuals."""
+    # not by `product`: remat policies would not see its einsum
+    return jnp.einsum(pattern, x, weights), (x, weights)
 
 
-def product_backward(pattern: str, kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    (x, weights), (of_x, of_weights, of_result) = kept, re.split(",|->", pattern)
-    by_x = jnp.einsum(f"{of_result},{of_weights}->{of_x}", slope, weights)
-    return by_x, jnp.einsum(f"{of_x},{of_result}->{of_weights}", x, slope)
+def product_backward(
+    pattern: str, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    """The gradients of x and weights."""
+    x, weights = residuals
+    x_axes, weight_axes, result_axes = re.split(",|->", pattern)
+    x_gradient = jnp.einsum(f"{result_axes},{weight_axes}->{x_axes}", gradient, weights)
+    return x_gradient, jnp.einsum(f"{x_axes},{result_axes}->{weight_axes}", x, gradient)
 
 
 product.defvjp(product_forward, product_backward)
 
 
-def project(pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A product in the type of the activations, whatever that of the weights."""
+def project(
+    pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """A `product` in the dtype of the activations x, whatever that of the weights."""
     return product(pattern, x, weights.astype(x.dtype))
 
 
 class Block(eqx.Module):
+    """A transformer block, or all blocks of a model stacked along a leading axis."""
+
     norm: Float[Array, "*layers D"]
     mlp_norm: Float[Array, "*layers D"] | None
     query: Float[Array, "*layers D H k"]
@@ -145,7 +187,8 @@ class Block(eqx.Module):
     config: ModelConfig = eqx.field(static=True)
 
     def __init__(self, config: ModelConfig, key: PRNGKeyArray):
-        d, h, g, k, f = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim, config.d_ff
+        d, f = config.d_model, config.d_ff
+        h, g, k = config.num_heads, config.num_kv_heads, config.head_dim
         keys = jax.random.split(key, 5)
         self.norm = jnp.ones(d)
         self.mlp_norm = jnp.ones(d) if config.block == "sequential" else None
@@ -160,23 +203,36 @@ class Block(eqx.Module):
         self.mlp_out = normal(keys[4], (f, d), f)
         self.config = config
 
-    def __call__(self, x, rotation, attend, cache, slot):
-        """`cache`, where given, holds earlier keys and values; this call's go in at `slot`."""
+    def __call__(self, x, rotation, attend, cache, cache_index):
+        """The residual stream after this block.
+
+        Args:
+            x: The residual stream [B, T, D].
+            rotation: RoPE's at the positions of x.
+            attend: Attention of queries over keys and values.
+            cache: Keys and values of earlier tokens, or None.
+            cache_index: Where in the cache the keys and values of x are written.
+
+        Returns:
+            The residual stream [B, T, D], and the keys and values that were attended to.
+        """
         h = self.normalise(x, self.norm)
-        q, new = self.heads(h, rotation)
+        queries, new = self.heads(h, rotation)
         if cache is not None:
-            new = jax.tree.map(lambda old, n: jax.lax.dynamic_update_slice_in_dim(old, n, slot, axis=1), cache, new)
-        attended = project("bthk,hkd->btd", attend(q, *new), self.attention_out)
+            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1)
+            new = jax.tree.map(write, cache, new)
+        attended = project("bthk,hkd->btd", attend(queries, *new), self.attention_out)
         if self.mlp_norm is None:
             return x + attended + self.mlp(h), new
         x = x + attended
         return x + self.mlp(self.normalise(x, self.mlp_norm)), new
 
     def normalise(self, x, scale):
+        """The configured norm."""
         return NORMS[self.config.norm](x, scale, self.config.norm_eps)
 
     def heads(self, h, rotation):
-        """Queries, and keys and values."""
+        """Queries [B, T, H, k], and keys and values [B, T, G, k] as a `Cache`."""
         q = project("btd,dhk->bthk", h, self.query)
         kv = project("btd,dcgk->btcgk", h, self.key_value)
         if self.query_bias is not None and self.key_value_bias is not None:
@@ -184,8 +240,9 @@ class Block(eqx.Module):
         k, v = jnp.moveaxis(kv, 2, 0)
         if self.query_norm is not None:
             q, k = self.normalise(q, self.query_norm), self.normalise(k, self.key_norm)
-        return rotate(q, rotation), Cache(rotate(k, rotation), v)
+        return apply_rope(q, rotation), Cache(apply_rope(k, rotation), v)
 
     def mlp(self, h):
+        """SwiGLU."""
         gate, up = (project("btd,df->btf", h, self.gate_up[:, i]) for i in (0, 1))
         return project("btf,fd->btd", jax.nn.swish(gate) * up, self.mlp_out)

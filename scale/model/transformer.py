@@ -1,8 +1,9 @@
-"""A decoder as one Equinox module with scanned layers; its configuration makes it PaLM-shaped or Llama-shaped.
+"""A decoder as one Equinox module with scanned layers, PaLM-shaped or Llama-shaped by its config.
 
-PaLM (arXiv 2204.02311), the default: parallel block y = x + MLP(LN x) + Attn(LN x) with one LayerNorm, SwiGLU,
-multi-query attention, RoPE, tied embeddings with logits scaled by 1/sqrt(d), no biases. Llama: sequential block
-z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query attention, logits not scaled; and what Qwen adds to it.
+PaLM (arXiv 2204.02311), the default: the parallel block y = x + MLP(LN x) + Attn(LN x) with one
+LayerNorm, SwiGLU, multi-query attention, RoPE, tied embeddings with logits scaled by 1/sqrt(d), no
+biases. Llama: the sequential block z = x + Attn(RMS x), y = z + MLP(RMS z), grouped-query
+attention, logits not scaled. Qwen: Llama with biases or norms of queries and keys.
 """
 
 from collections.abc import Callable
@@ -18,19 +19,26 @@ from minipref.batch import Inputs
 from scale.data.layout import layout_of
 from scale.model.attention import Attend, attention
 from scale.model.config import ModelConfig
-from scale.model.layers import NORMS, Block, Cache, angles, frequencies, table
+from scale.model.layers import (
+    NORMS,
+    Block,
+    Cache,
+    normal_embedding,
+    rope_frequencies,
+    rope_rotation,
+)
 from scale.model.packed_attention import by_example
 from scale.parallel.mesh import BATCH, ONE_DEVICE, Runtime
 from scale.parallel.sharding import constrain
 
-UNROLLED = {"cpu": 8, "gpu": 16, "tpu": 8}  # layers at most that are laid out one after another, which compiles slowly
+UNROLLED = {"cpu": 8, "gpu": 16, "tpu": 8}
+"""The most layers that are compiled one after another: faster than a loop, but slow to compile."""
 
-
-KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # of splash attention, and cuDNN's
+KERNELS = "pallas_call", "dot_product_attention_fwd_wrapper"  # splash attention's, and cuDNN's
 
 
 def saves_products(primitive: Any, *args: Any, **params: Any) -> bool:
-    """What `remat` "dots" keeps: products with weights, and what attention's kernels give."""
+    """The policy of `remat` "dots": keep products with weights, and what attention kernels give."""
     product = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
     return product or primitive.name in KERNELS
 
@@ -39,6 +47,8 @@ REMAT = {"dots": saves_products, "full": None}
 
 
 class Transformer(eqx.Module):
+    """A decoder. `blocks` are stacked along a leading axis; `head` is None for tied embeddings."""
+
     embedding: Float[Array, "V E"]
     head: Float[Array, "V E"] | None
     blocks: Block
@@ -48,21 +58,30 @@ class Transformer(eqx.Module):
     def __init__(self, config: ModelConfig, key: PRNGKeyArray, runtime: Runtime = ONE_DEVICE):
         embedding_key, blocks_key = jax.random.split(key)
         d = config.d_model
-        draw = partial(table, vocab_size=config.vocab_size, width=d, runtime=runtime)
+        draw = partial(normal_embedding, vocab_size=config.vocab_size, width=d, runtime=runtime)
         self.embedding = draw(embedding_key, fan_in=1 if config.scaled_logits else d)
         self.head = None if config.tie_embeddings else draw(jax.random.fold_in(key, 2), fan_in=d)
         keys = jax.random.split(blocks_key, config.num_layers)
-        self.blocks = jax.lax.map(lambda k: constrain(Block(config, k), runtime), keys)  # bits of one layer at a time
+        # map, not vmap: random bits need memory for one layer only
+        self.blocks = jax.lax.map(lambda k: constrain(Block(config, k), runtime), keys)
         self.norm = jnp.ones(d)
         self.runtime = runtime
 
     @property
     def config(self) -> ModelConfig:
+        """The shape of the model."""
         return self.blocks.config
 
     @property
     def unembedding(self) -> Float[Array, "V E"]:
+        """The output layer."""
         return self.embedding if self.head is None else self.head
+
+    def __call__(self, inputs: Inputs) -> Float[Array, "R W D"]:
+        """Final hidden states along packed sequences, as `hidden` scales them."""
+        kind, mesh = self.runtime.attention, self.runtime.mesh
+        attend = attention(kind, inputs.segment_ids, layout_of(inputs), mesh)
+        return self.hidden(inputs.tokens, inputs.positions, by_example(attend, inputs))[0]
 
     def hidden(
         self,
@@ -70,46 +89,60 @@ class Transformer(eqx.Module):
         positions: Int[Array, "B T"],
         attend: Attend,
         cache: Cache | None = None,
-        slot: int | Int[Array, ""] = 0,
-        keep: bool = False,
+        cache_index: int | Int[Array, ""] = 0,
+        return_cache: bool = False,
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Final hidden states, scaled so that their product with `unembedding` is the logits; the cache, if kept."""
-        rotation = angles(positions, frequencies(self.config))
+        """Final hidden states of tokens, with a key/value cache for sampling.
+
+        Args:
+            tokens: Token ids [B, T].
+            positions: Positions of the tokens in RoPE [B, T].
+            attend: Attention under a mask: over these T tokens, or over the cache where there is
+                one.
+            cache: Keys and values of earlier tokens, with room for those of these tokens.
+            cache_index: Where in the cache the keys and values of these tokens are written.
+            return_cache: Whether to return keys and values where no cache is given.
+
+        Returns:
+            Hidden states [B, T, D], scaled so that their product with `unembedding` is the logits;
+            and the cache with these tokens, or None.
+        """
+        rotation = rope_rotation(positions, rope_frequencies(self.config))
         scale = self.config.d_model**-0.5 if self.config.scaled_logits else 1.0
+        keeps_cache = return_cache or cache is not None
 
         def layer(x, block_and_cache):
             block, layer_cache = block_and_cache
-            block = constrain(block, self.runtime)  # and so its gradient, which is then scattered and not copied
-            x, new = block(x, rotation, attend, layer_cache, slot)
-            return self.residual(x), new if keeps else None
+            block = constrain(block, self.runtime)  # so that its gradient is scattered, not copied
+            x, new = block(x, rotation, attend, layer_cache, cache_index)
+            return self.residual(x), new if keeps_cache else None
 
-        keeps = keep or cache is not None
         x = self.residual(self.embedding[tokens].astype(self.runtime.dtype))
-        step = layer if keeps else self.checkpointed(layer)
-        x, new = jax.lax.scan(step, x, (self.blocks, cache), unroll=self.laid_out)
+        step = layer if keeps_cache else self.checkpointed(layer)
+        x, new = jax.lax.scan(step, x, (self.blocks, cache), unroll=self.unrolled)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
 
     @property
-    def laid_out(self) -> bool:
+    def unrolled(self) -> bool:
         """Whether layers are compiled one after another, not as one loop."""
         return self.config.num_layers <= UNROLLED[self.runtime.platform]
 
     def checkpointed(self, layer: Callable) -> Callable:
-        """`layer`, of which the backward pass computes again what `remat` says."""
-        fastest = "none" if self.laid_out and self.runtime.platform == "cpu" else "dots"
+        """The layer, whose activations the backward pass recomputes as `remat` says."""
+        fastest = "none" if self.unrolled and self.runtime.platform == "cpu" else "dots"
         remat = fastest if self.runtime.remat == "auto" else self.runtime.remat
-        return layer if remat == "none" else jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=self.laid_out)
+        if remat == "none":
+            return layer
+        return jax.checkpoint(layer, policy=REMAT[remat], prevent_cse=self.unrolled)
 
     def residual(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What a layer hands on, and the backward pass keeps, is split over every axis of the mesh."""
-        return self.runtime.constrain(x, BATCH, None, "tensor")
+        """The residual stream between layers, split over every axis of the mesh.
 
-    def __call__(self, inputs: Inputs) -> Float[Array, "R W D"]:
-        """Final hidden states along the packed sequences."""
-        kind, mesh = self.runtime.attention, self.runtime.mesh
-        attend = attention(kind, inputs.segment_ids, layout_of(inputs), mesh)
-        return self.hidden(inputs.tokens, inputs.positions, by_example(attend, inputs))[0]
+        The backward pass keeps it, so its memory counts.
+        """
+        return self.runtime.constrain(x, BATCH, None, "tensor")
 
 
 def parameter_count(model: Transformer) -> int:
+    """The numbers that the model's arrays hold."""
     return sum(leaf.size for leaf in jax.tree.leaves(model))

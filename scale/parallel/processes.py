@@ -1,4 +1,4 @@
-"""Several processes as one: who they are, what each loads, who writes."""
+"""Several processes in one run: they join, load their parts of a batch, and gather results."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,26 +11,30 @@ from scale.console import quiet
 from scale.errors import InputError
 from scale.parallel.mesh import BATCH, Runtime, RuntimeConfig
 
-
-def join(compute: RuntimeConfig) -> None:
-    """Meet the other processes of the run. To be called before anything touches a device.
-
-    Errors: InputError where they do not come within five minutes, or cannot be found out.
-    """
-    limits: dict[str, Any] = {"heartbeat_timeout_seconds": HEARTBEAT, "shutdown_timeout_seconds": HEARTBEAT}
-    meet: Callable[..., None] = partial(jax.distributed.initialize, **limits)
-    try:
-        if compute.processes > 1:
-            meet(compute.coordinator, compute.processes, compute.process)
-        elif compute.processes == 0:
-            meet()
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"--runtime.processes {compute.processes}: {error}") from error
-    if compute.processes != 1 and not is_main():
-        quiet()
-
-
 HEARTBEAT = 20  # seconds without a sign of life until the others stop
+
+
+def join(config: RuntimeConfig) -> None:
+    """Connect to the other processes of the run. Call this before anything uses a device.
+
+    Raises:
+        InputError: The others do not come within five minutes, or `processes` is 0 and nothing says
+            who they are.
+    """
+    connect: Callable[..., None] = partial(
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=HEARTBEAT,
+    )
+    try:
+        if config.processes > 1:
+            connect(config.coordinator, config.processes, config.process)
+        elif config.processes == 0:
+            connect()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--runtime.processes {config.processes}: {error}") from error
+    if config.processes != 1 and not is_main():
+        quiet()
 
 
 def is_main() -> bool:
@@ -62,4 +66,6 @@ def shard_batch(batch: Any, runtime: Runtime, axis: int = 0) -> Any:
 
 def to_host(tree: Any) -> Any:
     """Arrays of the whole run as NumPy arrays, in every process."""
-    return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else jax.device_get(tree)
+    if jax.process_count() > 1:
+        return multihost_utils.process_allgather(tree, tiled=True)
+    return jax.device_get(tree)

@@ -1,8 +1,9 @@
-"""Sharding as data: a parameter's annotation names its logical axes, and rules map those to mesh axes.
+"""Sharding as data: annotations name a parameter's logical axes, and rules map them to mesh axes.
 
-`query: Float[Array, "*layers D H k"]` has the logical axes D, H and k; leading layers (and members of an ensemble) are
-never split. From the rules follow both the shardings of whatever is made of parameters (gradients, optimiser states)
-and sharded initialisation and loading, so that no host holds a whole model.
+`query: Float[Array, "*layers D H k"]` has the logical axes D, H and k. Leading axes, of layers and
+of the reward models of an ensemble, are never split. The rules decide the shardings of whatever has
+the structure of the parameters (gradients, optimizer states), and of initialisation and loading, so
+no host holds a whole model.
 """
 
 import re
@@ -18,6 +19,8 @@ from jax.tree_util import GetAttrKey, SequenceKey, keystr, tree_map_with_path
 from scale.errors import InputError
 from scale.parallel.mesh import ONE_DEVICE, Runtime
 
+Rules = Mapping[str, str | None]
+
 RULES: dict[str, str | None] = {
     "D": "fsdp",  # residual width, of all kernels
     "H": "tensor",  # query heads
@@ -25,102 +28,154 @@ RULES: dict[str, str | None] = {
     "F": "tensor",  # d_ff
     "V": "fsdp",  # rows of an embedding: 256,000 are not divisible by 12-way tensor
     "E": "tensor",  # residual width, of embeddings
-    "k": None,  # head size
+    "k": None,  # head_dim
 }
 
 
-def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Mapping[str, str | None] = RULES) -> Any:
-    """The sharding of each array of a tree of modules; arrays that are no module's parameter are on every device.
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any:
+    """The sharding of each array of a tree of modules.
 
-    Errors: InputError, naming the parameter, for a logical axis without a rule, a rule for an axis that the mesh has
-    not, a mesh axis used twice, or a dimension that its mesh axis does not divide.
+    Args:
+        tree: Arrays that are not fields of a module are copied to every device.
+        mesh: The mesh.
+        rules: The mesh axis of each logical axis; None does not split it.
+
+    Returns:
+        A tree of shardings with the structure of `tree`.
+
+    Raises:
+        InputError: A logical axis has no rule, a rule names an axis that the mesh does not have, a
+            parameter uses a mesh axis twice, or a mesh axis does not divide a dimension. The
+            message names the parameter.
     """
 
-    def one(path: Any, leaf: Any) -> NamedSharding:
+    def sharding_of(path: Any, leaf: Any) -> NamedSharding:
         axes = logical_axes(tree, path)
-        return NamedSharding(mesh, partition_spec(keystr(path), axes, leaf.shape, mesh.shape, rules))
+        return NamedSharding(
+            mesh, partition_spec(keystr(path), axes, leaf.shape, mesh.shape, rules)
+        )
 
-    return tree_map_with_path(one, tree)
+    return tree_map_with_path(sharding_of, tree)
 
 
 def logical_axes(tree: Any, path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names in the annotation of the module field at `path`, those of layers and members left out."""
-    *way, last = path
-    owner = reduce(child, way, tree)
-    if not isinstance(owner, eqx.Module):
+    """The axes in the annotation of the module field at `path`, leading `*axes` left out."""
+    *parents, field = path
+    module = reduce(subtree, parents, tree)
+    if not isinstance(module, eqx.Module):
         return ()
-    hint = get_type_hints(type(owner))[last.name]
+    hint = get_type_hints(type(module))[field.name]
     dims = next(t for t in (hint, *get_args(hint)) if hasattr(t, "dim_str")).dim_str
     return tuple(name for name in dims.split() if not name.startswith("*"))
 
 
-def child(tree: Any, key: Any) -> Any:
+def subtree(tree: Any, key: Any) -> Any:
+    """The child of a tree at one key of a path."""
     if isinstance(key, GetAttrKey):
         return getattr(tree, key.name)
     return tree[key.idx if isinstance(key, SequenceKey) else key.key]
 
 
 def partition_spec(
-    name: str, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mapping[str, int], rules: Mapping[str, str | None]
+    name: str,
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    mesh: Mapping[str, int],
+    rules: Rules,
 ) -> PartitionSpec:
-    """The mesh axis of each dimension, `axes` naming the last ones. A dimension of 1 or a number is not split."""
-    if len(shape) < len(axes):
-        return PartitionSpec()  # an optimiser's placeholder for what it does not keep
-    lead = len(shape) - len(axes)
-    split = [None if size == 1 else mesh_axis(name, axis, size, mesh, rules)
-             for axis, size in zip(axes, shape[lead:], strict=True)]
+    """The mesh axis of each dimension of a parameter.
+
+    Args:
+        name: The parameter, for errors.
+        axes: The logical axes of the last dimensions; a number is not split.
+        shape: Its shape; a dimension of size 1 is not split.
+        mesh: Devices along each axis of the mesh.
+        rules: The mesh axis of each logical axis.
+
+    Returns:
+        The partition.
+
+    Raises:
+        InputError: As in `shardings`.
+    """
+    num_leading = len(shape) - len(axes)
+    if num_leading < 0:
+        return PartitionSpec()  # an optimizer's placeholder for a moment that it does not keep
+    split = [
+        None if size == 1 else mesh_axis(name, axis, size, mesh, rules)
+        for axis, size in zip(axes, shape[num_leading:], strict=True)
+    ]
     used = [axis for axis in split if axis]
     for axis in used:
         if used.count(axis) > 1:
-            raise InputError(f"parameter {name} ({' '.join(axes)}): mesh axis {axis!r} is used twice")
-    return PartitionSpec(*[None] * lead, *split)
+            raise InputError(
+                f"parameter {name} ({' '.join(axes)}): mesh axis {axis!r} is used twice"
+            )
+    return PartitionSpec(*[None] * num_leading, *split)
 
 
-def mesh_axis(name: str, axis: str, size: int, mesh: Mapping[str, int], rules: Mapping[str, str | None]) -> str | None:
+def mesh_axis(name: str, axis: str, size: int, mesh: Mapping[str, int], rules: Rules) -> str | None:
+    """The mesh axis of one logical axis of a parameter; raises InputError as `shardings` does."""
     if re.fullmatch(r"\d+", axis):
         return None
     if axis not in rules:
-        raise InputError(f"parameter {name}: no rule for its logical axis {axis!r}; rules are for {', '.join(rules)}")
+        raise InputError(
+            f"parameter {name}: no rule for its logical axis {axis!r}; rules are for "
+            f"{', '.join(rules)}"
+        )
     target = rules[axis]
     if target is None:
         return None
     if target not in mesh:
-        known = ", ".join(mesh)
-        raise InputError(f"parameter {name}: the rule {axis} -> {target!r} names no mesh axis, which are {known}")
+        raise InputError(
+            f"parameter {name}: the rule {axis} -> {target!r} names no mesh axis, which are "
+            f"{', '.join(mesh)}"
+        )
     if size % mesh[target]:
-        raise InputError(f"parameter {name}: axis {axis} of {size} is not divisible by {target} = {mesh[target]}")
+        raise InputError(
+            f"parameter {name}: axis {axis} of {size} is not divisible by {target} = {mesh[target]}"
+        )
     return target
 
 
-def runtime_of(model: Any) -> Runtime:
-    """That of the (one) model in a tree of modules, such as a reward model's trunk."""
-    nodes = jax.tree.leaves(model, is_leaf=lambda node: hasattr(node, "runtime"))
+def runtime_of(tree: Any) -> Runtime:
+    """The runtime of the model in a tree of modules, such as the trunk of a reward model."""
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: hasattr(node, "runtime"))
     return next((node.runtime for node in nodes if hasattr(node, "runtime")), ONE_DEVICE)
 
 
 def abstract_sharded(like: Any, runtime: Runtime) -> Any:
-    """`like`, a tree of shapes, with the sharding of each."""
+    """The tree of shapes `like`, with the sharding of each."""
     if runtime.mesh is None:
         return like
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                        like, shardings(like, runtime.mesh))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+        shardings(like, runtime.mesh),
+    )
 
 
 def constrain(tree: Any, runtime: Runtime) -> Any:
-    """Inside a jitted function: every array where the rules say."""
+    """The tree, each array sharded by the rules; inside a jitted function."""
     if runtime.mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, shardings(tree, runtime.mesh))
 
 
 def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-    """`make(*args)`, a tree with a model, computed where the rules put it: no host ever holds it whole.
+    """Compute a tree that contains a model, sharded by the rules: no host ever holds it whole.
 
-    The buffers of the arguments in `donate` are taken over.
+    Args:
+        make: Returns the tree.
+        *args: Arguments of `make`.
+        donate: The arguments whose buffers the tree may take over.
+
+    Returns:
+        `make(*args)`.
     """
 
-    def constrained(*args: Any) -> Any:
-        made = make(*args)
-        return constrain(made, runtime_of(made))
+    def make_sharded(*args: Any) -> Any:
+        tree = make(*args)
+        return constrain(tree, runtime_of(tree))
 
-    return jax.jit(constrained, donate_argnums=donate)(*args)
+    return jax.jit(make_sharded, donate_argnums=donate)(*args)

@@ -1,4 +1,7 @@
-"""Independent stages side by side, one process a core: a small model keeps one core busier than half of two."""
+"""Independent stages side by side, one process on each core of a CPU.
+
+A small model cannot use several cores well, so a process on each core does more in the same time.
+"""
 
 import multiprocessing
 import os
@@ -13,14 +16,45 @@ from typing import Any
 from scale.console import quiet, track
 
 
-def workers(most: int) -> ProcessPoolExecutor:
-    """A process a core, `most` at most. They start at the first call, and keep what they have compiled."""
-    cores = usable_cores()[:most]
+def workers(limit: int) -> ProcessPoolExecutor:
+    """A pool of at most `limit` processes, each on a core of its own.
+
+    They start at the first call, and keep the programs that they compile.
+    """
+    cores = usable_cores()[:limit]
     context = multiprocessing.get_context("spawn")
-    free = context.Queue()
+    free_cores = context.Queue()
     for core in cores:
-        free.put(core)
-    return ProcessPoolExecutor(len(cores), context, settle, (free,))
+        free_cores.put(core)
+    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores,))
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def initialise_worker(free_cores: Queue) -> None:
+    """Pin this process to a core before JAX counts cores, make it quiet, end it with its parent."""
+    core = free_cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {core})
+    quiet()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """Wait for the parent's end, then exit: two runs must never write one folder.
+
+    Otherwise a run that is started again meets the workers of the first one.
+    """
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def execute_all(
@@ -29,23 +63,40 @@ def execute_all(
     label: str,
     run: Callable[[Any], Any],
 ) -> list[list[Any]]:
-    """What `run` gives of each chain's stages. A chain runs in order, the chains in any order.
+    """Run chains of stages: each chain in order, different chains in any order.
 
-    The first error stops what has not begun and is raised here; what was complete stays complete. SIGTERM is
-    KeyboardInterrupt, here and in the workers, which save the step that they are at.
+    The first error cancels the chains that have not started and is raised here; complete stages
+    stay complete.
+
+    Args:
+        pool: The workers.
+        chains: The stages of each chain.
+        label: What the progress bar shows.
+        run: Runs one stage.
+
+    Returns:
+        The results of `run` for each chain's stages.
+
+    Raises:
+        KeyboardInterrupt: On SIGTERM, here and in the workers, which save their current step.
     """
     futures = [pool.submit(run_chain, run, chain) for chain in chains]
     try:
-        with terminated_together():
+        with sigterm_to_workers():
             return [future.result() for future in track(futures, label)]
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
 
 
+def run_chain(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
+    """Run the stages of one chain in order."""
+    return [run(stage) for stage in chain]
+
+
 @contextmanager
-def terminated_together() -> Iterator[None]:
-    """SIGTERM goes on to the workers."""
+def sigterm_to_workers() -> Iterator[None]:
+    """Pass SIGTERM on to the workers, and raise KeyboardInterrupt here."""
 
     def stop(*_: Any) -> None:
         for worker in multiprocessing.active_children():
@@ -57,31 +108,3 @@ def terminated_together() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def usable_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def settle(free: Queue) -> None:
-    """Keep to one core before JAX counts them, be silent, and do not outlive the parent."""
-    core = free.get()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
-    quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def follow_parent() -> None:
-    """Two runs must never write one folder: a run that is started again would meet the first one's workers."""
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-        os._exit(1)
-
-
-def run_chain(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
-    return [run(stage) for stage in chain]

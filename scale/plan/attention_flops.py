@@ -1,7 +1,7 @@
 """FLOPs of splash attention's kernels, which a compiled program does not state."""
 
 from scale.data.layout import Layout
-from scale.model.splash import SharedPrefix, block_sizes
+from scale.model.splash import SharedPrefixMask, block_sizes
 
 PRODUCTS = {"_fwd_": 2, "_dkv_": 4, "_dq_": 3}
 """Products of queries with keys in each kernel, by a part of its name."""
@@ -34,7 +34,7 @@ def visited_pairs(layout: Layout) -> int:
     Returns:
         Their number in one head of one row.
     """
-    size, mask = block_sizes(layout.length).block_q, SharedPrefix(layout)
+    size, mask = block_sizes(layout.length).block_q, SharedPrefixMask(layout)
     starts = range(0, layout.length, size)
     visited = [mask[q : q + size, k : k + size].any() for q in starts for k in starts]
     return size**2 * sum(map(bool, visited))

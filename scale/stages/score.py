@@ -28,7 +28,7 @@ class Score(Stage):
     data: Path
     """Preference rows."""
     rewards: Path | None = None
-    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each model."""
+    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each."""
     reference: Path | None = None
     """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a
     `ref_sample`, which is drawn where the rows have none."""
@@ -46,7 +46,9 @@ class Score(Stage):
         hashes = provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
-            raise InputError("score needs --rewards, --reference or both; --relabel needs --rewards")
+            raise InputError(
+                "score needs --rewards, --reference or both; --relabel needs --rewards"
+            )
         runtime = make_runtime(self.runtime)
         if self.rewards:
             models = model_folder.load_rewards(self.rewards, runtime)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: sharded, written while training goes on, whole or not there at all (Orbax)."""
+"""Checkpoints of a training run (Orbax): sharded, atomic, written while training goes on."""
 
 import logging
 from collections.abc import Iterator
@@ -16,9 +16,13 @@ from scale.io.arrays import leaf_types, named, require_alike
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The latest complete checkpoint of a run, `FOLDER/STEP/`. Of several processes, all must call each method.
+    """The latest complete checkpoint of a run, `FOLDER/STEP/`.
 
-    `record`, a JSON object, says which run it is: what another run saved is refused.
+    With several processes, all must call each method.
+
+    Attributes:
+        folder: The folder of this run's checkpoints.
+        record: A JSON object that identifies the run: another run's checkpoint is refused.
     """
 
     folder: Path
@@ -26,55 +30,81 @@ class Checkpoints:
 
     @cached_property
     def manager(self) -> Any:
-        """Made, and Orbax imported, when the first checkpoint is read or written: most short runs have none."""
+        """Orbax's, imported when the first checkpoint is read or written: short runs have none."""
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # whatever goes wrong is raised too
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # every error is also raised
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
-        return ocp.CheckpointManager(self.folder.absolute(), options=options, item_names=("state", "record"))
+        folder, names = self.folder.absolute(), ("state", "record")
+        return ocp.CheckpointManager(folder, options=options, item_names=names)
 
     def restore(self, state: Any) -> Any:
-        """The latest checkpoint's arrays in the shardings of `state`, or `state` where there is no checkpoint.
+        """The latest checkpoint, or `state` where there is none.
 
-        The mesh and the number of processes may be others than those that saved. Raises InputError where the
-        checkpoint is of another run, does not fit `state` or cannot be read.
+        Args:
+            state: A state whose shardings the result has; the mesh and the number of processes may
+                differ from those that saved. Its buffers are deleted where there is a checkpoint.
+
+        Returns:
+            The restored state.
+
+        Raises:
+            InputError: The checkpoint is another run's, does not fit `state` or cannot be read.
         """
         step = self.manager.latest_step() if self.folder.exists() else None
         if step is None:
             return state
-        with refusing(self.folder / str(step)):
+        with as_input_error(self.folder / str(step)):
             return self.read(step, state)
 
     def read(self, step: int, state: Any) -> Any:
+        """The checkpoint of a step, as in `restore`."""
         from orbax.checkpoint.args import Composite, JsonRestore, StandardRestore
 
         record = self.manager.restore(step, args=Composite(record=JsonRestore()))["record"]
-        differing = [key for key in self.record.keys() | record["run"].keys()
-                     if self.record.get(key) != record["run"].get(key)]
-        if differing:
-            raise InputError(f"{self.folder}: begun with other {', '.join(sorted(differing))}; delete it to start anew")
+        self.require_same_run(record["run"])
         require_alike(self.folder, state, record["arrays"])
-        like = {k: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding) for k, a in named(state).items()}
-        for leaf in named(state).values():
-            leaf.delete()  # two states may be more than the devices hold
-        arrays = self.manager.restore(step, args=Composite(state=StandardRestore(like)))["state"]
-        return jax.tree_util.tree_map_with_path(lambda key, leaf: arrays.get(jax.tree_util.keystr(key), leaf), state)
+        arrays = named(state)
+        like = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+            for name, array in arrays.items()
+        }
+        for array in arrays.values():
+            array.delete()  # two states may be more than the devices hold
+        restored = self.manager.restore(step, args=Composite(state=StandardRestore(like)))["state"]
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: restored.get(jax.tree_util.keystr(path), leaf), state
+        )
+
+    def require_same_run(self, saved: dict[str, Any]) -> None:
+        """Raise InputError where a checkpoint's record is not this run's."""
+        keys = self.record.keys() | saved.keys()
+        differing = sorted(key for key in keys if self.record.get(key) != saved.get(key))
+        if differing:
+            raise InputError(
+                f"{self.folder}: begun with other {', '.join(differing)}; delete it to start anew"
+            )
 
     def save(self, step: int, state: Any) -> None:
-        """Start to save `state`, whose buffers may be donated as soon as this returns. Waits for the save before."""
+        """Start to save a state, after the previous save is complete.
+
+        The buffers of `state` may be donated as soon as this returns.
+        """
         from orbax.checkpoint.args import Composite, JsonSave, StandardSave
 
         record = {"run": self.record, "arrays": leaf_types(state)}
-        self.manager.save(step, args=Composite(state=StandardSave(named(state)), record=JsonSave(record)), force=True)
+        items = Composite(state=StandardSave(named(state)), record=JsonSave(record))
+        self.manager.save(step, args=items, force=True)
 
     def close(self) -> None:
-        """Wait for the last save; raises what went wrong with it."""
+        """Wait for the last save; raise its error if it failed."""
         if "manager" in self.__dict__:
             self.manager.close()
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def as_input_error(path: Path) -> Iterator[None]:
+    """Raise whatever goes wrong in reading `path` as InputError."""
     try:
         yield
     except InputError:

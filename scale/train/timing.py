@@ -1,14 +1,14 @@
-"""Where a run's wall time went, and how often its step was compiled.
+"""Where the wall time of a run goes, and how often its step is compiled.
 
-JAX begins a step and goes on before it is done, on a CPU too, and nothing here waits for a step that the loop does not
-wait for. So what the host does counts by what the devices had to do meanwhile:
+JAX starts a step and returns before it is complete, on a CPU too. Nothing here waits for a step
+that the loop does not wait for, so the time of the host counts by what the devices do meanwhile:
 
-- in the step: beginning one, waiting for its results, and waiting for a batch where the step before it still ran when
-  the batch came;
-- waiting for batches: where it had ended by then. It may have ended in the middle of the wait, so this is at most what
-  the devices stood still for want of a batch;
-- compiling: the calls of the step that compiled, tracing included;
-- log and checkpoints: all else, with what the probes compute and compile.
+- in the step: the loop starts a step, waits for its results, or waits for a batch and the previous
+  step still runs when the batch arrives;
+- waiting for batches: the previous step is complete when the batch arrives. It may have ended
+  during the wait, so this is the most that the devices can have been idle for want of a batch;
+- compiling: calls of the step that compile, tracing included;
+- log and checkpoints: all the rest, evaluations and their compilation included.
 """
 
 import time
@@ -24,68 +24,89 @@ import jax
 from scale.console import console
 from scale.files import write_json
 
-STEP, BATCHES, COMPILING, REST = "in the step", "waiting for batches", "compiling", "log and checkpoints"
+STEP, BATCHES, COMPILING = "in the step", "waiting for batches", "compiling"
+REST = "log and checkpoints"
+
+event_counts = Counter[str]()  # JAX's events in this process
 
 
-compiled = Counter[str]()  # events of this process
+def count_event(event: str, duration_secs: float, **_: str | int) -> None:
+    """JAX calls this at each event that has a duration."""
+    event_counts[event] += 1
 
 
-def heard(event: str, duration_secs: float, **_: str | int) -> None:
-    compiled[event] += 1
+jax.monitoring.register_event_duration_secs_listener(count_event)
 
 
 def programs() -> int:
     """How many programs this process has compiled."""
-    return compiled["/jax/core/compile/backend_compile_duration"]
-
-
-jax.monitoring.register_event_duration_secs_listener(heard)
+    return event_counts["/jax/core/compile/backend_compile_duration"]
 
 
 @dataclass
 class Timing:
-    """The stopwatch of one run of the loop, which begins when it is made."""
+    """The stopwatch of one run of the loop. It starts when it is made.
+
+    Attributes:
+        clock: Returns the time in seconds.
+        seconds: The seconds of each part.
+        programs: How many programs the step has compiled.
+    """
 
     clock: Callable[[], float] = time.monotonic
     seconds: dict[str, float] = field(default_factory=partial(defaultdict, float))
     programs: int = 0
 
     def __post_init__(self) -> None:
-        self.begun = self.clock()
+        self.start = self.clock()
 
     def add(self, part: str, since: float) -> None:
+        """Count the time since `since` to a part."""
         self.seconds[part] += self.clock() - since
 
     def next(self, batches: Iterator[Any], running: Any) -> Any:
-        """The next batch; `running` is what the step before it gives."""
+        """The next batch.
+
+        Args:
+            batches: The batches.
+            running: The results of the previous step.
+        """
         since = self.clock()
         batch = next(batches)
         self.add(BATCHES if ready(running) else STEP, since)
         return batch
 
     def step(self, step: Callable[[Any, Any], Any], state: Any, batch: Any) -> Any:
+        """The result of `step(state, batch)`."""
         since, before = self.clock(), programs()
-        found = step(state, batch)
+        result = step(state, batch)
         self.programs += programs() - before
         self.add(COMPILING if programs() > before else STEP, since)
-        return found
+        return result
 
     def wait(self, metrics: Any) -> None:
+        """Wait for the results of a step."""
         since = self.clock()
         jax.block_until_ready(metrics)
         self.add(STEP, since)
 
     def finish(self, steps: int, folder: Path) -> None:
-        """Print where the time went, and write it to `timing.json`, which no hash of the folder includes."""
-        total = self.clock() - self.begun
+        """Print where the time went, and write it to `timing.json`.
+
+        No hash of the folder includes that file.
+        """
+        total = self.clock() - self.start
         parts = {part: self.seconds[part] for part in (STEP, BATCHES, COMPILING)}
         parts[REST] = total - sum(parts.values())
         shares = {part: f"{seconds / total:.0%} {part}" for part, seconds in parts.items()}
         shares[COMPILING] += f" ({self.programs} program{'s' * (self.programs != 1)})"
-        console.print(f"  {steps} steps in {total:.1f} s: {', '.join(shares.values())}", markup=False)
-        write_json(folder / "timing.json", {"steps": steps, "seconds": total, **parts, "programs": self.programs})
+        console.print(
+            f"  {steps} steps in {total:.1f} s: {', '.join(shares.values())}", markup=False
+        )
+        report = {"steps": steps, "seconds": total, **parts, "programs": self.programs}
+        write_json(folder / "timing.json", report)
 
 
 def ready(tree: Any) -> bool:
-    """Whether all arrays have been computed."""
+    """Whether all arrays of a tree are computed."""
     return all(leaf.is_ready() for leaf in jax.tree.leaves(tree) if hasattr(leaf, "is_ready"))
