@@ -168,10 +168,18 @@ def mutated(mutation):
     """`reference.__main__` of a copy of the package with the mutation. The package in use is left as it is."""
     source = (REFERENCE / f"{mutation.module}.py").read_text()
     if source.count(mutation.before) != 1:
-        raise ValueError(f"{mutation.name}: {mutation.before!r} must occur once in {mutation.module}.py")
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "reference"}
+        raise ValueError(
+            f"{mutation.name}: {mutation.before!r} must occur once in {mutation.module}.py"
+        )
+    ours = {
+        name: sys.modules.pop(name)
+        for name in list(sys.modules)
+        if name.split(".")[0] == "reference"
+    }
     with TemporaryDirectory() as folder:
-        shutil.copytree(REFERENCE, Path(folder) / "reference", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            REFERENCE, Path(folder) / "reference", ignore=shutil.ignore_patterns("__pycache__")
+        )
         (Path(folder) / "reference" / f"{mutation.module}.py").write_text(
             source.replace(mutation.before, mutation.after)
         )
@@ -205,7 +213,10 @@ def main():
     print("| mutation | module | claims that notice | which |\n|---|---|---|---|")
     for mutation in MUTATIONS:
         names = dict.fromkeys(catchers(mutation))
-        print(f"| {mutation.name} | {mutation.module} | {len(names)} | {', '.join(names)} |", flush=True)
+        print(
+            f"| {mutation.name} | {mutation.module} | {len(names)} | {', '.join(names)} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ FILES = (
 CONFIG = ("tyro", "argparse", "configparser", "tomllib", "yaml", "subprocess", "logging")
 OTHER_LAYERS = ("reference", "scale", "tests", "benchmarks")
 SHARED = sorted(
-    path.stem for path in (ROOT / "reference").glob("[!_]*.py") if (ROOT / "minipref" / path.name).exists()
+    path.stem
+    for path in (ROOT / "reference").glob("[!_]*.py")
+    if (ROOT / "minipref" / path.name).exists()
 )
 
 
@@ -46,22 +48,33 @@ def functions(layer, module):
     """Public functions of a module, in order: name -> argument names."""
     tree = ast.parse((ROOT / layer / f"{module}.py").read_text())
     found = [
-        node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     ]
-    return {f.name: [a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]] for f in found}
+    return {
+        f.name: [a.arg for a in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs]]
+        for f in found
+    }
 
 
 @pytest.mark.parametrize("path", modules("reference"), ids=lambda path: path.stem)
 def test_reference_needs_only_numpy(path):
     only_pytest_loads_it = {"pytest"} if path.name == "plugin.py" else set()
-    assert set(imports(path)) <= {"numpy", "reference"} | only_pytest_loads_it | set(sys.stdlib_module_names)
+    assert set(imports(path)) <= {"numpy", "reference"} | only_pytest_loads_it | set(
+        sys.stdlib_module_names
+    )
 
 
 @pytest.mark.parametrize("path", modules("minipref"), ids=lambda path: path.stem)
 def test_minipref_is_pure(path):
     assert not set(imports(path)) & {*OTHER_LAYERS, *CONFIG, *FILES}
-    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    assert not any(isinstance(call, ast.Name) and call.id in {"open", "print", "input"} for call in calls)
+    calls = [
+        node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    ]
+    assert not any(
+        isinstance(call, ast.Name) and call.id in {"open", "print", "input"} for call in calls
+    )
 
 
 @pytest.mark.parametrize("module", SHARED)
@@ -81,8 +94,12 @@ def test_no_branch_on_a_methods_name(layer):
     """Rule 4: a method is a row of the table, so no code compares anything with a row's name."""
     names = set(METHODS)
     for path in modules(layer):
-        compares = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)]
-        constants = {c.value for node in compares for c in ast.walk(node) if isinstance(c, ast.Constant)}
+        compares = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)
+        ]
+        constants = {
+            c.value for node in compares for c in ast.walk(node) if isinstance(c, ast.Constant)
+        }
         assert not names & constants, path
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from reference import loglinear, objectives, tabular
+from reference import loglinear, objectives, tabular, weights
 from reference.claims.evidence import at_most, identity, worst
 from reference.claims.section5_distillation import uniform_distillation
 from reference.loglinear import log_softmax
@@ -20,7 +20,7 @@ def minimum_over_models(margins, reward_margins, beta):
     Source: section 5.2.1.
     """
     residuals = (reward_margins - beta * margins) / np.sqrt(len(margins))
-    nearest = objectives.hull_weights(margins, reward_margins, beta) @ residuals
+    nearest = weights.hull_weights(margins, reward_margins, beta) @ residuals
     bounds = {
         "hull": residuals @ nearest,
         "ensemble": np.sum(residuals**2, axis=-1),
@@ -29,9 +29,9 @@ def minimum_over_models(margins, reward_margins, beta):
     evidence = []
     for name, bound in bounds.items():
         loss = getattr(objectives, f"{name}_distillation")(margins, reward_margins, beta)
-        weights = getattr(objectives, f"{name}_weights")(margins, reward_margins, beta)
-        evidence += [at_most(loss, bound), identity(np.sum((weights @ residuals) ** 2), loss)]
-        evidence += [identity(np.sum(np.abs(weights)), 1.0)]
+        chosen = getattr(weights, f"{name}_weights")(margins, reward_margins, beta)
+        evidence += [at_most(loss, bound), identity(np.sum((chosen @ residuals) ** 2), loss)]
+        evidence += [identity(np.sum(np.abs(chosen)), 1.0)]
     return worst(*evidence)
 
 
@@ -46,7 +46,7 @@ def minibatch_minima(margins, reward_margins, beta):
     distances = (reward_margins - beta * margins) ** 2
     whole = objectives.ensemble_distillation(margins, reward_margins, beta)
     counts = np.bincount(np.argmin(distances, axis=0), minlength=len(reward_margins))
-    shares = objectives.nearest_shares(margins, reward_margins, beta)
+    shares = weights.nearest_shares(margins, reward_margins, beta)
     return worst(
         at_most(np.mean(np.min(distances, axis=0)), whole),
         identity(shares, counts / len(margins)),

@@ -12,7 +12,9 @@ from tests.conformance.vectors import rendered
 
 
 def pytest_addoption(parser):
-    parser.addoption("--write-vectors", action="store_true", help="write reference/conformance/vectors_v1")
+    parser.addoption(
+        "--write-vectors", action="store_true", help="write reference/conformance/vectors_v1"
+    )
 
 
 @pytest.fixture

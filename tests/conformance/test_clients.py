@@ -9,13 +9,27 @@ import pytest
 
 from reference.conformance.dialects import DIALECTS
 
-LOSSES = {("dpo", "plain"), ("ipo", "paper"), ("ipo", "sum"), ("distillation", "d-dpo"), ("ensemble", "batch-min"),
-          ("ensemble", "hull"), ("ensemble", "mean"), ("pessimistic", "sampled-kl"), ("pessimistic", "exact-kl"),
-          ("reward", "bradley-terry")}
-MODELS = {("logps", "sum"), ("logps", "shared-prefix")} | {key for key in DIALECTS if key[0] == "training"}
+LOSSES = {
+    ("dpo", "plain"),
+    ("ipo", "paper"),
+    ("ipo", "sum"),
+    ("distillation", "d-dpo"),
+    ("ensemble", "batch-min"),
+    ("ensemble", "hull"),
+    ("ensemble", "mean"),
+    ("pessimistic", "sampled-kl"),
+    ("pessimistic", "exact-kl"),
+    ("reward", "bradley-terry"),
+}
+MODELS = {("logps", "sum"), ("logps", "shared-prefix")} | {
+    key for key in DIALECTS if key[0] == "training"
+}
 DATA = {key for key in DIALECTS if key[0] == "data"}
 SUPPORTED = {"minipref": LOSSES | MODELS, "scale": DATA | MODELS}
-CONSTANT = {"grads.ref_chosen_logps", "grads.ref_rejected_logps"}  # neither differentiates in the reference
+CONSTANT = {
+    "grads.ref_chosen_logps",
+    "grads.ref_rejected_logps",
+}  # neither differentiates in the reference
 
 CLIENTS = {
     "benchmarks.adapters.minipref:adapter": 1,
@@ -30,7 +44,9 @@ CLIENTS = {
 def python(devices, *arguments):
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.mark.parametrize("client", CLIENTS)

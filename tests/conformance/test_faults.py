@@ -23,8 +23,15 @@ from reference.conformance.judge import judge
 from tests.conformance.vectors import FLAGS
 
 ROOT = Path(reference.__file__).parent
-MODULES = ("simplex", "objectives", "conformance.tokens", "conformance.pairs", "conformance.data",
-           "conformance.training", "conformance.dialects")
+MODULES = (
+    "simplex",
+    "objectives",
+    "conformance.tokens",
+    "conformance.pairs",
+    "conformance.data",
+    "conformance.training",
+    "conformance.dialects",
+)
 ALL = load_cases()
 
 
@@ -68,7 +75,9 @@ PESSIMISM = "loss + gamma * kl"
 LOSS = '"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads'
 GRADS = "(slopes, -slopes, 0 * slopes, 0 * slopes)"
 LOGPS = "arrays = [inputs[name] for name in names]"
-MEAN, NEAREST_MEMBER, HULL = (f"pairs.distil_ensemble, {name}_weights" for name in ("mean", "ensemble", "hull"))
+MEAN, NEAREST_MEMBER, HULL = (
+    f"pairs.distil_ensemble, {name}_weights" for name in ("mean", "ensemble", "hull")
+)
 SCORES = "return chosen - rejected"
 HALVES = f"return {half('chosen', 'DTYPE')} - {half('rejected', 'DTYPE')}"
 REWARD_LOSS = '"loss": np.mean(losses),\n        "per_example": np.array(losses),'
@@ -107,7 +116,6 @@ RESPONSES = f"""{ANSWER.replace("return", "made =")}
         names = [name for name in ("chosen", "rejected") if name in made]
         shared = len(os.path.commonprefix([made[name] for name in names]))
         return made | {{name: made[name]%s for name in names}}"""
-
 
 
 # fmt: off
@@ -323,7 +331,9 @@ FAULTS = {
 }
 # fmt: on
 
-ROUNDED = training("", '"logits": table[ids]', '"logits": table[ids].astype("bfloat16").astype("float32")')
+ROUNDED = training(
+    "", '"logits": table[ids]', '"logits": table[ids].astype("bfloat16").astype("float32")'
+)
 
 
 def read_anew(fault=None):
@@ -368,11 +378,17 @@ def test_fault_is_noticed_by_name(name):
     flag, module, *_ = FAULTS[name]
     assert {result.outcome for result in judged(name)} == {"passed", "failed"}
     wrong = [case for case in failed(name) if "training" in module or case.objective != "training"]
-    assert wrong and {*map(dialect, wrong)} == {dialect(case) for case in wrong if flag in case.flags}
+    assert wrong and {*map(dialect, wrong)} == {
+        dialect(case) for case in wrong if flag in case.flags
+    }
 
 
 def test_every_flag_has_a_fault():
-    assert {fault.flag for fault in FAULTS.values()} == set(FLAGS) == {flag for case in ALL for flag in case.flags}
+    assert (
+        {fault.flag for fault in FAULTS.values()}
+        == set(FLAGS)
+        == {flag for case in ALL for flag in case.flags}
+    )
 
 
 def test_every_case_notices_what_its_flags_name():
@@ -395,9 +411,13 @@ class Narrow:
             vars(getattr(package, module))["np"] = Numpy32()
 
     def evaluate(self, objective, dialect, params, inputs):
-        made = self.reference.evaluate(objective, dialect, params, {n: narrowed(n, v) for n, v in inputs.items()})
+        made = self.reference.evaluate(
+            objective, dialect, params, {n: narrowed(n, v) for n, v in inputs.items()}
+        )
         assert all(made[name].dtype == np.float32 for name in made.keys() & RESULTS)
-        return made | {"grads": {name: grad.astype(self.dtype) for name, grad in made.get("grads", {}).items()}}
+        return made | {
+            "grads": {name: grad.astype(self.dtype) for name, grad in made.get("grads", {}).items()}
+        }
 
 
 RESULTS = {"loss", "per_example", "logps", "chosen_logps", "rejected_logps", "losses", "parameters"}
@@ -405,14 +425,18 @@ RESULTS = {"loss", "per_example", "logps", "chosen_logps", "rejected_logps", "lo
 
 def narrowed(name, value):
     """All numbers but those that index or compare."""
-    whole = name.endswith("ids") or name in ("batches", "segments") or not isinstance(value, np.ndarray)
+    whole = (
+        name.endswith("ids") or name in ("batches", "segments") or not isinstance(value, np.ndarray)
+    )
     return value if whole else value.astype(np.float32)
 
 
 class Numpy32:
     """NumPy that makes arrays of float32."""
 
-    eye, zeros, full = (staticmethod(partial(make, dtype=np.float32)) for make in (np.eye, np.zeros, np.full))
+    eye, zeros, full = (
+        staticmethod(partial(make, dtype=np.float32)) for make in (np.eye, np.zeros, np.full)
+    )
 
     def __getattr__(self, name):
         return getattr(np, name)

@@ -30,7 +30,9 @@ from reference.conformance.report import load_adapter, run, table
 ROOT = VECTORS.parents[2]
 CLIENT = shlex.join(["node", str(VECTORS.parent / "client.js")])
 ALL = load_cases()
-VALUE, REJECT = (next(c for c in load_cases("dpo", "plain") if c.result == r) for r in ("value", "reject"))
+VALUE, REJECT = (
+    next(c for c in load_cases("dpo", "plain") if c.result == r) for r in ("value", "reject")
+)
 UNSPECIFIED = next(case for case in ALL if case.result == "unspecified")
 BATCH = next(case for case in load_cases("dpo", "plain") if case.id.endswith("/batch"))
 
@@ -65,7 +67,9 @@ def changed(**outputs):
 
 
 def without(*names):
-    return client(lambda *question: {name: v for name, v in right(*question).items() if name not in names})
+    return client(
+        lambda *question: {name: v for name, v in right(*question).items() if name not in names}
+    )
 
 
 def swapped(**dialects):
@@ -81,16 +85,26 @@ def test_the_reference_passes_at_every_precision(dtype):
     assert {judge(client(right, dtype), case).outcome for case in ALL} == {"passed"}
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), TypeError("no"), KeyError("no"), AssertionError("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), TypeError("no"), KeyError("no"), AssertionError("no")]
+)
 def test_an_error_where_a_value_is_due_or_refused(error):
     assert judge(raising(error), VALUE).outcome == "errored"
-    assert judge(raising(error), REJECT).outcome == judge(raising(error), UNSPECIFIED).outcome == "passed"
+    assert (
+        judge(raising(error), REJECT).outcome
+        == judge(raising(error), UNSPECIFIED).outcome
+        == "passed"
+    )
     assert type(error).__name__ in judge(raising(error), VALUE).detail
 
 
-@pytest.mark.parametrize("error", [NotImplementedError(), AttributeError(), NameError(), ImportError(), SystemExit(0)])
+@pytest.mark.parametrize(
+    "error", [NotImplementedError(), AttributeError(), NameError(), ImportError(), SystemExit(0)]
+)
 def test_a_broken_implementation_refuses_nothing(error):
-    assert judge(raising(error), VALUE).outcome == judge(raising(error), REJECT).outcome == "errored"
+    assert (
+        judge(raising(error), VALUE).outcome == judge(raising(error), REJECT).outcome == "errored"
+    )
     assert judge(raising(error), UNSPECIFIED).outcome == "passed"
 
 
@@ -109,13 +123,20 @@ def test_support_that_raises_is_an_error_of_the_implementation():
         raise ValueError("no idea")
 
     for case in (VALUE, REJECT):
-        assert judge(client(right, supports=supports), case)[1:3] == ("errored", "ValueError: no idea")
+        assert judge(client(right, supports=supports), case)[1:3] == (
+            "errored",
+            "ValueError: no idea",
+        )
 
 
 @pytest.mark.parametrize("answer", [None, 0.5, [0.5], "loss", np.zeros(3)])
 def test_an_answer_that_is_no_dict_fails(answer):
     result = judge(answering(answer), VALUE)
-    assert result.outcome == "failed" and type(answer).__name__ in result.detail and "dict" in result.detail
+    assert (
+        result.outcome == "failed"
+        and type(answer).__name__ in result.detail
+        and "dict" in result.detail
+    )
     assert followed(answering(answer), [VALUE]) == []
 
 
@@ -125,11 +146,15 @@ def test_a_missing_loss_fails(change):
     assert judge(without("loss"), VALUE)[1:3] == ("failed", "loss is missing")
 
 
-@pytest.mark.parametrize("adapter", [without("grads"), changed(grads=lambda g: None),
-                                     changed(grads=lambda g: dict.fromkeys(g))])
+@pytest.mark.parametrize(
+    "adapter",
+    [without("grads"), changed(grads=lambda g: None), changed(grads=lambda g: dict.fromkeys(g))],
+)
 def test_missing_gradients_are_told(adapter):
     result = judge(adapter, VALUE)
-    assert result.outcome == "passed" and set(result.unchecked) == {f"grads.{n}" for n in VALUE.expected["grads"]}
+    assert result.outcome == "passed" and set(result.unchecked) == {
+        f"grads.{n}" for n in VALUE.expected["grads"]
+    }
     told = table(run(adapter, [VALUE]))
     assert "not reported, so not checked: 1 x grads.policy_chosen_logps" in told
 
@@ -139,13 +164,19 @@ def test_nothing_is_unchecked_where_all_is_reported():
     assert "not checked" not in table(run(Reference(), [VALUE]))
 
 
-@pytest.mark.parametrize("change", [float, np.float32, np.float64, np.asarray, partial(np.asarray, dtype=np.float32)])
+@pytest.mark.parametrize(
+    "change", [float, np.float32, np.float64, np.asarray, partial(np.asarray, dtype=np.float32)]
+)
 def test_numbers_of_any_kind_are_accepted(change):
-    adapter = changed(loss=change, per_example=list, metrics=lambda m: {n: change(v) for n, v in m.items()})
+    adapter = changed(
+        loss=change, per_example=list, metrics=lambda m: {n: change(v) for n, v in m.items()}
+    )
     assert judge(adapter, BATCH, "float32").outcome == "passed"
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.ndarray.tolist, partial(np.asarray, dtype=object)])
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.ndarray.tolist, partial(np.asarray, dtype=object)]
+)
 def test_arrays_of_any_kind_are_accepted(kind):
     adapter = changed(per_example=kind, grads=lambda g: {n: kind(v) for n, v in g.items()})
     assert judge(adapter, BATCH).outcome == "passed"
@@ -171,7 +202,11 @@ def test_arrays_of_any_kind_are_accepted(kind):
 )
 def test_wrong_arrays_fail_and_are_described(change, said):
     result = judge(changed(per_example=change), BATCH)
-    assert result.outcome == "failed" and result.detail.startswith("per_example") and said in result.detail
+    assert (
+        result.outcome == "failed"
+        and result.detail.startswith("per_example")
+        and said in result.detail
+    )
     assert ";" not in result.detail
 
 
@@ -180,7 +215,10 @@ def test_a_loss_of_one_element_is_no_loss():
 
 
 def test_names_that_are_no_text_are_ignored():
-    assert judge(client(lambda *question: {**right(*question), 3: 4.0, None: {}}), BATCH).outcome == "passed"
+    assert (
+        judge(client(lambda *question: {**right(*question), 3: 4.0, None: {}}), BATCH).outcome
+        == "passed"
+    )
 
 
 def test_infinity_is_expected_exactly():
@@ -196,7 +234,9 @@ def test_infinity_is_expected_exactly():
 def test_tolerance_is_relative_to_the_largest_of_the_array(dtype, kind):
     allowed, expected = VALUE.tolerance[dtype][kind], np.array([100.0, 0.0])
     slack = 100 * allowed.rtol + allowed.atol
-    case = VALUE._replace(expected={"grads": {"x": expected}} if kind == "grads" else {"loss": expected})
+    case = VALUE._replace(
+        expected={"grads": {"x": expected}} if kind == "grads" else {"loss": expected}
+    )
     for error, outcome in ((0.9, "passed"), (-0.9, "passed"), (1.1, "failed"), (-1.1, "failed")):
         found = expected + np.array([0.0, error * slack])
         answer = {"grads": {"x": found}} if kind == "grads" else {"loss": found}
@@ -205,7 +245,9 @@ def test_tolerance_is_relative_to_the_largest_of_the_array(dtype, kind):
 
 def test_precision_is_what_the_adapter_says_unless_it_is_told():
     near = changed(loss=lambda x: x * (1 + 1e-7))
-    assert judge(near, BATCH).outcome == "failed" and judge(near, BATCH, "float32").outcome == "passed"
+    assert (
+        judge(near, BATCH).outcome == "failed" and judge(near, BATCH, "float32").outcome == "passed"
+    )
     del near.dtype
     assert dtype_of(near) == "float32" and judge(near, BATCH).outcome == "passed"
     assert judge(near, BATCH, "float64").outcome == "failed"
@@ -217,17 +259,24 @@ def test_an_unknown_precision_is_named():
 
 
 def test_zero_tolerance_is_equality():
-    case = VALUE._replace(tolerance={"float64": {"values": Tolerance(0.0, 0.0)}}, expected={"loss": 0.1})
+    case = VALUE._replace(
+        tolerance={"float64": {"values": Tolerance(0.0, 0.0)}}, expected={"loss": 0.1}
+    )
     assert judge(answering({"loss": 0.1}), case).outcome == "passed"
     assert judge(answering({"loss": np.nextafter(0.1, 1)}), case).outcome == "failed"
 
 
-@pytest.mark.parametrize("ids", [(7, 8), [np.int64(7), 8], np.array([7, 8]), [np.array(7), np.array(8)]])
+@pytest.mark.parametrize(
+    "ids", [(7, 8), [np.int64(7), 8], np.array([7, 8]), [np.array(7), np.array(8)]]
+)
 def test_ids_may_be_of_any_kind(ids):
     case = VALUE._replace(expected={"ids": [7, 8], "text": "a"})
     assert judge(answering({"ids": ids, "text": "a"}), case).outcome == "passed"
     assert judge(answering({"ids": ids, "text": "b"}), case).detail == "text: 'b', not 'a'"
-    assert judge(answering({"ids": [*ids, 9], "text": "a"}), case).detail == "ids: [7, 8, 9], not [7, 8]"
+    assert (
+        judge(answering({"ids": [*ids, 9], "text": "a"}), case).detail
+        == "ids: [7, 8, 9], not [7, 8]"
+    )
 
 
 def test_an_implementation_cannot_disturb_the_next_question():
@@ -267,7 +316,10 @@ CONFUSED = [
 def test_a_dialect_that_follows_another_is_named(claimed, other):
     """The second, though it was asked for the first."""
     objective, dialect = claimed.split("/")
-    found = run(swapped(**{dialect.replace("-", "_"): DIALECTS[objective, other.split("/")[1]]}), load_cases(objective))
+    found = run(
+        swapped(**{dialect.replace("-", "_"): DIALECTS[objective, other.split("/")[1]]}),
+        load_cases(objective),
+    )
     assert set(found.follows) == {claimed} and other in found.follows[claimed]
     assert f"\n{claimed} in fact follows {' or '.join(found.follows[claimed])}\n" in table(found)
     assert claimed not in found.follows[claimed]
@@ -297,11 +349,15 @@ def test_metrics_do_not_hide_what_is_followed():
     def evaluate(objective, dialect, params, inputs):
         return DIALECTS["dpo", "plain"](params, inputs) | {"metrics": {"rewards/chosen": 7.0}}
 
-    assert run(client(evaluate), load_cases("dpo", "conservative")).follows == {"dpo/conservative": ["dpo/plain"]}
+    assert run(client(evaluate), load_cases("dpo", "conservative")).follows == {
+        "dpo/conservative": ["dpo/plain"]
+    }
 
 
 def test_wrong_metrics_alone_follow_nothing():
-    wrong = changed(metrics=lambda metrics: {name: value + 1 for name, value in (metrics or {}).items()})
+    wrong = changed(
+        metrics=lambda metrics: {name: value + 1 for name, value in (metrics or {}).items()}
+    )
     report = run(wrong, load_cases("dpo", "plain"))
     assert report.unexpected and report.follows == {}
 
@@ -314,7 +370,10 @@ def test_cases_may_come_in_any_order():
         return answer | ({"loss": 7.0} if inputs["ref_chosen_logps"].size == 1 else {})
 
     cases = load_cases("ipo", "paper") + load_cases("ipo", "token-mean")
-    mixed = run(swapped(paper=paper, token_mean=DIALECTS["ipo", "sum"]), cases[::2] + cases[1::2] + [cases[3]])
+    mixed = run(
+        swapped(paper=paper, token_mean=DIALECTS["ipo", "sum"]),
+        cases[::2] + cases[1::2] + [cases[3]],
+    )
     assert mixed.follows == {"ipo/token-mean": ["ipo/sum"]}
 
 
@@ -336,7 +395,9 @@ def kit(capsys, monkeypatch):
 
 def command(*arguments, **options):
     call = [sys.executable, "-W", "error", "-m", "reference.conformance", *arguments]
-    return subprocess.run(call, capture_output=True, text=True, timeout=60, **{"cwd": ROOT} | options)
+    return subprocess.run(
+        call, capture_output=True, text=True, timeout=60, **{"cwd": ROOT} | options
+    )
 
 
 def test_nothing_tested_is_no_success(kit):
@@ -354,13 +415,17 @@ def test_the_table_counts_outcomes_of_every_objective_dialect_and_flag(kit):
     def evaluate(objective, dialect, params, inputs):
         if dialect == "robust":
             raise RuntimeError("out of order")
-        return right(objective, dialect, params, inputs) | ({"loss": 0.0} if dialect == "conservative" else {})
+        return right(objective, dialect, params, inputs) | (
+            {"loss": 0.0} if dialect == "conservative" else {}
+        )
 
     code, out, _ = kit(client(evaluate, supports=lambda o, d: o == "dpo" or d == "sum"))
     rows = {tuple(line.split()[:2]): line.split()[2:] for line in out.split("\n\n")[0].splitlines()}
     assert code == 1 and rows.pop(("objective/dialect", "flag")) == list(report.OUTCOMES)
     cases = [c for c in ALL if c.objective == "dpo" or c.dialect == "sum"]
-    assert set(rows) == {(f"{c.objective}/{c.dialect}", f) for c in cases for f in c.flags or ("-",)}
+    assert set(rows) == {
+        (f"{c.objective}/{c.dialect}", f) for c in cases for f in c.flags or ("-",)
+    }
     swaps = sum("swapped-reference" in c.flags for c in load_cases("dpo", "plain"))
     assert rows["dpo/plain", "swapped-reference"] == [str(swaps), ".", ".", "."]
     wrong = str(sum("per-example" in c.flags for c in load_cases("dpo", "conservative")))
@@ -385,29 +450,47 @@ def test_only_these_cases(kit, only):
     assert len(found["results"]) == len([c for c in ALL if c.id.startswith(only + "/")])
 
 
-@pytest.mark.parametrize("only", ["dop", "dpo/plian", "dpo/", "/", "/etc", "../dpo", "**/..", "dpo/plain/batch"])
+@pytest.mark.parametrize(
+    "only", ["dop", "dpo/plian", "dpo/", "/", "/etc", "../dpo", "**/..", "dpo/plain/batch"]
+)
 def test_an_unknown_selection(kit, only):
     code, out, err = kit(Reference(), "--only", only)
     assert code == 2 and not out and len(err.splitlines()) == 1 and only in err
 
 
 def test_json(kit):
-    adapter = client(lambda o, d, p, i: {"loss": DIALECTS[o, "sum"](p, i)["loss"]}, supports=lambda o, d: d != "sum")
+    adapter = client(
+        lambda o, d, p, i: {"loss": DIALECTS[o, "sum"](p, i)["loss"]},
+        supports=lambda o, d: d != "sum",
+    )
     code, out, _ = kit(adapter, "--only", "ipo", "--json")
     found = json.loads(out)
     assert code == 1 and len(out.splitlines()) == 1
     assert set(found) == {"results", "follows", "totals", "unexpected", "mended"}
-    fields = {"id", "objective", "dialect", "flags", "outcome", "expected_failure", "detail", "unchecked"}
+    fields = {
+        "id",
+        "objective",
+        "dialect",
+        "flags",
+        "outcome",
+        "expected_failure",
+        "detail",
+        "unchecked",
+    }
     assert all(set(result) == fields for result in found["results"])
     by_id = {result["id"]: result for result in found["results"]}
     assert list(by_id) == [case.id for case in load_cases("ipo")]
     batch = by_id["ipo/paper/batch"]
-    assert batch["outcome"] == "failed" and "loss: " in batch["detail"] and "target" in batch["flags"]
+    assert (
+        batch["outcome"] == "failed" and "loss: " in batch["detail"] and "target" in batch["flags"]
+    )
     assert "per_example" in batch["unchecked"] and "grads.policy_chosen_logps" in batch["unchecked"]
     assert by_id["ipo/sum/batch"]["outcome"] == "skipped"
     assert found["follows"] == {"ipo/paper": ["ipo/sum"], "ipo/token-mean": ["ipo/sum"]}
     assert found["unexpected"] == [r["id"] for r in found["results"] if r["outcome"] == "failed"]
-    assert set(found["totals"]) == set(report.OUTCOMES) and sum(found["totals"].values()) == len(by_id)
+    assert set(found["totals"]) == set(report.OUTCOMES) and sum(found["totals"].values()) == len(
+        by_id
+    )
 
 
 def test_what_an_implementation_prints_is_no_part_of_the_report(kit):
@@ -423,12 +506,21 @@ def test_expected_failures(kit, tmp_path):
     adapter = changed(loss=lambda x: x + 1)
     failing = json.loads(kit(adapter, "--only", "dpo/plain", "--json")[1])["unexpected"]
     expected = tmp_path / "xfail"
-    expected.write_text("# known\n\n" + "\n".join(f"  {name}  # because" for name in failing) + "\n")
+    expected.write_text(
+        "# known\n\n" + "\n".join(f"  {name}  # because" for name in failing) + "\n"
+    )
     code, out, _ = kit(adapter, "--only", "dpo/plain", "--xfail", str(expected))
-    assert code == 0 and "FAILED" not in out and "MENDED" not in out and f"({len(failing)} as expected)" in out
+    assert (
+        code == 0
+        and "FAILED" not in out
+        and "MENDED" not in out
+        and f"({len(failing)} as expected)" in out
+    )
     code, out, _ = kit(Reference(), "--only", "dpo/plain", "--xfail", str(expected))
     assert code == 0 and f"MENDED {failing[0]}: an expected failure that passed" in out
-    found = json.loads(kit(Reference(), "--only", "dpo/plain", "--xfail", str(expected), "--json")[1])
+    found = json.loads(
+        kit(Reference(), "--only", "dpo/plain", "--xfail", str(expected), "--json")[1]
+    )
     assert found["mended"] == failing and found["unexpected"] == []
     expected.write_text("\n".join(failing[1:]))
     code, out, _ = kit(adapter, "--only", "dpo/plain", "--xfail", str(expected))
@@ -444,7 +536,12 @@ def test_an_unknown_expected_failure_is_named_with_its_line(kit, tmp_path):
     path = tmp_path / "xfail"
     path.write_text("# one\ndpo/plain/batch\ndpo/plain/bach # typo\n")
     code, out, err = kit(Reference(), "--xfail", str(path))
-    assert code == 2 and not out and f"{path}:3: no case 'dpo/plain/bach'" in err and len(err.splitlines()) == 1
+    assert (
+        code == 2
+        and not out
+        and f"{path}:3: no case 'dpo/plain/bach'" in err
+        and len(err.splitlines()) == 1
+    )
 
 
 def test_a_missing_file_of_expected_failures(kit, tmp_path):
@@ -461,9 +558,13 @@ def test_an_unusable_adapter(tmp_path, monkeypatch, capsys, path):
     (tmp_path / "exits.py").write_text("raise SystemExit(0)")
     (tmp_path / "raises.py").write_text("raise RuntimeError('no\\ndevice')")
     (tmp_path / "typo.py").write_text("def")
-    (tmp_path / "half.py").write_text("class adapter:\n    supports = staticmethod(lambda o, d: True)")
-    (tmp_path / "narrow.py").write_text("from reference.conformance.dialects import Reference\n"
-                                        "adapter = Reference()\nadapter.dtype = 'float16'")
+    (tmp_path / "half.py").write_text(
+        "class adapter:\n    supports = staticmethod(lambda o, d: True)"
+    )
+    (tmp_path / "narrow.py").write_text(
+        "from reference.conformance.dialects import Reference\n"
+        "adapter = Reference()\nadapter.dtype = 'float16'"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert main.main(["--adapter", path]) == 2
     out, err = capsys.readouterr()
@@ -475,11 +576,16 @@ def test_an_adapter_lacks_what_is_named():
         load_adapter("json:dumps")
 
 
-@pytest.mark.parametrize("arguments", ["", "--adapter a:b --command c", "--adapter a:b --dtype int8", "--json"])
+@pytest.mark.parametrize(
+    "arguments", ["", "--adapter a:b --command c", "--adapter a:b --dtype int8", "--json"]
+)
 def test_wrong_arguments(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
         main.main(arguments.split())
-    assert exit_.value.code == 2 and "usage: python -m reference.conformance" in capsys.readouterr().err
+    assert (
+        exit_.value.code == 2
+        and "usage: python -m reference.conformance" in capsys.readouterr().err
+    )
 
 
 def test_help(capsys):
@@ -519,7 +625,9 @@ def test_a_reader_may_stop_early(arguments):
     call = f"{{ {call} --only dpo {arguments}; echo status $? >&2; }} | true"
     for unbuffered in ("", "1"):
         options = {"cwd": ROOT, "env": os.environ | {"PYTHONUNBUFFERED": unbuffered}}
-        done = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=60, **options)
+        done = subprocess.run(
+            ["bash", "-c", call], capture_output=True, text=True, timeout=60, **options
+        )
         assert done.stderr == "status 0\n"
 
 
@@ -547,15 +655,33 @@ def test_hex_is_exact(value):
     back = from_hex(json.loads(json.dumps(to_hex({"x": value}), allow_nan=False)))["x"]
     kept = np.asarray(value, float if isinstance(value, np.float32) else None)
     assert np.shape(back) == kept.shape and np.asarray(back).dtype == kept.dtype
-    assert np.array_equal(back, kept, equal_nan=True) and np.array_equal(np.signbit(back), np.signbit(kept))
+    assert np.array_equal(back, kept, equal_nan=True) and np.array_equal(
+        np.signbit(back), np.signbit(kept)
+    )
 
 
 def test_json_lines_keep_every_digit():
-    value = {"a": np.array([0.1, 1 / 3, -0.0]), "b": np.array([[1, 2]]), "c": -np.inf, "d": "text", "e": [np.ones(1)]}
+    value = {
+        "a": np.array([0.1, 1 / 3, -0.0]),
+        "b": np.array([[1, 2]]),
+        "c": -np.inf,
+        "d": "text",
+        "e": [np.ones(1)],
+    }
     sent = json.loads(json.dumps(to_json(value), allow_nan=False))
-    assert sent == {"a": [0.1, 1 / 3, -0.0], "b": [[1, 2]], "c": "-Infinity", "d": "text", "e": [[1.0]]}
+    assert sent == {
+        "a": [0.1, 1 / 3, -0.0],
+        "b": [[1, 2]],
+        "c": "-Infinity",
+        "d": "text",
+        "e": [[1.0]],
+    }
     back = from_json({"x": ["NaN", "Infinity", 1, {"y": "-Infinity"}], "z": "nan"})
-    assert np.isnan(back["x"][0]) and back["x"][1:] == [np.inf, 1, {"y": -np.inf}] and back["z"] == "nan"
+    assert (
+        np.isnan(back["x"][0])
+        and back["x"][1:] == [np.inf, 1, {"y": -np.inf}]
+        and back["z"] == "nan"
+    )
 
 
 # --- programs
@@ -586,14 +712,20 @@ RIGHT = """
 BROKEN = {
     "dies": ("    sys.exit(3)", "ended with status 3"),
     "dies-in-the-middle": ("    if id > 6: os._exit(4)\n" + RIGHT, "ended with status 4"),
-    "half-a-line": ("    sys.stdout.write('{\"id\": 2, \"res'); sys.stdout.flush(); os._exit(5)", "not in JSON"),
+    "half-a-line": (
+        '    sys.stdout.write(\'{"id": 2, "res\'); sys.stdout.flush(); os._exit(5)',
+        "not in JSON",
+    ),
     "garbage": ("    say('Loading weights ...')", "not in JSON: 'Loading weights"),
     "binary": ("    sys.stdout.buffer.write(b'\\xff\\xfe\\n'); sys.stdout.flush()", "not in JSON"),
     "empty-line": ("    say('')", "not in JSON"),
     "no-object": ("    say('[1]')", "out of turn"),
     "wrong-id": ("    answer(id + 1, result={'loss': 0.5})", "out of turn"),
     "no-id": ("    say('{}')", "out of turn"),
-    "two-lines": ("    answer(id, result={'loss': 0.5}); answer(id, result={'loss': 0.5})", "out of turn"),
+    "two-lines": (
+        "    answer(id, result={'loss': 0.5}); answer(id, result={'loss': 0.5})",
+        "out of turn",
+    ),
     "hangs": ("    time.sleep(600)", "silent for 1 s"),
     "closes-its-output": ("    os.close(1); time.sleep(600)", "ended with status"),
 }
@@ -637,7 +769,11 @@ def impatient(monkeypatch):
 def test_the_javascript_client_passes():
     done = command("--command", CLIENT, "--only", "dpo/plain", "--json")
     found = json.loads(done.stdout)
-    assert done.returncode == 0 and not done.stderr and {r["outcome"] for r in found["results"]} == {"passed"}
+    assert (
+        done.returncode == 0
+        and not done.stderr
+        and {r["outcome"] for r in found["results"]} == {"passed"}
+    )
     assert not any(result["unchecked"] for result in found["results"])
     refused = next(result for result in found["results"] if result["id"] == REJECT.id)
     assert refused["detail"] == "Rejected: arrays of different lengths"
@@ -646,7 +782,11 @@ def test_the_javascript_client_passes():
 @pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
 def test_the_javascript_client_claims_no_more_than_it_does():
     done = command("--command", CLIENT, "--json")
-    supported = {r["id"].rpartition("/")[0] for r in json.loads(done.stdout)["results"] if r["outcome"] != "skipped"}
+    supported = {
+        r["id"].rpartition("/")[0]
+        for r in json.loads(done.stdout)["results"]
+        if r["outcome"] != "skipped"
+    }
     assert done.returncode == 0 and supported == {"dpo/plain"}
 
 
@@ -654,8 +794,12 @@ def test_the_javascript_client_claims_no_more_than_it_does():
 def test_the_javascript_client_on_extremes():
     adapter, one = CommandAdapter(CLIENT), np.ones(1)
     inputs = dict.fromkeys(VALUE.inputs, one)
-    far = adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs | {"policy_chosen_logps": one * -1e5})
-    lost = adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs | {"policy_chosen_logps": one * -np.inf})
+    far = adapter.evaluate(
+        "dpo", "plain", {"beta": 1.0}, inputs | {"policy_chosen_logps": one * -1e5}
+    )
+    lost = adapter.evaluate(
+        "dpo", "plain", {"beta": 1.0}, inputs | {"policy_chosen_logps": one * -np.inf}
+    )
     adapter.close()
     assert far["loss"] == 100001.0 and far["grads"]["policy_chosen_logps"] == [-1.0]
     assert lost["loss"] == np.inf and lost["metrics"]["rewards/chosen"] == -np.inf
@@ -663,7 +807,7 @@ def test_the_javascript_client_on_extremes():
 
 def test_the_javascript_client_is_short():
     lines = (VECTORS.parent / "client.js").read_text().splitlines()
-    assert len(lines) <= 30 and max(map(len, lines)) <= 120 and "require(\"" in "".join(lines)
+    assert len(lines) <= 30 and max(map(len, lines)) <= 120 and 'require("' in "".join(lines)
 
 
 def test_a_program_that_is_right_passes_and_ends(program, capsys):
@@ -691,7 +835,12 @@ def test_a_broken_program_is_an_error_and_does_not_stay(program, capsys, impatie
 def test_a_shells_child_does_not_stay(program, capsys, impatient):
     """It would hold the pipe open after the shell is gone."""
     inner = program(BROKEN["hangs"][0])
-    assert main.main(["--command", shlex.join(["bash", "-c", f"{inner}; true"]), "--only", "dpo/plain"]) == 1
+    assert (
+        main.main(
+            ["--command", shlex.join(["bash", "-c", f"{inner}; true"]), "--only", "dpo/plain"]
+        )
+        == 1
+    )
     assert "silent for 1 s" in capsys.readouterr().out and all_end(program.pids())
 
 
@@ -714,7 +863,10 @@ def test_a_program_that_does_not_read_is_not_waited_for(program):
 def test_a_program_that_ends_before_it_is_asked():
     adapter = CommandAdapter("true")
     assert adapter.process.wait(10) == 0
-    assert judge(adapter, VALUE)[1:3] == ("errored", "ConnectionError: the program ended with status 0")
+    assert judge(adapter, VALUE)[1:3] == (
+        "errored",
+        "ConnectionError: the program ended with status 0",
+    )
     assert adapter.process.stdin.closed and adapter.process.stdout.closed
 
 
@@ -741,23 +893,42 @@ def test_an_error_is_a_refusal(program, said):
     adapter.close()
 
 
-@pytest.mark.parametrize("answer", ["answer(id, result={'loss': 'Infinity'}, error=None)",
-                                    "say('{\"id\": %d, \"result\": {\"loss\": Infinity}}' % id)"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "answer(id, result={'loss': 'Infinity'}, error=None)",
+        'say(\'{"id": %d, "result": {"loss": Infinity}}\' % id)',
+    ],
+)
 def test_infinity_as_text_or_as_it_is(program, answer):
     adapter = CommandAdapter(program("    " + answer))
     assert adapter.evaluate("dpo", "plain", {}, {}) == {"loss": np.inf}
     assert judge(adapter, VALUE._replace(expected={"loss": np.inf})).outcome == "passed"
-    assert judge(adapter, VALUE._replace(expected={"loss": -np.inf})).detail == "loss: inf, not -inf"
+    assert (
+        judge(adapter, VALUE._replace(expected={"loss": -np.inf})).detail == "loss: inf, not -inf"
+    )
     adapter.close()
 
 
-@pytest.mark.parametrize("answer", ["answer(id)", "answer(id, result=None)", "answer(id, result=[0.5])",
-                                    "answer(id, result={'loss': 'NaN'})", "answer(id, result={'loss': '0x1p-1'})",
-                                    "answer(id, result={'loss': [[1], 2]})"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "answer(id)",
+        "answer(id, result=None)",
+        "answer(id, result=[0.5])",
+        "answer(id, result={'loss': 'NaN'})",
+        "answer(id, result={'loss': '0x1p-1'})",
+        "answer(id, result={'loss': [[1], 2]})",
+    ],
+)
 def test_a_wrong_answer_fails(program, answer):
     adapter = CommandAdapter(program("    " + answer))
     result = judge(adapter, VALUE)
-    assert result.outcome == "failed" and result.detail and judge(adapter, UNSPECIFIED).outcome == "passed"
+    assert (
+        result.outcome == "failed"
+        and result.detail
+        and judge(adapter, UNSPECIFIED).outcome == "passed"
+    )
     adapter.close()
 
 
@@ -790,7 +961,9 @@ good, bad = Adapter({}), Adapter({"paper": "sum"})
 IPO = len(load_cases("ipo"))
 PAPER = [case for case in load_cases("ipo", "paper") if case.result == "value"]
 WORKERS = ["-p no:xdist", "-n 2"] if find_spec("xdist") else [""]
-INSTALLED = any(found.value == "reference.conformance.plugin" for found in entry_points(group="pytest11"))
+INSTALLED = any(
+    found.value == "reference.conformance.plugin" for found in entry_points(group="pytest11")
+)
 
 
 @pytest.fixture
@@ -799,10 +972,21 @@ def plugged(tmp_path):
     (tmp_path / "clients.py").write_text(ADAPTERS)
 
     def call(*arguments):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        clean = {
+            name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")
+        }
         options = {"cwd": tmp_path, "env": clean | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}}
         plugin = [] if INSTALLED else ["-p", "reference.conformance.plugin"]
-        line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA", *plugin, *arguments]
+        line = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-rA",
+            *plugin,
+            *arguments,
+        ]
         done = subprocess.run(line, capture_output=True, text=True, timeout=60, **options)
         return done.returncode, done.stdout + done.stderr
 
@@ -819,29 +1003,49 @@ def test_the_plugin_passes_what_conforms(plugged, workers):
 @pytest.mark.parametrize("workers", WORKERS)
 def test_the_plugin_fails_what_does_not(plugged, workers):
     code, out = plugged("--preference-adapter", "clients:bad", *workers.split())
-    assert code == 1 and f"{len(PAPER)} failed, {IPO - len(PAPER)} passed, {len(ALL) - IPO} skipped in " in out
+    assert (
+        code == 1
+        and f"{len(PAPER)} failed, {IPO - len(PAPER)} passed, {len(ALL) - IPO} skipped in " in out
+    )
     batch = next(case for case in PAPER if case.id == "ipo/paper/batch")
     message = f"{', '.join(batch.flags)}: {batch.comment}\nloss: "
-    assert message in out and "Traceback" not in out and "def runtest" not in out and "NonConformance" not in out
+    assert (
+        message in out
+        and "Traceback" not in out
+        and "def runtest" not in out
+        and "NonConformance" not in out
+    )
 
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("adapter", ["clients:nobody", "nowhere:adapter", "clients"])
 def test_the_plugin_refuses_what_is_no_adapter(plugged, workers, adapter):
     code, out = plugged("--preference-adapter", adapter, *workers.split())
-    assert code == pytest.ExitCode.USAGE_ERROR and f"ERROR: {adapter}: " in out and "Traceback" not in out
+    assert (
+        code == pytest.ExitCode.USAGE_ERROR
+        and f"ERROR: {adapter}: " in out
+        and "Traceback" not in out
+    )
 
 
 def test_the_plugin_knows_expected_failures(plugged, tmp_path):
     names = [case.id for case in PAPER]
     (tmp_path / "xfail").write_text("\n".join(names[1:]))
     code, out = plugged("--preference-adapter", "clients:bad", "--preference-xfail", "xfail")
-    assert code == 1 and f"1 failed, {IPO - len(PAPER)} passed" in out and f"{len(PAPER) - 1} xfailed" in out
+    assert (
+        code == 1
+        and f"1 failed, {IPO - len(PAPER)} passed" in out
+        and f"{len(PAPER) - 1} xfailed" in out
+    )
     code, out = plugged("--preference-adapter", "clients:good", "--preference-xfail", "xfail")
-    assert code == 0 and f"{len(PAPER) - 1} xpassed" in out and f"XPASS conformance::{names[1]}" in out
+    assert (
+        code == 0 and f"{len(PAPER) - 1} xpassed" in out and f"XPASS conformance::{names[1]}" in out
+    )
     (tmp_path / "xfail").write_text("\nipo/paper/nothing\n")
     code, out = plugged("--preference-adapter", "clients:good", "--preference-xfail", "xfail")
-    assert code == pytest.ExitCode.USAGE_ERROR and "ERROR: xfail:2: no case 'ipo/paper/nothing'" in out
+    assert (
+        code == pytest.ExitCode.USAGE_ERROR and "ERROR: xfail:2: no case 'ipo/paper/nothing'" in out
+    )
     code, out = plugged("--preference-adapter", "clients:good", "--preference-xfail", "nowhere")
     assert code == pytest.ExitCode.USAGE_ERROR and "nowhere" in out
 
@@ -849,7 +1053,10 @@ def test_the_plugin_knows_expected_failures(plugged, tmp_path):
 def test_the_plugin_selects_and_counts_as_pytest_does(plugged, tmp_path):
     (tmp_path / "test_own.py").write_text("def test_own(): pass")
     code, out = plugged("--preference-adapter", "clients:good", "-k", "own or ipo/sum/batch")
-    assert code == 0 and f"collected {len(ALL) + 1} items / {len(ALL) - 1} deselected / 2 selected" in out
+    assert (
+        code == 0
+        and f"collected {len(ALL) + 1} items / {len(ALL) - 1} deselected / 2 selected" in out
+    )
     assert "PASSED test_own.py::test_own" in out and "PASSED conformance::ipo/sum/batch" in out
 
 
@@ -885,7 +1092,9 @@ def test_a_file_fits_the_schema(path):
     assert (file["objective"], file["dialect"]) == (path.parent.name, path.stem)
     assert {flag for case in file["cases"] for flag in case["flags"]} == set(file["flags"])
     assert all(case["id"].startswith(f"{path.parent.name}/{path.stem}/") for case in file["cases"])
-    assert ("grads" in file["tolerance"]["float64"]) >= any("grads" in case["expected"] for case in file["cases"])
+    assert ("grads" in file["tolerance"]["float64"]) >= any(
+        "grads" in case["expected"] for case in file["cases"]
+    )
 
 
 def test_ids_are_unique():

@@ -17,7 +17,12 @@ FILES = sorted(VECTORS.glob("*/*.json"))
 
 def names(case):
     """What a case has that a page must explain."""
-    return {*case["params"], *case["inputs"], *case["expected"], *case["expected"].get("metrics", {})}
+    return {
+        *case["params"],
+        *case["inputs"],
+        *case["expected"],
+        *case["expected"].get("metrics", {}),
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -47,19 +52,27 @@ def test_every_dialect_has_its_file_and_its_line():
     assert {(path.parent.name, path.stem) for path in FILES} == set(DIALECTS)
     lines = GUIDE[GUIDE.index("## Dialects") : GUIDE.index("## Cases")]
     for objective, dialect in DIALECTS:
-        assert f"`{objective}/{dialect}`" in lines or (objective == "training" and f"`{dialect}`" in lines)
+        assert f"`{objective}/{dialect}`" in lines or (
+            objective == "training" and f"`{dialect}`" in lines
+        )
 
 
 def test_guides_adapter_is_short_and_works(tmp_path):
     source = re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1]
     assert len(source.splitlines()) < 40
-    pytest.importorskip("torchtune", reason="the guide's adapter is of torchtune, in the extra peers")
+    pytest.importorskip(
+        "torchtune", reason="the guide's adapter is of torchtune, in the extra peers"
+    )
     path = Path(tmp_path / "torchtune_adapter.py")
     path.write_text(source)
     spec = importlib.util.spec_from_file_location("torchtune_adapter", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     report = run(module.adapter, load_cases("dpo"))
-    assert [r.case.id for r in report.results if r.outcome == "passed" and r.case.dialect != "robust"]
+    assert [
+        r.case.id for r in report.results if r.outcome == "passed" and r.case.dialect != "robust"
+    ]
     broadcast = {f"dpo/{dialect}/one-for-four" for dialect in ("plain", "conservative")}
-    assert {r.case.id for r in report.unexpected} == broadcast  # torchtune's own finding: PyTorch broadcasts
+    assert {
+        r.case.id for r in report.unexpected
+    } == broadcast  # torchtune's own finding: PyTorch broadcasts

@@ -25,8 +25,10 @@ def tokens(rng, name):
     lengths = [1 + int(4 * rng.random()) for _ in range(PAIRS)]
     rows = [[2 + int((VOCAB - 2) * rng.random()) for _ in range(1 + n)] + [1] for n in lengths]
     mask = [[0, 0] + [1] * n for n in lengths]
-    return {f"{name}_ids": np.array([row + [0] * (6 - len(row)) for row in rows]),
-            f"{name}_mask": np.array([row + [0] * (6 - len(row)) for row in mask])}
+    return {
+        f"{name}_ids": np.array([row + [0] * (6 - len(row)) for row in rows]),
+        f"{name}_mask": np.array([row + [0] * (6 - len(row)) for row in mask]),
+    }
 
 
 def inputs_of(seed, moved, num_reward_models=None, accumulate=1):
@@ -45,26 +47,42 @@ def inputs_of(seed, moved, num_reward_models=None, accumulate=1):
 
 def sequence_logps(table, ids, mask):
     log_z = [mp.log(mp.fsum(mp.exp(value) for value in row)) for row in table]
-    return [mp.fsum(table[a][b] - log_z[a] for a, b, m in zip(row, row[1:], marks[1:], strict=False) if m)
-            for row, marks in zip(ids, mask, strict=True)]
+    return [
+        mp.fsum(
+            table[a][b] - log_z[a] for a, b, m in zip(row, row[1:], marks[1:], strict=False) if m
+        )
+        for row, marks in zip(ids, mask, strict=True)
+    ]
 
 
 def preference(loss):
     def step_loss(params, inputs, rows, table):
         def logps(of, name):
-            return sequence_logps(of, [inputs[f"{name}_ids"][i] for i in rows],
-                                  [inputs[f"{name}_mask"][i] for i in rows])
+            return sequence_logps(
+                of,
+                [inputs[f"{name}_ids"][i] for i in rows],
+                [inputs[f"{name}_mask"][i] for i in rows],
+            )
 
-        pairs = {f"{who}_{name}_logps": logps(of, name) for who, of in (("policy", table), ("ref", inputs["ref_table"]))
-                 for name in ("chosen", "rejected")}
-        value = loss(params, pairs | {name: chosen(inputs[name], rows) for name in inputs if "score" in name})
+        pairs = {
+            f"{who}_{name}_logps": logps(of, name)
+            for who, of in (("policy", table), ("ref", inputs["ref_table"]))
+            for name in ("chosen", "rejected")
+        }
+        value = loss(
+            params, pairs | {name: chosen(inputs[name], rows) for name in inputs if "score" in name}
+        )
         return mean(value) if isinstance(value, list) else value
 
     return step_loss
 
 
 def chosen(values, rows):
-    return [chosen(row, rows) for row in values] if isinstance(values[0], list) else [values[i] for i in rows]
+    return (
+        [chosen(row, rows) for row in values]
+        if isinstance(values[0], list)
+        else [values[i] for i in rows]
+    )
 
 
 def sft(params, inputs, rows, table):
@@ -74,32 +92,58 @@ def sft(params, inputs, rows, table):
 
 def descend(loss, params, inputs):
     """Ten steps, every derivative a central difference."""
-    p, x = exact(params), {name: exact(v) if v.dtype == float else v.tolist() for name, v in inputs.items()}
+    p, x = (
+        exact(params),
+        {name: exact(v) if v.dtype == float else v.tolist() for name, v in inputs.items()},
+    )
     table, losses = x["table"], []
     for rows in inputs["batches"].reshape(STEPS, BATCH).tolist():
+
         def at(values, rows=rows):
             return loss(p, x, rows, values["table"])
 
         losses.append(at({"table": table}))
         grad = slopes(at, {"table": table}, "table")
-        table = [[w - p["learning_rate"] * g for w, g in zip(*row, strict=True)]
-                 for row in zip(table, grad, strict=True)]
+        table = [
+            [w - p["learning_rate"] * g for w, g in zip(*row, strict=True)]
+            for row in zip(table, grad, strict=True)
+        ]
     return {"losses": nearest(losses), "parameters": nearest(table)}
 
 
 def cases(loss, params, num_reward_models=None, flags="", splits=(1, 8), pairs=True):
     """`pairs`: the loss has a margin, over a reference."""
-    first, then = ("reference-moves sign", "reference-moves swapped-reference") if pairs else ("shift", "eos-lost")
-    asked = [("from-reference", f"{first} {flags}", "training starts at the reference", 1, False),
-             ("away-from-reference", f"{then} mask-dropped {flags}", "the policy starts elsewhere", 2, True)]
+    first, then = (
+        ("reference-moves sign", "reference-moves swapped-reference")
+        if pairs
+        else ("shift", "eos-lost")
+    )
+    asked = [
+        ("from-reference", f"{first} {flags}", "training starts at the reference", 1, False),
+        (
+            "away-from-reference",
+            f"{then} mask-dropped {flags}",
+            "the policy starts elsewhere",
+            2,
+            True,
+        ),
+    ]
     made = []
     for name, own, comment, seed, moved in asked:
         expected = descend(loss, params, inputs_of(seed, moved, num_reward_models))
         for accumulate in splits:
             inputs = inputs_of(seed, moved, num_reward_models, accumulate)
             also = " accumulation-scale batch-sum" if accumulate > 1 else ""
-            made.append(case(f"{name}-{accumulate}x{BATCH // accumulate}", own + also,
-                             f"{comment}; {accumulate} x {BATCH // accumulate} pairs a step", params, inputs, expected))
+            made.append(
+                case(
+                    f"{name}-{accumulate}x{BATCH // accumulate}",
+                    own + also,
+                    f"{comment}; {accumulate} x {BATCH // accumulate} pairs a step",
+                    params,
+                    inputs,
+                    expected,
+                )
+            )
     return made
 
 
@@ -113,15 +157,30 @@ def e_dpo_cases():
 
 RATE = {"beta": 0.5, "learning_rate": 0.5}
 D_RATE = {"beta": 0.5, "learning_rate": 0.125}
-EQUATION = "W <- W - learning_rate dL/dW, L = {} over all pairs of a step; logits after token v are W[v]"
+EQUATION = (
+    "W <- W - learning_rate dL/dW, L = {} over all pairs of a step; logits after token v are W[v]"
+)
 FILES = {
-    "dpo": lambda: (EQUATION.format("mean -log sigmoid(beta h)"), "Eq. 6",
-                    cases(preference(dpo), RATE, flags="beta-dropped")),
-    "d-dpo": lambda: (EQUATION.format("mean (rho - beta h)^2"), "Eq. 7",
-                      cases(preference(squares), D_RATE, 0, "beta-dropped reward-sign")),
-    "e-dpo": lambda: (EQUATION.format("min_k mean (rho_k - beta h)^2"), "Eq. 11, footnote 5", e_dpo_cases()),
-    "sft": lambda: (EQUATION.format("-sum log pi(token) / tokens"), "section 6.1",
-                    cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False)),
+    "dpo": lambda: (
+        EQUATION.format("mean -log sigmoid(beta h)"),
+        "Eq. 6",
+        cases(preference(dpo), RATE, flags="beta-dropped"),
+    ),
+    "d-dpo": lambda: (
+        EQUATION.format("mean (rho - beta h)^2"),
+        "Eq. 7",
+        cases(preference(squares), D_RATE, 0, "beta-dropped reward-sign"),
+    ),
+    "e-dpo": lambda: (
+        EQUATION.format("min_k mean (rho_k - beta h)^2"),
+        "Eq. 11, footnote 5",
+        e_dpo_cases(),
+    ),
+    "sft": lambda: (
+        EQUATION.format("-sum log pi(token) / tokens"),
+        "section 6.1",
+        cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False),
+    ),
 }
 
 

@@ -129,7 +129,9 @@ def slopes(function, inputs, name):
     def slope(path, values):
         if isinstance(values, list):
             return [slope([*path, i], value) for i, value in enumerate(values)]
-        ahead, behind = (function(inputs | {name: at(path, inputs[name], sign)}) for sign in (1, -1))
+        ahead, behind = (
+            function(inputs | {name: at(path, inputs[name], sign)}) for sign in (1, -1)
+        )
         return (ahead - behind) / (2 * STEP)
 
     return slope([], inputs[name])
@@ -137,7 +139,11 @@ def slopes(function, inputs, name):
 
 def rendered(file):
     """JSON with one array a line, so that a difference is seen where it is."""
-    head = json.dumps({name: value for name, value in file.items() if name != "cases"}, indent=1, ensure_ascii=False)
+    head = json.dumps(
+        {name: value for name, value in file.items() if name != "cases"},
+        indent=1,
+        ensure_ascii=False,
+    )
     cases = ",\n".join(_lines(to_hex(case), 2) for case in file["cases"])
     return f'{head[:-2]},\n "cases": [\n{cases}\n ]\n}}\n'
 
@@ -145,6 +151,9 @@ def rendered(file):
 def _lines(value, indent):
     if not isinstance(value, dict) or not value:
         return json.dumps(value, ensure_ascii=False)
-    items = [f'{" " * (indent + 1)}"{name}": {_lines(item, indent + 1).lstrip()}' for name, item in value.items()]
+    items = [
+        f'{" " * (indent + 1)}"{name}": {_lines(item, indent + 1).lstrip()}'
+        for name, item in value.items()
+    ]
     space = " " * indent
     return f"{space}{{\n" + ",\n".join(items) + f"\n{space}}}"

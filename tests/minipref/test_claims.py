@@ -19,7 +19,8 @@ from reference.__main__ import CLAIMS
 from reference.instances import draw
 
 OURS = {
-    f"reference.{each.__name__.split('.')[1]}": each for each in (bag_of_words, bandit, loglinear, objectives, tabular)
+    f"reference.{each.__name__.split('.')[1]}": each
+    for each in (bag_of_words, bandit, loglinear, objectives, tabular)
 }
 HOLD = list(dict.fromkeys(claim.function for claim in CLAIMS if claim.counterexample is None))
 BY_DIFFERENCES = [  # of 1e-4, which float32 loses; `test_settings` has their derivatives in float32
@@ -27,8 +28,14 @@ BY_DIFFERENCES = [  # of 1e-4, which float32 loses; `test_settings` has their de
     claims.ipo_and_pessimistic_dpo_agree,
     claims.pessimistic_dpo_on_arms,
 ]
-ONE_POLICY = {"problem", "all_pairs"}  # of `tabular`; the rest of it, and the objectives, are of one example
-ROUNDING = {"float32": 3e-5, "float64": 0.0}  # relative to 1 + the size of the values: 500 roundings
+ONE_POLICY = {
+    "problem",
+    "all_pairs",
+}  # of `tabular`; the rest of it, and the objectives, are of one example
+ROUNDING = {
+    "float32": 3e-5,
+    "float64": 0.0,
+}  # relative to 1 + the size of the values: 500 roundings
 is_static = lambda leaf: isinstance(leaf, (int, methods.Method))  # noqa: E731
 
 
@@ -46,9 +53,13 @@ def widen(leaf):
 def over_examples(function):
     """`function` over any leading axes of its arguments, which jaxtyping's annotations name the others of."""
     signature = inspect.signature(function)
-    annotations = [*(each.annotation for each in signature.parameters.values()), signature.return_annotation]
+    annotations = [
+        *(each.annotation for each in signature.parameters.values()),
+        signature.return_annotation,
+    ]
     axes = [
-        "(" + getattr(each, "dim_str", "").replace("*batch", "").strip().replace(" ", ",") + ")" for each in annotations
+        "(" + getattr(each, "dim_str", "").replace("*batch", "").strip().replace(" ", ",") + ")"
+        for each in annotations
     ]
     return jnp.vectorize(function, signature=f"{','.join(axes[:-1])}->{axes[-1]}")
 
@@ -65,7 +76,9 @@ def substitute(function, dtype):
 
     def call(*args):
         args = jax.tree.map(
-            partial(narrow, dtype), [np.array(a) if isinstance(a, list) else a for a in args], is_leaf=is_static
+            partial(narrow, dtype),
+            [np.array(a) if isinstance(a, list) else a for a in args],
+            is_leaf=is_static,
         )
         static = tuple(i for i, arg in enumerate(args) if is_static(arg))
         return jax.tree.map(widen, jax.jit(found, static_argnums=static)(*args))
@@ -78,7 +91,9 @@ def swapped(value, dtype):
     if isinstance(value, FunctionType):
         return substitute(value, dtype)
     if isinstance(value, ModuleType) and value.__name__ in OURS:
-        return SimpleNamespace(**{name: swapped(each, dtype) for name, each in vars(value).items() if callable(each)})
+        return SimpleNamespace(
+            **{name: swapped(each, dtype) for name, each in vars(value).items() if callable(each)}
+        )
     return value
 
 

@@ -184,8 +184,9 @@ def test_rewards_count_through_their_differences_alone(method):
     """A reward model may add anything to both responses of a prompt (section 3.1)."""
     args, options = arguments(method)
     shifted = options["rewards"] + jnp.asarray([[[8.0], [-16.0]]])
-    values = mp.preference_loss(*args, **options), mp.preference_loss(
-        *args, **options | {"rewards": shifted}
+    values = (
+        mp.preference_loss(*args, **options),
+        mp.preference_loss(*args, **options | {"rewards": shifted}),
     )
     jax.tree.map(np.testing.assert_array_equal, *values)
 
@@ -231,10 +232,18 @@ PAIR, SAMPLED = jnp.zeros((4, 2)), jnp.zeros((4, 3))
 REFUSED = {
     "an unknown method": (("kto", PAIR, PAIR), {}, r"method 'kto': pass one of dpo, ipo"),
     "one response": (("dpo", PAIR[:, :1], PAIR[:, :1]), {}, r"policy_logps has shape \(4, 1\)"),
-    "a vector": (("dpo", PAIR[0], PAIR[0]), {}, r"policy_logps has shape \(2,\): pass \[B, 2 \+ S\]"),
+    "a vector": (
+        ("dpo", PAIR[0], PAIR[0]),
+        {},
+        r"policy_logps has shape \(2,\): pass \[B, 2 \+ S\]",
+    ),
     "another reference": (("dpo", PAIR, SAMPLED), {}, r"ref_logps has shape \(4, 3\).*\(4, 2\)"),
     "no rewards": (("mean", PAIR, PAIR), {}, r"mean distils rewards: pass rewards=\[K, B, 2\]"),
-    "rewards for dpo": (("dpo", PAIR, PAIR), {"rewards": jnp.zeros((1, 4, 2))}, r"rewards: dpo reads"),
+    "rewards for dpo": (
+        ("dpo", PAIR, PAIR),
+        {"rewards": jnp.zeros((1, 4, 2))},
+        r"rewards: dpo reads",
+    ),
     "two models for one": (
         ("d-dpo", PAIR, PAIR),
         {"rewards": jnp.zeros((2, 4, 2))},
@@ -245,11 +254,19 @@ REFUSED = {
         {"rewards": jnp.zeros((4, 2, 3))},
         r"rewards has shape \(4, 2, 3\): pass \[K, B, 2\].*B = 4",
     ),
-    "no axis of models": (("d-dpo", PAIR, PAIR), {"rewards": jnp.zeros((4, 2))}, r"rewards has shape"),
+    "no axis of models": (
+        ("d-dpo", PAIR, PAIR),
+        {"rewards": jnp.zeros((4, 2))},
+        r"rewards has shape",
+    ),
     "no models": (("mean", PAIR, PAIR), {"rewards": jnp.zeros((0, 4, 2))}, r"rewards has shape"),
     "gamma for ipo": (("ipo", PAIR, PAIR), {"gamma": 0.1}, r"gamma: ipo has no KL term"),
     "no samples": (("p-dpo", PAIR, PAIR), {}, r"p-dpo has a KL term: pass .* S >= 1 samples"),
-    "three gammas": (("p-dpo", SAMPLED, SAMPLED), {"gamma": [0.1, 0.2, 0.3]}, r"gamma has shape \(3,\)"),
+    "three gammas": (
+        ("p-dpo", SAMPLED, SAMPLED),
+        {"gamma": [0.1, 0.2, 0.3]},
+        r"gamma has shape \(3,\)",
+    ),
     "a negative gamma": (("p-dpo", SAMPLED, SAMPLED), {"gamma": -0.1}, r"gamma = .*at least 0"),
     "beta of 0": (("dpo", PAIR, PAIR), {"beta": 0.0}, r"beta = 0.0: pass a number above 0"),
     "progress of 2": (("dpo", PAIR, PAIR), {"progress": 2.0}, r"progress = 2.0: .* within 0 and 1"),

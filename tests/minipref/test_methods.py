@@ -37,7 +37,11 @@ def test_the_layers_have_the_same_table():
         own, other = method._asdict(), ref.METHODS[name]._asdict()
         for field in ("label", "rewards", "gamma", "beta"):
             assert own[field] == other[field]
-        assert (method.weights is None) == (ref.METHODS[name].weights is None) == (method.rewards == "none")
+        assert (
+            (method.weights is None)
+            == (ref.METHODS[name].weights is None)
+            == (method.rewards == "none")
+        )
 
 
 def test_who_is_pessimistic():
@@ -53,9 +57,9 @@ def test_losses_by_hand(name, progress):
     gamma = 1e-4 + progress * 0.0099 if name in PESSIMISTIC else 0.0
     margins, rewards, kls = batch(name)
     expected = PAIR[name] + 3 * gamma
-    assert ref.method_loss(ref.METHODS[name], margins, rewards, kls, BETA, progress) == pytest.approx(
-        expected
-    )
+    assert ref.method_loss(
+        ref.METHODS[name], margins, rewards, kls, BETA, progress
+    ) == pytest.approx(expected)
     loss = method_loss(METHODS[name], *map(jnp.asarray, (margins, rewards, kls)), BETA, progress)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -76,14 +80,18 @@ def test_a_kl_term_needs_kl_estimates(name):
     with pytest.raises(ValueError, match="KL"):
         ref.method_loss(ref.METHODS[name], margins, rewards, np.zeros(0), BETA, 0.0)
     with pytest.raises(ValueError, match="KL"):
-        method_loss(METHODS[name], jnp.asarray(margins), jnp.asarray(rewards), jnp.zeros(0), BETA, 0.0)
+        method_loss(
+            METHODS[name], jnp.asarray(margins), jnp.asarray(rewards), jnp.zeros(0), BETA, 0.0
+        )
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - set(PESSIMISTIC)))
 def test_no_kl_term_needs_none(name):
     margins, rewards, _ = batch(name)
     exact = ref.method_loss(ref.METHODS[name], margins, rewards, np.zeros(0), BETA, 0.0)
-    loss = method_loss(METHODS[name], jnp.asarray(margins), jnp.asarray(rewards), jnp.zeros(0), BETA, 0.0)
+    loss = method_loss(
+        METHODS[name], jnp.asarray(margins), jnp.asarray(rewards), jnp.zeros(0), BETA, 0.0
+    )
     assert exact == pytest.approx(PAIR[name])
     assert float(loss) == pytest.approx(PAIR[name], rel=1e-5)
 
@@ -110,7 +118,9 @@ def test_gamma_is_linear():
 def test_gradients_pass_through_the_table():
     """d-DPO: 2 (r - beta h)(-beta) / B = -1/4 for both pairs; each KL estimate has slope gamma / 3."""
     args = [jnp.asarray(arg) for arg in batch("dp-dpo")]
-    gradient = jax.grad(lambda m, k: method_loss(METHODS["dp-dpo"], m, args[1], k, BETA, 1.0), (0, 1))
+    gradient = jax.grad(
+        lambda m, k: method_loss(METHODS["dp-dpo"], m, args[1], k, BETA, 1.0), (0, 1)
+    )
     margins, kls = gradient(args[0], args[2])
     np.testing.assert_allclose(margins, [-0.25, -0.25], rtol=1e-6)
     np.testing.assert_allclose(kls, [1e-2 / 3] * 3, rtol=1e-6)

@@ -19,7 +19,10 @@ HAND = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "test_object
 QUICK_FIRST = sorted(HAND, key=lambda hand: hand.name.startswith("hull"))
 
 MUTATIONS = {
-    "margin's sign flipped": ("(policy_chosen - ref_chosen) - (", "-(policy_chosen - ref_chosen) + ("),
+    "margin's sign flipped": (
+        "(policy_chosen - ref_chosen) - (",
+        "-(policy_chosen - ref_chosen) + (",
+    ),
     "chosen and rejected swapped": (
         "(policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)",
         "(policy_rejected - ref_rejected) - (policy_chosen - ref_chosen)",
@@ -36,7 +39,10 @@ MUTATIONS = {
         "(reward_margin - beta * margin)",
         "(reward_margin + beta * margin)",
     ),
-    "beta on the wrong side": ("(reward_margin - beta * margin)", "(beta * reward_margin - margin)"),
+    "beta on the wrong side": (
+        "(reward_margin - beta * margin)",
+        "(beta * reward_margin - margin)",
+    ),
     "distillation not squared": (
         "(reward_margin - beta * margin) ** 2",
         "abs(reward_margin - beta * margin)",
@@ -54,7 +60,10 @@ MUTATIONS = {
     "hull stuck at a corner": ("~(jnp.max(descent) > 4 * ridge)", "jnp.array(True)"),
     "KL reversed": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(policy) * (policy - ref)"),
     "KL negated": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(ref) * (policy - ref)"),
-    "KL's zeros ignored": ("possible = jnp.exp(ref_logps) > 0", "possible = jnp.full(ref_logps.shape, True)"),
+    "KL's zeros ignored": (
+        "possible = jnp.exp(ref_logps) > 0",
+        "possible = jnp.full(ref_logps.shape, True)",
+    ),
     "sampled KL reversed": ("return ref_logp - policy_logp", "return policy_logp - ref_logp"),
     "gamma dropped": ("loss + gamma * kl", "loss + kl"),
     "KL dropped": ("loss + gamma * kl", "loss"),
@@ -82,7 +91,9 @@ def module(source):
 
 def agrees(functions, hand):
     value = getattr(functions, hand.name)(*(jnp.asarray(arg) for arg in hand.args))
-    return np.shape(value) == np.shape(hand.value) and np.allclose(value, hand.value, rtol=1e-5, atol=1e-6)
+    return np.shape(value) == np.shape(hand.value) and np.allclose(
+        value, hand.value, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_source_itself_passes():

@@ -22,8 +22,14 @@ HAND, NAMES, central_differences = SHARED["HAND"], SHARED["NAMES"], SHARED["cent
 # dtype: (value, gradient), relative to the largest magnitude that enters the computation. Inputs are rounded
 # to the dtype first, so that only the arithmetic is compared.
 TOLERANCE = {
-    "float64": (1e-12, 1e-6),  # some 1e4 rounding errors; the reference's gradient is a central difference
-    "float32": (2e-5, 1e-4),  # about 100 rounding errors of 1.2e-7, and the hull's ridge of up to 6e-6
+    "float64": (
+        1e-12,
+        1e-6,
+    ),  # some 1e4 rounding errors; the reference's gradient is a central difference
+    "float32": (
+        2e-5,
+        1e-4,
+    ),  # about 100 rounding errors of 1.2e-7, and the hull's ridge of up to 6e-6
     "bfloat16": (
         2e-5,
         1e-2,
@@ -62,7 +68,9 @@ def arguments(name):
 
 
 def value_and_gradients(name):
-    return jax.jit(jax.value_and_grad(getattr(objectives, name), argnums=tuple(range(len(arguments(name))))))
+    return jax.jit(
+        jax.value_and_grad(getattr(objectives, name), argnums=tuple(range(len(arguments(name)))))
+    )
 
 
 VALUE_AND_GRADIENTS = {name: value_and_gradients(name) for name in DIFFERENTIATED}
@@ -83,7 +91,9 @@ def assert_agrees(name, args, dtype):
     assert value.dtype == ("float64" if dtype == "float64" else "float32")
     targets = [1 / wide[1]] if name == "ipo" else []
     scale = (1 + sum(np.max(np.abs(arg)) for arg in [*wide, *targets])) ** 2
-    np.testing.assert_allclose(value, getattr(ref, name)(*wide), rtol=0, atol=value_tolerance * scale)
+    np.testing.assert_allclose(
+        value, getattr(ref, name)(*wide), rtol=0, atol=value_tolerance * scale
+    )
     for position, gradient in enumerate(gradients):
         expected = central_differences(getattr(ref, name), wide, position)
         slope = max(scale, np.max(np.abs(expected)))
@@ -96,7 +106,9 @@ def assert_agrees(name, args, dtype):
 def test_by_hand(hand):
     compute = function(hand.name)
     with jax.enable_x64(True):
-        args = [jnp.asarray(np.asarray(arg)) for arg in hand.args]  # a bare float would be weakly typed
+        args = [
+            jnp.asarray(np.asarray(arg)) for arg in hand.args
+        ]  # a bare float would be weakly typed
         np.testing.assert_allclose(compute(*args), hand.value, rtol=1e-12, atol=1e-14)
         for position, expected in hand.gradient.items():
             gradient = jax.grad(compute, argnums=position)(*args)
@@ -118,7 +130,9 @@ def test_eager_jit_and_vmap_agree(hand):
 @given(data=st.data())
 def test_scalars_match_the_reference(name, dtype, data):
     assert_agrees(
-        name, [data.draw(positive if arg in POSITIVE else moderate) for arg in arguments(name)], dtype
+        name,
+        [data.draw(positive if arg in POSITIVE else moderate) for arg in arguments(name)],
+        dtype,
     )
 
 
@@ -161,7 +175,9 @@ def test_bradley_terry_against_fifty_digits(x):
         exact = float(mpmath.log1p(mpmath.exp(-mpmath.mpf(x))))
         slope = float(-1 / (1 + mpmath.exp(mpmath.mpf(x))))
     assert float(objectives.bradley_terry(jnp.float32(x))) == pytest.approx(exact, rel=3e-7)
-    assert float(jax.grad(objectives.bradley_terry)(jnp.float32(x))) == pytest.approx(slope, rel=1e-5)
+    assert float(jax.grad(objectives.bradley_terry)(jnp.float32(x))) == pytest.approx(
+        slope, rel=1e-5
+    )
 
 
 def test_masked_tokens_reach_neither_value_nor_gradient():
@@ -217,7 +233,8 @@ def test_hull_on_awkward_ensembles(case, dtype):
         (margins, rewards), (wide_margins, wide_rewards) = rounded(awkward_ensembles()[case], dtype)
         weights = np.asarray(JITTED["hull_weights"](margins, rewards, 1.0), float)
     exact, best = (
-        f(wide_margins, wide_rewards, 1.0) for f in (ref.hull_distillation, ref.ensemble_distillation)
+        f(wide_margins, wide_rewards, 1.0)
+        for f in (ref.hull_distillation, ref.ensemble_distillation)
     )
     found = np.mean((weights @ wide_rewards - wide_margins) ** 2)
     assert np.all(weights >= 0)

@@ -18,12 +18,19 @@ from minipref import bag_of_words, bandit, loglinear, tabular
 from minipref.methods import METHODS
 from minipref.objectives import pessimistic_rlhf, rlhf
 
-TOLERANCE = {"float32": 2e-5, "float64": 1e-12}  # some 100 rounding errors of values of size 1 to 10
+TOLERANCE = {
+    "float32": 2e-5,
+    "float64": 1e-12,
+}  # some 100 rounding errors of values of size 1 to 10
 BETAS, ALPHAS = [1.0, 3.0, 10.0, 30.0], [5.0, 10.0, 20.0, 50.0, 100.0, 1000.0]  # Figure B.2's grid
 MEMBERS = {"none": 0, "single": 1, "ensemble": 3}
 RUN = jax.jit(loglinear.descend, static_argnums=(1, 4))
-LOSS_AND_GRADIENT = jax.jit(lambda *args: (loglinear.loss(*args), loglinear.gradient(*args)), static_argnums=1)
-COUNTS = np.array([[3, 1, 0, 0], [1, 1, 1, 1], [0, 0, 4, 0], [2, 0, 2, 0], [0, 1, 1, 2], [1, 3, 0, 0]])
+LOSS_AND_GRADIENT = jax.jit(
+    lambda *args: (loglinear.loss(*args), loglinear.gradient(*args)), static_argnums=1
+)
+COUNTS = np.array(
+    [[3, 1, 0, 0], [1, 1, 1, 1], [0, 0, 4, 0], [2, 0, 2, 0], [0, 1, 1, 2], [1, 3, 0, 0]]
+)
 PAIRS = np.array([[0, 1], [1, 2], [3, 1], [0, 2]])
 INDICES = np.array([[0, 1, 2], [1, 0, 3], [1, 2, 1], [0, 3, 0], [1, 0, 3]])
 
@@ -36,7 +43,9 @@ def narrow(tree, dtype):
 
 def wide(tree):
     """The same numbers in float64, for the reference."""
-    return jax.tree.map(lambda x: np.asarray(x, float) if np.asarray(x).dtype.kind == "f" else np.asarray(x), tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x, float) if np.asarray(x).dtype.kind == "f" else np.asarray(x), tree
+    )
 
 
 def assert_close(ours, theirs, dtype, factor=1.0):
@@ -97,7 +106,9 @@ def stacked(trees):
 def test_agrees_with_the_reference_eagerly(name):
     """At the same rounded arguments; problems leaf by leaf."""
     args = narrow(cases(0)[name], "float32")
-    assert_close(function("minipref", name)(*args), function("reference", name)(*wide(args)), "float32")
+    assert_close(
+        function("minipref", name)(*args), function("reference", name)(*wide(args)), "float32"
+    )
 
 
 @pytest.mark.parametrize("name", cases(0))
@@ -105,17 +116,23 @@ def test_agrees_with_the_reference_jitted_in_float64(name):
     with jax.enable_x64(True):
         args = narrow(cases(0)[name], "float64")
         result = jax.jit(function("minipref", name), static_argnums=static(args))(*args)
-        assert {leaf.dtype for leaf in jax.tree.leaves(result) if leaf.dtype.kind == "f"} <= {jnp.dtype("float64")}
+        assert {leaf.dtype for leaf in jax.tree.leaves(result) if leaf.dtype.kind == "f"} <= {
+            jnp.dtype("float64")
+        }
         assert_close(result, function("reference", name)(*wide(args)), "float64")
 
 
-@pytest.mark.parametrize("name", [name for name, args in cases(0).items() if len(static(args)) < len(args)])
+@pytest.mark.parametrize(
+    "name", [name for name, args in cases(0).items() if len(static(args)) < len(args)]
+)
 def test_jit_and_vmap_over_everything_that_is_not_static(name):
     args = [narrow(cases(seed)[name], "float32") for seed in range(3)]
     axes = tuple(None if isinstance(arg, int) else 0 for arg in args[0])
     columns = zip(axes, zip(*args, strict=True), strict=True)
     given = [each[0] if axis is None else jnp.stack(each) for axis, each in columns]
-    mapped = jax.jit(jax.vmap(function("minipref", name), axes), static_argnums=static(args[0]))(*given)
+    mapped = jax.jit(jax.vmap(function("minipref", name), axes), static_argnums=static(args[0]))(
+        *given
+    )
     expected = [function("reference", name)(*wide(each)) for each in args]
     assert_close(mapped, stacked(expected), "float32")
 
@@ -144,7 +161,9 @@ def test_losses_gradients_and_descent_agree_with_the_reference(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         for leaves, theta in settings(dtype, MEMBERS[method.rewards]).values():
             ours, reference = same_problem(leaves)
-            expected = [call(reference, theirs, wide(theta), 0.7, 0.6) for call in (ref.loss, ref.gradient)]
+            expected = [
+                call(reference, theirs, wide(theta), 0.7, 0.6) for call in (ref.loss, ref.gradient)
+            ]
             assert_close(LOSS_AND_GRADIENT(ours, method, theta, 0.7, 0.6), expected, dtype, 10)
             path = RUN(ours, method, 0.7, 0.05, 30)
             assert path.dtype == dtype
@@ -154,7 +173,9 @@ def test_losses_gradients_and_descent_agree_with_the_reference(name, dtype):
 def test_losses_and_gradients_are_the_same_eagerly():
     leaves, theta = settings("float32", 3)["bag of words"]
     args = loglinear.Problem(*leaves), METHODS["dp-dpo"], theta, 0.7, 0.6
-    assert_close((loglinear.loss(*args), loglinear.gradient(*args)), LOSS_AND_GRADIENT(*args), "float32")
+    assert_close(
+        (loglinear.loss(*args), loglinear.gradient(*args)), LOSS_AND_GRADIENT(*args), "float32"
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 1])
@@ -198,13 +219,18 @@ def test_one_compiled_descent_sweeps_betas_gammas_starts_and_datasets():
 def padded(arms):
     """The chain and its closure as one array: (-1, -1) fills the shorter."""
     chain, closure = bandit.chain(arms), bandit.closure(arms)
-    return jnp.stack([jnp.pad(chain, ((0, len(closure) - len(chain)), (0, 0)), constant_values=-1), closure])
+    return jnp.stack(
+        [jnp.pad(chain, ((0, len(closure) - len(chain)), (0, 0)), constant_values=-1), closure]
+    )
 
 
 @cache
 def reference_grid():
     datasets = [ref_bandit.chain(3), ref_bandit.closure(3)]
-    return [[[ref_bandit.pessimistic_dpo_solution(d, 3, b, a) for a in ALPHAS] for b in BETAS] for d in datasets]
+    return [
+        [[ref_bandit.pessimistic_dpo_solution(d, 3, b, a) for a in ALPHAS] for b in BETAS]
+        for d in datasets
+    ]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -222,7 +248,9 @@ def test_the_whole_of_figure_b2_is_one_program(dtype):
         weights = grid(padded(3), jnp.asarray(BETAS, dtype), jnp.asarray(ALPHAS, dtype))
         grid(padded(3), jnp.asarray(BETAS, dtype) + 1, jnp.asarray(ALPHAS, dtype) + 1)
     assert len(traces) == 1
-    np.testing.assert_allclose(weights, reference_grid(), rtol=0, atol={"float32": 5e-4, "float64": 1e-10}[dtype])
+    np.testing.assert_allclose(
+        weights, reference_grid(), rtol=0, atol={"float32": 5e-4, "float64": 1e-10}[dtype]
+    )
 
 
 def test_padding_adds_nothing():
@@ -240,7 +268,10 @@ def test_solutions_are_differentiable():
     assert_close(slope, -bandit.ipo_solution(bandit.closure(3), 3, 0.5) / 0.5, "float32")
     solution = partial(bandit.pessimistic_dpo_solution, bandit.chain(3), 3, 1.0)
     slope = jax.jit(jax.jacobian(solution))(jnp.float32(10.0))
-    up, down = (ref_bandit.pessimistic_dpo_solution(ref_bandit.chain(3), 3, 1.0, 10 + d) for d in (1e-4, -1e-4))
+    up, down = (
+        ref_bandit.pessimistic_dpo_solution(ref_bandit.chain(3), 3, 1.0, 10 + d)
+        for d in (1e-4, -1e-4)
+    )
     np.testing.assert_allclose(slope, (up - down) / 2e-4, atol=1e-4)
 
 
@@ -266,14 +297,21 @@ def along(function, path, count):
     return np.asarray(jax.vmap(function, (0, None))(path, jnp.array(count)))
 
 
-BAGS = [([1, 0, 1, 1, 1], [0, 1, 1, 1, 1]), ([1, 0, 3, 0, 0], [0, 1, 3, 0, 0]), ([2, 1, 1, 0, 0], [0, 0, 1, 2, 1])]
+BAGS = [
+    ([1, 0, 1, 1, 1], [0, 1, 1, 1, 1]),
+    ([1, 0, 3, 0, 0], [0, 1, 3, 0, 0]),
+    ([2, 1, 1, 0, 0], [0, 0, 1, 2, 1]),
+]
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), BAGS)
 def test_proposition_2_the_bound_falls(chosen, rejected):
     """Strictly, as yw has a token outside argmax of the count difference; log pi(yw) stays below it."""
     path = bag_run(chosen, rejected)
-    bound, exact = along(bag_of_words.log_prob_bound, path, chosen), along(bag_of_words.log_prob, path, chosen)
+    bound, exact = (
+        along(bag_of_words.log_prob_bound, path, chosen),
+        along(bag_of_words.log_prob, path, chosen),
+    )
     assert bound[0] == 0 and np.all(np.diff(bound) < 0)
     assert np.all(exact <= bound)
     assert exact[0] == pytest.approx(-4 * np.log(5))
@@ -318,7 +356,9 @@ def test_theorem_1_distillation_ends_at_the_optimum_of_rlhf():
     tilted = np.exp(reference) * np.exp(rewards[0] / beta)
     policy = loglinear.log_softmax(theta)
     np.testing.assert_allclose(np.exp(policy), tilted / tilted.sum(1, keepdims=True), atol=1e-5)
-    np.testing.assert_allclose(tabular.optimal_policy(reference, rewards[0], beta), policy, atol=2e-5)
+    np.testing.assert_allclose(
+        tabular.optimal_policy(reference, rewards[0], beta), policy, atol=2e-5
+    )
     value = lambda logits: rlhf(loglinear.log_softmax(logits), reference[0], rewards[0, 0], beta)  # noqa: E731
     np.testing.assert_allclose(jax.grad(value)(theta[0]), np.zeros(4), atol=1e-5)
 
@@ -331,7 +371,9 @@ def test_equations_3_to_5_invert_each_other():
     shift = beta * tabular.log_partition(reference, rewards, beta)
     np.testing.assert_allclose(implicit + shift[:, None], rewards, atol=2e-6)
     wins = 1 / (1 + np.exp(rewards[:, None, :] - rewards[:, :, None]))
-    np.testing.assert_allclose(tabular.preference_probability(policy, reference, beta), wins, atol=1e-6)
+    np.testing.assert_allclose(
+        tabular.preference_probability(policy, reference, beta), wins, atol=1e-6
+    )
 
 
 def test_theorem_2_as_printed_is_worse_than_the_reference():
@@ -342,7 +384,9 @@ def test_theorem_2_as_printed_is_worse_than_the_reference():
     p = 1 / (1 + np.exp(-2 / beta))
     divergence = np.log(2) + p * np.log(p) + (1 - p) * np.log(1 - p)
     np.testing.assert_allclose(np.exp(printed), [[p, 1 - p]], rtol=1e-5)
-    assert float(pessimistic_rlhf(printed, reference, rewards, beta)) == pytest.approx(-(2 * p - 1) - beta * divergence)
+    assert float(pessimistic_rlhf(printed, reference, rewards, beta)) == pytest.approx(
+        -(2 * p - 1) - beta * divergence
+    )
     assert float(pessimistic_rlhf(reference, reference, rewards, beta)) == 0
 
 
@@ -351,18 +395,27 @@ def test_finite_minimum_takes_the_nearest_in_forward_kl():
     reference = jnp.log(jnp.full((1, 3), 1 / 3))
     policies = jnp.log(jnp.array([[[0.495, 0.495, 0.01]], [[0.8, 0.1, 0.1]]]))
     rewards = jnp.concatenate([2 * (policies - reference), 4 * (policies[1:] - reference)])
-    np.testing.assert_allclose(tabular.finite_minimum(reference, rewards, 2.0), policies[1], rtol=1e-5)
+    np.testing.assert_allclose(
+        tabular.finite_minimum(reference, rewards, 2.0), policies[1], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("arms", [3, 6])
 def test_proposition_7_ipo_is_compressed_by_transitive_closure(arms):
     """(n - 1) / tau over the chain, 2 (n - 1) / (n tau) over its closure, evenly spaced and of slope 0."""
     tau = jnp.float32(0.4)
-    for pairs, spread in [(bandit.chain(arms), arms - 1), (bandit.closure(arms), 2 * (arms - 1) / arms)]:
+    for pairs, spread in [
+        (bandit.chain(arms), arms - 1),
+        (bandit.closure(arms), 2 * (arms - 1) / arms),
+    ]:
         weights = bandit.ipo_solution(pairs, arms, tau)
         assert float(bandit.spread(weights)) == pytest.approx(spread / 0.4, rel=1e-5)
-        np.testing.assert_allclose(np.diff(weights), np.full(arms - 1, -spread / 0.4 / (arms - 1)), rtol=1e-5)
-        np.testing.assert_allclose(jax.grad(bandit.ipo_loss)(weights, pairs, tau), np.zeros(arms), atol=1e-4)
+        np.testing.assert_allclose(
+            np.diff(weights), np.full(arms - 1, -spread / 0.4 / (arms - 1)), rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            jax.grad(bandit.ipo_loss)(weights, pairs, tau), np.zeros(arms), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("beta", "alpha"), [(1.0, 5.0), (3.0, 100.0), (0.5, 20.0)])
@@ -379,5 +432,7 @@ def test_p_dpo_minds_transitive_closure_less_than_ipo():
     ipo = [bandit.ipo_solution(pairs, 3, 1.0) for pairs in padded(3)]
     policies = np.exp(loglinear.log_softmax(jnp.array([p_dpo, ipo])))
     moved = np.max(np.abs(policies[:, 0] - policies[:, 1]), axis=-1)
-    by_hand = np.exp(1) / np.sum(np.exp([1, 0, -1])) - np.exp(2 / 3) / np.sum(np.exp([2 / 3, 0, -2 / 3]))
+    by_hand = np.exp(1) / np.sum(np.exp([1, 0, -1])) - np.exp(2 / 3) / np.sum(
+        np.exp([2 / 3, 0, -2 / 3])
+    )
     assert moved[0] < 0.01 and moved[1] == pytest.approx(by_hand, abs=1e-6)

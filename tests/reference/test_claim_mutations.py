@@ -40,7 +40,9 @@ def test_a_mutation_that_does_not_apply_is_an_error():
         list(catchers(MUTATIONS[0]._replace(before="no such expression")))
 
 
-@pytest.mark.parametrize("module", ["objectives", "simplex", "loglinear", "tabular", "bag_of_words", "bandit"])
+@pytest.mark.parametrize(
+    "module", ["objectives", "simplex", "loglinear", "tabular", "bag_of_words", "bandit"]
+)
 def test_every_public_function_is_mutated(module):
     expressions = [mutation.before for mutation in MUTATIONS if mutation.module == module]
     sources = functions(module)

@@ -46,13 +46,17 @@ def argument(name, sizes):
     tokens = arrays(int, sizes["length"], elements=st.integers(0, sizes["vocabulary"] - 1))
     strategies = {
         **dict.fromkeys(("beta", "gamma", "tau"), POSITIVE),
-        "alpha": st.floats(-1, 3).map(lambda exponent: 1 + 10.0**exponent).filter(lambda alpha: alpha != 2),
+        "alpha": st.floats(-1, 3)
+        .map(lambda exponent: 1 + 10.0**exponent)
+        .filter(lambda alpha: alpha != 2),
         "arms": st.just(sizes["responses"] + 1),
         **dict.fromkeys(("ref_logps", "policy_logps"), policies(*table)),
         "rivals": rivals(*table),
         **dict.fromkeys(("margin", "reward_margin"), st.one_of(WHOLE, REAL)),
         **{key: values(*(sizes[size] for size in shape)) for key, shape in SHAPES.items()},
-        **dict.fromkeys(("chosen", "rejected"), st.one_of(tokens, tokens.map(lambda t: np.minimum(t, 1)))),
+        **dict.fromkeys(
+            ("chosen", "rejected"), st.one_of(tokens, tokens.map(lambda t: np.minimum(t, 1)))
+        ),
     }
     return strategies[name]
 
@@ -110,7 +114,10 @@ BY_HAND = {
     # 1 + 2 (the KL and the loss are 1), not 1/2 + 1.
     "printed_gamma": (1.5, 2.5e-9),
     # KL = log 2 - log 3 / 2, twice.
-    "printed_sampled_kl": (math.log(2) - math.log(3) / 2, 1e-9 * (1 + math.log(2) - math.log(3) / 2)),
+    "printed_sampled_kl": (
+        math.log(2) - math.log(3) / 2,
+        1e-9 * (1 + math.log(2) - math.log(3) / 2),
+    ),
     # pi(y_w) / pi(y_l) = 1e-6.
     "printed_limit": (math.log(1 + 1e6), 1e-6),
 }
@@ -142,7 +149,9 @@ def test_evidence():
     assert claims.identity(1.0, 1.0, 1e-3) == (0.0, 2e-3, 2e-3)
     assert claims.identity(np.array([1.0, 1.5]), 1.0, 0.0).margin == -0.5
     assert claims.at_most([1.0, 3.0], [2.0, 2.0], 0.0) == (3.0, 2.0, -1.0)
-    failing, holding, nothing = (claims.Evidence(0.0, 0.0, margin) for margin in (-1.0, 1.0, math.nan))
+    failing, holding, nothing = (
+        claims.Evidence(0.0, 0.0, margin) for margin in (-1.0, 1.0, math.nan)
+    )
     assert claims.worst(holding, failing) == failing
     assert claims.worst(holding, failing, nothing) is nothing
 

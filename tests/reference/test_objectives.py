@@ -68,7 +68,12 @@ HAND = [
     ),
     Hand("ensemble_weights", (MARGINS, REWARDS, BETA), [0, 1], {}),
     # At h = 0 the residuals are the rewards: the first model is nearer at one pair of three, the second over the batch.
-    Hand("nearest_shares", ([0.0, 0.0, 0.0], [[0.0, 2.0, 2.0], [1.0, 1.0, -1.0]], BETA), [1 / 3, 2 / 3], {}),
+    Hand(
+        "nearest_shares",
+        ([0.0, 0.0, 0.0], [[0.0, 2.0, 2.0], [1.0, 1.0, -1.0]], BETA),
+        [1 / 3, 2 / 3],
+        {},
+    ),
     # e1 . e2 = 0, so 9/4 w^2 + 1/4 (1 - w)^2: w = (1/4) / (5/2) = 1/10. e = e1/10 + 9 e2/10 = (3/5, 3/10):
     # (9/25 + 9/100) / 2 = 9/40. Slopes -beta e; w_k e; -e . h = -(3/5 + 9/10).
     Hand(
@@ -102,7 +107,12 @@ HAND = [
     # reward.
     Hand(
         "pessimistic_rlhf",
-        ([QUARTERS, SWAPPED], [HALVES, HALVES], [[[1.0, 3.0], [0.0, 4.0]], [[3.0, 1.0], [4.0, 0.0]]], 2.0),
+        (
+            [QUARTERS, SWAPPED],
+            [HALVES, HALVES],
+            [[[1.0, 3.0], [0.0, 4.0]], [[3.0, 1.0], [4.0, 0.0]]],
+            2.0,
+        ),
         -0.25 - 1.5 * LN3 + 2 * LN2,
         {2: [[[-0.125, 0.125], [0.125, -0.125]], [[0, 0], [0, 0]]], 3: LN2 - 0.75 * LN3},
     ),
@@ -118,7 +128,9 @@ def central_differences(function, args, position, step=1e-5):
         return np.sum(function(*args[:position], flat.reshape(base.shape), *args[position + 1 :]))
 
     units = step * np.eye(base.size)
-    slopes = [(total(base.ravel() + unit) - total(base.ravel() - unit)) / (2 * step) for unit in units]
+    slopes = [
+        (total(base.ravel() + unit) - total(base.ravel() - unit)) / (2 * step) for unit in units
+    ]
     return np.reshape(slopes, base.shape)
 
 

@@ -37,16 +37,35 @@ def test_a_pair_by_hand():
     close(problem.reward_margins, [[2], [-3]])
     theta = np.array([[LN3, 0.0]])
     close(loglinear.margins(problem, theta), [LN3])
-    close(loglinear.kls(problem, theta), [LN2 - LN3 / 2 + LN2 - LN2])  # ln(1/2) - (ln(3/4) + ln(1/4)) / 2
+    close(
+        loglinear.kls(problem, theta), [LN2 - LN3 / 2 + LN2 - LN2]
+    )  # ln(1/2) - (ln(3/4) + ln(1/4)) / 2
     # -log sigmoid(ln 3) + 1e-2 KL at the end of annealing, for three draws 3 KL.
-    close(loglinear.loss(problem, METHODS["p-dpo"], theta, 1.0), 2 * LN2 - LN3 + 0.01 * (LN2 - LN3 / 2))
+    close(
+        loglinear.loss(problem, METHODS["p-dpo"], theta, 1.0),
+        2 * LN2 - LN3 + 0.01 * (LN2 - LN3 / 2),
+    )
     thrice = problem._replace(draws=3)
-    close(loglinear.loss(thrice, METHODS["p-dpo"], theta, 1.0), 2 * LN2 - LN3 + 0.03 * (LN2 - LN3 / 2))
+    close(
+        loglinear.loss(thrice, METHODS["p-dpo"], theta, 1.0), 2 * LN2 - LN3 + 0.03 * (LN2 - LN3 / 2)
+    )
     # Slopes: DPO -1/4; IPO 2 (ln 3 - 1); d-DPO against the mean -1/2: -2 (-1/2 - ln 3); e-DPO: 2 is nearer than -3.
-    close(loglinear.margin_slopes(METHODS["dpo"], np.array([LN3]), problem.reward_margins, 1.0), [-0.25])
-    close(loglinear.margin_slopes(METHODS["ipo"], np.array([LN3]), problem.reward_margins, 1.0), [2 * LN3 - 2])
-    close(loglinear.margin_slopes(METHODS["mean"], np.array([LN3]), problem.reward_margins, 1.0), [1 + 2 * LN3])
-    close(loglinear.margin_slopes(METHODS["e-dpo"], np.array([LN3]), problem.reward_margins, 1.0), [2 * LN3 - 4])
+    close(
+        loglinear.margin_slopes(METHODS["dpo"], np.array([LN3]), problem.reward_margins, 1.0),
+        [-0.25],
+    )
+    close(
+        loglinear.margin_slopes(METHODS["ipo"], np.array([LN3]), problem.reward_margins, 1.0),
+        [2 * LN3 - 2],
+    )
+    close(
+        loglinear.margin_slopes(METHODS["mean"], np.array([LN3]), problem.reward_margins, 1.0),
+        [1 + 2 * LN3],
+    )
+    close(
+        loglinear.margin_slopes(METHODS["e-dpo"], np.array([LN3]), problem.reward_margins, 1.0),
+        [2 * LN3 - 4],
+    )
 
 
 def test_margin_from_a_reference_by_hand():
@@ -75,14 +94,21 @@ def test_gradient_against_central_differences(name):
     rng = np.random.default_rng(1)
     ref, theta = rng.normal(size=(2, 2, 4))
     pairs = np.array([[0, 0, 1], [0, 2, 1], [1, 3, 0], [1, 1, 2], [1, 1, 3]])
-    problem = tabular.problem(ref, pairs, rng.normal(size=(3, 2, 4)) + theta - ref)._replace(draws=3)
+    problem = tabular.problem(ref, pairs, rng.normal(size=(3, 2, 4)) + theta - ref)._replace(
+        draws=3
+    )
     units = 1e-5 * np.eye(8).reshape(8, 2, 4)
 
     def loss(point):
         return loglinear.loss(problem, METHODS[name], point, 0.7, 0.3)
 
     slopes = [(loss(theta + unit) - loss(theta - unit)) / 2e-5 for unit in units]
-    close(loglinear.gradient(problem, METHODS[name], theta, 0.7, 0.3).ravel(), slopes, rel=1e-6, abs=1e-8)
+    close(
+        loglinear.gradient(problem, METHODS[name], theta, 0.7, 0.3).ravel(),
+        slopes,
+        rel=1e-6,
+        abs=1e-8,
+    )
 
 
 # tabular
@@ -100,7 +126,9 @@ def test_closed_forms_by_hand():
     close(tabular.log_partition(EVEN, rewards, beta), [LN2])
     close(policy, [[LN3 - 2 * LN2, -2 * LN2]])
     close(tabular.implicit_rewards(policy, EVEN, beta), [[2 * LN3 - 2 * LN2, -2 * LN2]])
-    close(tabular.preference_probability(policy, EVEN, beta), [[[0.5, 0.9], [0.1, 0.5]]])  # 9 = exp(2 ln 3)
+    close(
+        tabular.preference_probability(policy, EVEN, beta), [[[0.5, 0.9], [0.1, 0.5]]]
+    )  # 9 = exp(2 ln 3)
     close(tabular.advantages(policy, EVEN, np.array([[[4.0, 0.0]], [[1.0, 3.0]]])), [1, -0.5])
 
 
@@ -109,7 +137,9 @@ def test_partition_against_fifty_digits(beta):
     rewards, ref = [3.0, -700.0, 2.9], [-1.0, -2.0, -0.7]
     with mpmath.workdps(50):
         beta_ = mpmath.mpf(beta)
-        exact = mpmath.log(sum(mpmath.exp(p + r / beta_) for p, r in zip(ref, rewards, strict=True)))
+        exact = mpmath.log(
+            sum(mpmath.exp(p + r / beta_) for p, r in zip(ref, rewards, strict=True))
+        )
     close(tabular.log_partition(np.array(ref), np.array(rewards), beta), float(exact), rel=1e-15)
 
 
@@ -143,7 +173,9 @@ def test_maximin_against_a_grid_of_policies(seed, beta):
     side = np.linspace(0, 1, 101)
     grid = np.array([(a, b, 1 - a - b) for a in side for b in side if a + b < 1 + 1e-9])
     grid = np.log(np.maximum(grid, 1e-300))
-    advantages = objectives.rlhf(grid, ref, rewards, beta) - objectives.rlhf(ref, ref, rewards, beta)
+    advantages = objectives.rlhf(grid, ref, rewards, beta) - objectives.rlhf(
+        ref, ref, rewards, beta
+    )
     best = objectives.pessimistic_rlhf(tabular.maximin(ref, rewards, beta)[1], ref, rewards, beta)
     most = np.max(np.min(advantages, axis=0))
     assert most <= best + 1e-12
@@ -155,7 +187,10 @@ def test_maximin_has_no_duality_gap():
     rng = np.random.default_rng(4)
     for _ in range(60):
         shape = rng.integers(1, 4), rng.integers(2, 6)
-        ref, rewards = loglinear.log_softmax(rng.normal(size=shape)), 10 * rng.normal(size=(rng.integers(2, 5), *shape))
+        ref, rewards = (
+            loglinear.log_softmax(rng.normal(size=shape)),
+            10 * rng.normal(size=(rng.integers(2, 5), *shape)),
+        )
         beta = 10 ** rng.uniform(-2, 1)
         _, policy = tabular.maximin(ref, rewards, beta)
         dual = beta * np.mean(objectives.forward_kl(ref, policy))
@@ -176,7 +211,9 @@ def test_distil_two_outcomes_against_fifty_digits(beta, gamma, gap):
             first = ref[0] * mpmath.exp(d) / (ref[0] * mpmath.exp(d) + ref[1])
             return -beta * (gap - beta * d) + gamma * (first - ref[0])
 
-        d = mpmath.findroot(slope, (0, gap / mpmath.mpf(beta)), solver="anderson", tol=1e-60, maxsteps=1000)
+        d = mpmath.findroot(
+            slope, (0, gap / mpmath.mpf(beta)), solver="anderson", tol=1e-60, maxsteps=1000
+        )
         exact = [float(mpmath.log(p)) for p in (ref[0] * mpmath.exp(d), ref[1])]
         total = float(mpmath.log(ref[0] * mpmath.exp(d) + ref[1]))
     policy = tabular.distil(np.log([ref]), np.array([[gap, 0.0]]), beta, gamma)
@@ -196,7 +233,12 @@ def test_distil_converges_where_the_kl_outweighs_the_fit():
 
 def test_hull_policy_against_a_grid_of_mixtures():
     rng = np.random.default_rng(3)
-    ref, rewards, beta, gamma = loglinear.log_softmax(rng.normal(size=(2, 3))), rng.normal(size=(2, 2, 3)), 0.5, 0.4
+    ref, rewards, beta, gamma = (
+        loglinear.log_softmax(rng.normal(size=(2, 3))),
+        rng.normal(size=(2, 2, 3)),
+        0.5,
+        0.4,
+    )
 
     def objective(policy, weight):
         residuals = weight * rewards[0] + (1 - weight) * rewards[1] - beta * (policy - ref)
@@ -204,9 +246,14 @@ def test_hull_policy_against_a_grid_of_mixtures():
         return fit + gamma * np.mean(objectives.forward_kl(ref, policy))
 
     side = np.linspace(0, 1, 201)
-    values = [objective(tabular.distil(ref, w * rewards[0] + (1 - w) * rewards[1], beta, gamma), w) for w in side]
+    values = [
+        objective(tabular.distil(ref, w * rewards[0] + (1 - w) * rewards[1], beta, gamma), w)
+        for w in side
+    ]
     reached = tabular.hull_policy(ref, rewards, beta, gamma)
-    assert min(objective(reached, w) for w in np.linspace(0, 1, 20001)) == pytest.approx(min(values), abs=1e-6)
+    assert min(objective(reached, w) for w in np.linspace(0, 1, 20001)) == pytest.approx(
+        min(values), abs=1e-6
+    )
 
 
 def test_minimise_on_simplex_by_hand():
@@ -297,11 +344,16 @@ def test_the_closure_moves_p_dpo_unless_its_kl_is_to_the_reference(beta, alpha):
     """Section 7.2's "imperceptible" holds for summed losses and KL(uniform || pi), not for section 7.1's on pairs."""
 
     def moved(solve):
-        chain, closure = (np.exp(loglinear.log_softmax(solve(pairs(3)))) for pairs in (bandit.chain, bandit.closure))
+        chain, closure = (
+            np.exp(loglinear.log_softmax(solve(pairs(3))))
+            for pairs in (bandit.chain, bandit.closure)
+        )
         return np.max(np.abs(chain - closure))
 
     def exact_kl(pairs):
-        problem = tabular.problem(np.zeros((1, 3)), np.insert(pairs, 0, 0, axis=1), np.zeros((0, 1, 3)))
+        problem = tabular.problem(
+            np.zeros((1, 3)), np.insert(pairs, 0, 0, axis=1), np.zeros((0, 1, 3))
+        )
         weight = beta / alpha / len(pairs)
         method = METHODS["p-dpo"]._replace(gamma=(weight, weight))
         return loglinear.descend(problem, method, beta, 1 / (beta**2 + weight), 2000)[-1, 0]

@@ -353,14 +353,8 @@ def test_take():
 
 def test_a_dataset_of_the_real_tokenizer():
     tokenizer = train_tokenizer(["some words to learn"], 270)
-<<<<<<< HEAD
     rows = [{"prompt": "words", "completion": "to learn"}]
     dataset, _ = dataset_of(rows, Limits(9, 9), ["completion"], tokenizer=tokenizer)
     tokens, segments = dataset.all.inputs.tokens[0], dataset.all.inputs.segment_ids[0]
     assert tokens[segments == 0][-1] == ROLE_IDS["assistant"] and tokens[segments == 1][-1] == EOS
-=======
-    found, _ = dataset([{"prompt": "words", "completion": "to learn"}], Limits(9, 9), ["completion"], tokenizer=tokenizer)
-    tokens, segments = found.data.tokens[0], found.data.segment_ids[0]
-    assert tokens[segments == 0][-1] == ROLE_IDS["assistant"] and tokens[segments == 1][-1] == EOS
->>>>>>> 6e68ef4 (Boxes are put shard by shard; packing in shorter functions; no metadata in weights.safetensors, which nothing read)
     assert tokenizer.decode(tokens[segments == 0].tolist()) == "words"

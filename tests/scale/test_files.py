@@ -18,13 +18,8 @@ import safetensors.numpy
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from scale.files import atomic, fingerprint, read_json, write_json
-<<<<<<< HEAD
 from scale.io import arrays as arrays_module
-from scale.io.arrays import all_finite, load_tree, read_metadata, save_tree
-=======
-from scale.io import arrays as files
 from scale.io.arrays import all_finite, load_tree, save_tree
->>>>>>> 6e68ef4 (Boxes are put shard by shard; packing in shorter functions; no metadata in weights.safetensors, which nothing read)
 
 
 def test_atomic_replaces_the_file(tmp_path):
@@ -219,12 +214,7 @@ def test_the_file_is_the_one_that_the_library_writes_of_whole_arrays(tmp_path, m
     tree = {name[2:-2]: jnp.asarray(array) for name, array in arrays.items()}
     monkeypatch.setattr(arrays_module, "PIECE", max(piece, 4))
     save_tree(tmp_path / "m.safetensors", tree)
-<<<<<<< HEAD
-    whole = safetensors.numpy.save(arrays, {"metadata": "{}"})
-    assert (tmp_path / "m.safetensors").read_bytes() == whole
-=======
     assert (tmp_path / "m.safetensors").read_bytes() == safetensors.numpy.save(arrays)
->>>>>>> 6e68ef4 (Boxes are put shard by shard; packing in shorter functions; no metadata in weights.safetensors, which nothing read)
     assert_same(load_tree(tmp_path / "m.safetensors", tree), tree)
 
 
