@@ -56,7 +56,8 @@ class Inputs(NamedTuple):
     @property
     def response_mask(self) -> Bool[Array, "R L"]:
         """Whether a label is a token of a response and not padding."""
-        return self.response_ids < self.reward_positions.size // len(self.response_ids)
+        num_responses = self.reward_positions.size // len(self.response_ids)
+        return jnp.less(self.response_ids, num_responses)
 
 
 class Targets(NamedTuple):

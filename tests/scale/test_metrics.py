@@ -1,4 +1,5 @@
-"""What a run logs, where, and how fast it says it trained. TensorBoard's and W&B's files are read back."""
+"""What a run logs, where, and how fast it says it trained. TensorBoard's and W&B's files are read
+back."""
 
 import itertools
 import json
@@ -155,7 +156,8 @@ def test_tensorboard_shows_every_name_and_step(tmp_path, events):
 
 
 def test_tensorboard_has_what_was_written_even_if_the_machine_goes_away(tmp_path, events):
-    """Nothing waits in a queue once `write` returns: the checkpoint that follows may be the last act
+    """Nothing waits in a queue once `write` returns: the checkpoint that follows may be the last
+    act
     of the run."""
     with open_log(tmp_path, 0, ("tensorboard",)) as log:
         for interval in range(20):
