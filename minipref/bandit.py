@@ -122,8 +122,8 @@ def pessimistic_dpo_loss(weights: Weights, pairs: Pairs, beta: Scalar, alpha: Sc
     Source: section 7.1, Proposition 5.
     """
     occurrences = jnp.sum(_one_hot(pairs, len(weights)), axis=(0, 1))
-    pull = beta / alpha * jnp.sum(occurrences * log_softmax(weights))
-    return _sum_over_pairs(dpo, weights, pairs, beta) - pull
+    pair_loss = _sum_over_pairs(dpo, weights, pairs, beta)
+    return pair_loss - beta / alpha * jnp.sum(occurrences * log_softmax(weights))
 
 
 def pessimistic_dpo_gradient(
