@@ -10,26 +10,15 @@ import numpy as np
 Name = TypeVar("Name")
 
 
-def bootstrap_interval(
-    values: np.ndarray, seed: int = 0, draws: int = 2000
-) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of a mean (Efron 1979).
-
-    Args:
-        values: Independent values [N]. The interval of one value is that value.
-        seed: Seed of the resamples.
-        draws: How many resamples are drawn.
-
-    Returns:
-        Its low and its high end.
-    """
+def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
+    """The percentile bootstrap 95% interval of the mean of independent values [N] (Efron 1979)."""
     from scipy.stats import bootstrap
 
-    if len(values) == 1:
+    if len(values) == 1:  # scipy refuses it
         return float(values[0]), float(values[0])
-    options = {"n_resamples": draws, "method": "percentile", "rng": seed}
-    interval = bootstrap((values,), np.mean, **options).confidence_interval
-    return float(interval.low), float(interval.high)
+    drawn = bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0)
+    low, high = drawn.confidence_interval
+    return float(low), float(high)
 
 
 def seed_interval(means: np.ndarray) -> tuple[float, float]:
@@ -41,13 +30,9 @@ def seed_interval(means: np.ndarray) -> tuple[float, float]:
 
 
 def wald_p(differences: np.ndarray) -> float:
-    """The two-sided p of mean 0 by the Wald test: z = mean / standard error against N(0, 1).
+    """The two-sided p that paired differences [N] have mean 0: mean / standard error on N(0, 1).
 
-    Args:
-        differences: Paired differences [N].
-
-    Returns:
-        p; 1 where the standard error is 0 or N is 1.
+    It is 1 where the standard error is 0 or N is 1.
     """
     from scipy.stats import norm, sem
 
@@ -65,7 +50,7 @@ def holm(p: dict[Name, float]) -> dict[Name, float]:
 
 
 def value_at(kl: float, kls: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values of a path of policies where its KL first reaches a given one.
+    """Values [N] of a path of P policies where its KL first reaches `kl`.
 
     They are linear between neighbours in the running maximum of the KL. Beyond the path they are
     those of its start or end.
@@ -74,9 +59,6 @@ def value_at(kl: float, kls: np.ndarray, values: np.ndarray) -> np.ndarray:
         kl: The KL to reach.
         kls: The KL of each policy [P].
         values: The values of each policy [P, N].
-
-    Returns:
-        [N].
     """
     reached = np.maximum.accumulate(kls)
     i = int(np.searchsorted(reached, kl))
