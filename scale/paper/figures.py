@@ -98,9 +98,11 @@ def draw_line(ax: Axes, method: str, offset: float, points: dict[float, Point]) 
     label, color, marker = look(method)
     mean, low, high = np.array(list(points.values())).T
     errors = np.maximum([mean - low, high - mean], 0)
-    style = {"color": color, "markersize": 6, "capsize": 2.5, "linewidth": 1.3, "elinewidth": 1.1}
     x = np.array(list(points)) + offset
-    ax.errorbar(x, mean, errors, fmt=f"{marker}-", label=label, **style)
+    ax.errorbar(
+        x, mean, errors, fmt=f"{marker}-", color=color, label=label, markersize=6, capsize=2.5,
+        linewidth=1.3, elinewidth=1.1,
+    )  # fmt: skip
 
 
 def collapse(path: Path, outcomes: Sequence[Outcome]) -> float | None:

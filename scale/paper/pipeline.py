@@ -230,7 +230,7 @@ class Paper(Stage):
         )  # fmt: skip
 
 
-PRESETS = {name: Paper(preset=name, **options) for name, options in OPTIONS.items()}
+PRESETS = {name: Paper(**options) for name, options in OPTIONS.items()}
 
 
 def validated(policy: Policy, evaluation: Evaluation | None) -> Policy:

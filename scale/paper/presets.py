@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "miniature": {},
     # section 6.1, which leaves open PaLM-2-XS's shape and its fine-tuning: they are our choice
     "paper": {
+        "preset": "paper",
         "out": Path("runs/paper-scale"),
         "rhos": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         "betas": (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
