@@ -1,6 +1,6 @@
 """Intervals and tests over per-prompt values, as in section 6.
 
-The functions import `scipy.stats` themselves: it takes 0.6 s of CPU, and few commands need it.
+The functions import `scipy.stats` themselves: it takes 0.7 s of CPU, and few commands need it.
 """
 
 from typing import TypeVar

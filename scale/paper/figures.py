@@ -136,18 +136,15 @@ def draw_collapse(axes: np.ndarray, method: str, seeds: Sequence[Outcome]) -> No
         return
     label, color, marker = look(method)
     curves = {title: logged(seeds, metric) for metric, title in MONITORED.items()}
-    curves["advantage on test prompts"] = advantage_curve(seeds)
+    advantages = np.mean([[f["advantage"] for f in o.findings] for o in seeds], axis=0)
+    steps = np.array([0, *seeds[0].steps])
+    curves["advantage on test prompts"] = (steps, np.array([0.0, *advantages]))
     for ax, (title, (steps, values)) in zip(axes, curves.items(), strict=True):
         every = max(1, len(steps) // 12)
         ax.plot(steps, values, f"{marker}-", color=color, markevery=every, ms=5, label=label)
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("step")
         bare(ax)
-
-
-def advantage_curve(seeds: Sequence[Outcome]) -> Curve:
-    means = [[0.0, *(point["advantage"] for point in o.findings)] for o in seeds]
-    return np.array([0, *seeds[0].steps]), np.mean(means, axis=0)
 
 
 def logged(seeds: Sequence[Outcome], metric: str) -> Curve:

@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from minipref.methods import METHODS
 from scale.console import console
@@ -13,7 +13,7 @@ from scale.data.dataset import Limits
 from scale.data.rows import read
 from scale.files import write_json
 from scale.model.config import ModelConfig
-from scale.paper.presets import OPTIONS, searched
+from scale.paper.presets import GRID, GRIDS, OPTIONS, searched
 from scale.paper.report import prompt_text, terminal_table, write_report
 from scale.paper.results import Outcome, Policy, write_results
 from scale.parallel.workers import execute_all, workers
@@ -32,14 +32,7 @@ from scale.train.loop import TrainingConfig
 ALL_METHODS: tuple[MethodName, ...] = tuple(METHODS)
 REWARD_MODELS = ("single", "ensemble")  # r_rho, and the r_{rho,b}
 PARTS = ("train", "validation")
-COMPLETIONS = ("prompt", "completion")
-
-
-class Evaluation(NamedTuple):
-    """A policy's means over prompts, and its row for each prompt."""
-
-    findings: dict[str, float]
-    rows: list[dict[str, Any]]
+Evaluation = tuple[dict[str, float], list[dict[str, Any]]]  # means over prompts; a row for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +57,9 @@ class Paper(Stage):
     """Repetitions of all that follows the oracle: biased sets, reward models, policies, samples."""
     betas: tuple[float, ...] = ()
     """Candidates for beta (ipo: for its tau). All are trained; the best on validation prompts is
-    kept. Default: the value that the search selected."""
+    kept. Default: what the search selected, or section 6.1's grids."""
     learning_rates: tuple[float, ...] = ()
-    """Candidates for the policies' learning rate. Default: the value that the search selected."""
+    """Candidates for the policies' learning rate. Default: what the search selected."""
     most_kl: float | None = 10.0
     """Candidates further than this from pi_ref (nats, validation prompts) are not kept, because
     they may exploit errors of the oracle."""
@@ -102,7 +95,7 @@ class Paper(Stage):
                 outcomes += self.test(pool, selected, seed)
         write_results(self.out / "results.csv", trained, outcomes)
         write_json(self.out / "config.json", describe(self)["options"])
-        rows = read(self.out / "corpus/test.parquet", COMPLETIONS)
+        rows = read(self.out / "corpus/test.parquet", need=("prompt", "completion"))
         completions = {prompt_text(row["prompt"]): row["completion"] for row in rows}
         write_report(self.out, outcomes, findings, completions, self.length_biases)
         console.print(terminal_table(outcomes))
@@ -118,12 +111,13 @@ class Paper(Stage):
             validation=out / "corpus/validation.parquet", training=self.sft,
         )  # fmt: skip
         for part in PARTS:
-            stages[f"samples, {part}"] = samples = Sample(
-                out=out / f"samples/{part}", policy=out / "sft", n=self.samples, limits=limits,
-                data=out / f"corpus/{part}.parquet",
+            samples = out / f"samples/{part}"
+            stages[f"samples, {part}"] = Sample(
+                out=samples, policy=out / "sft", data=out / f"corpus/{part}.parquet",
+                n=self.samples, limits=limits,
             )  # fmt: skip
-            rows = samples.out / "rows.parquet"
-            stages[f"pairs, {part}"] = Pairs(out=out / f"pairs/{part}", data=rows)
+            pairs = Pairs(out=out / f"pairs/{part}", data=samples / "rows.parquet")
+            stages[f"pairs, {part}"] = pairs
         stages["oracle"] = Reward(
             out=out / "oracle", data=out / "pairs/train/human.parquet", init=out / "sft",
             validation=out / "pairs/validation/human.parquet", training=self.oracle, limits=limits,
@@ -144,8 +138,11 @@ class Paper(Stage):
         groups = [[self.alignment(policy) for policy in group] for group in by_method(policies)]
         execute_all(pool, groups, "policies, by method", execute)
         choices = [[p.path for p in cell] for cell in by_cell(policies) if len(cell) > 1]
-        evaluations = self.evaluate(pool, "validation", choices, seed)
-        return [validated(policy, evaluations.get(policy.path)) for policy in policies]
+        values: dict[Path, dict[str, Any]] = {
+            path: {"validation": findings["advantage"], "validation_kl": findings["kl"]}
+            for path, (findings, _) in self.evaluate(pool, "validation", choices, seed).items()
+        }
+        return [policy._replace(**values.get(policy.path, {})) for policy in policies]
 
     def test(
         self, pool: ProcessPoolExecutor, selected: Sequence[Policy], seed: int
@@ -180,7 +177,7 @@ class Paper(Stage):
             rows = read(stage.out / "rows.parquet", need=("prompt",))
             for i, path in enumerate(stage.policies):
                 own = [row for row in rows if row["policy"] == i]
-                evaluations[path] = Evaluation(findings["policies"][i], own)
+                evaluations[path] = (findings["policies"][i], own)
         return evaluations
 
     def folder(self, seed: int, rho: float) -> Path:
@@ -207,9 +204,10 @@ class Paper(Stage):
         """The candidates of one method at one bias: each beta with each learning rate."""
         folder = self.folder(seed, rho) / "policies"
         beta, rate = searched(method, rho)
+        betas = GRIDS.get(method, GRID) if self.preset == "paper" else (beta,)
         return [
             Policy(folder / f"{method}-{beta:g}-{rate:g}", rho, method, beta, rate, seed)
-            for beta, rate in product(self.betas or (beta,), self.learning_rates or (rate,))
+            for beta, rate in product(self.betas or betas, self.learning_rates or (rate,))
         ]
 
     def points(self, policy: Policy) -> dict[int, Path]:
@@ -231,14 +229,6 @@ class Paper(Stage):
 
 
 PRESETS = {name: Paper(**options) for name, options in OPTIONS.items()}
-
-
-def validated(policy: Policy, evaluation: Evaluation | None) -> Policy:
-    """The policy with its validation values, where it has them."""
-    if evaluation is None:
-        return policy
-    findings = evaluation.findings
-    return policy._replace(validation=findings["advantage"], validation_kl=findings["kl"])
 
 
 def by_method(policies: Sequence[Policy]) -> list[list[Policy]]:

@@ -1,4 +1,4 @@
-"""The hyperparameters that the search selected, and the options of section 6.1's own sizes."""
+"""The hyperparameters that the search selected, and section 6.1's own sizes and grids."""
 
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ def searched(method: str, rho: float) -> tuple[float, float]:
     return by_rho[min(by_rho, key=lambda other: abs(other - rho))]
 
 
+# section 6.1's candidates for beta, and for IPO's tau
+GRID = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0)
+GRIDS = {"ipo": (0.01, 0.1, 1.0, 3.0, 5.0, 10.0, 25.0)}
+
 REWARD = TrainingConfig(3_000, 64, 4e-6, 0, 1.0)
 
 # preset -> the options of `Paper` that differ from its defaults
@@ -49,7 +53,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "preset": "paper",
         "out": Path("runs/paper-scale"),
         "rhos": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
-        "betas": (0.01, 0.1, 1.0, 3.0, 10.0, 30.0, 100.0),
         "learning_rates": (1e-6,),
         "most_kl": None,
         "pairs": 30_000,

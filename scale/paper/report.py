@@ -177,14 +177,10 @@ def terminal_table(outcomes: Sequence[Outcome]) -> Table:
     table = Table("method", title=title, title_justify="left")
     for rho in rhos:
         table.add_column(f"rho {rho:g}", justify="right")
+    texts = {
+        key: f"{mean:+.3f} ± {(high - low) / 2:.3f}" for key, (mean, low, high) in points.items()
+    }
+    texts |= {key: f"[bold]{texts[key]}[/]" for key in best_of(points)}
     for method in figures.in_order([method for _, method in points]):
-        table.add_row(method, *(terminal_cell((rho, method), points) for rho in rhos))
+        table.add_row(method, *(texts.get((rho, method), "") for rho in rhos))
     return table
-
-
-def terminal_cell(key: Key, points: dict[Key, Point]) -> str:
-    if key not in points:
-        return ""
-    mean, low, high = points[key]
-    text = f"{mean:+.3f} ± {(high - low) / 2:.3f}"
-    return f"[bold]{text}[/]" if key in best_of(points) else text
