@@ -21,7 +21,7 @@ from reference import bag_of_words, bandit, loglinear, tabular
 from reference.loglinear import descend, log_softmax
 from reference.methods import METHODS
 from reference.objectives import forward_kl, pessimistic_rlhf
-from scale.paper.figures import LOOKS, bare, save
+from scale.paper.figures import bare, look, save
 
 ORANGE, SKY, GREEN, BLUE, RED = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
 
@@ -227,9 +227,9 @@ def maximin(path: Path) -> None:
     left.plot(maximum, color="0.4", linewidth=1, label="maximum of Eq. 8")
     left.axhline(0, color="0.4", linestyle="--", linewidth=1, label="$\\pi_{ref}$")
     for (name, label), values in zip(CANDIDATES.items(), reached, strict=True):
-        look = LOOKS[name]
-        left.plot(values, look.marker, color=look.color, markersize=5, label=label)
-        right.plot(np.sort(maximum - values), look.marker, color=look.color, markersize=5)
+        _, color, marker = look(name)
+        left.plot(values, marker, color=color, markersize=5, label=label)
+        right.plot(np.sort(maximum - values), marker, color=color, markersize=5)
     left.set(xlabel="instance, by the maximum", ylabel="Eq. 8, nats")
     right.set(xlabel="rank of the shortfall", ylabel="shortfall from the maximum, nats")
     right.set(yscale="log")

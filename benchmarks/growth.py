@@ -40,7 +40,7 @@ from scale.memory import keep_freed_memory
 from scale.model.config import ModelConfig
 from scale.model.response_logps import LOGITS
 from scale.model.transformer import Transformer, parameter_count
-from scale.paper.figures import LOOKS, bare, save
+from scale.paper.figures import bare, look, save
 from scale.train.steps import policy_step
 
 METHOD = "e-dpo"
@@ -182,7 +182,7 @@ def draw(costs: Costs, path: Path) -> None:
     grid[1, 0].set_ylabel("peak memory, GiB")
     memory = "four copies of the parameters, and a chunk of logits with its gradient"
     key = {
-        f"step of {LOOKS[METHOD].label}": grid[0, 0].lines[0],
+        f"step of {look(METHOD).label}": grid[0, 0].lines[0],
         "floor: matrix products at the measured peak": grid[0, 0].lines[1],
         memory: grid[1, 0].lines[1],
     }
@@ -195,8 +195,8 @@ def panel(
     ax: Axes, values: Iterable[int], measured: list[float], bounds: list[float], style: str
 ) -> None:
     """One panel: what was measured, and its bound."""
-    look, x = LOOKS[METHOD], list(values)
-    ax.plot(x, measured, f"{look.marker}-", color=look.color)
+    (_, color, marker), x = look(METHOD), list(values)
+    ax.plot(x, measured, f"{marker}-", color=color)
     ax.plot(x, bounds, style, color="0.3")
     ax.set(xscale="log", yscale="log")
     ax.set_xticks(x, [f"{n // 1024}k" if n >= 1024 else f"{n}" for n in x])

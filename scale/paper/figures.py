@@ -1,4 +1,7 @@
-"""The paper's Figures 2, B.1 and B.3, drawn from a run."""
+"""The paper's Figures 2, B.1 and B.3, drawn from a run.
+
+A method's label is that of its row in `METHODS`; its colour and marker follow from its place there.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,52 +15,47 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from minipref.methods import METHODS
+from minipref.methods import METHODS, mean_weights
 from scale.files import atomic
 from scale.paper.results import Outcome
 
+# Okabe and Ito's palette, which colour-blind readers tell apart, with grey for their yellow
+PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#8C8C8C", "#0072B2", "#D55E00", "#CC79A7", "#000000")
+MARKERS = "os^vDP*X"
+COLLAPSE = (("dpo", "p-dpo"), ("d-dpo", "dp-dpo"))  # Figure B.1: without and with the KL term
+COLLAPSE_RHO = 0.4  # Figure B.1's
+MONITORED = {
+    "validation/logps/chosen": "log-prob. of chosen (nats)",
+    "validation/logps/rejected": "log-prob. of rejected (nats)",
+    "validation/kl": "forward KL to $\\pi_{ref}$ (nats)",
+}
+METRICS = {"pair": "ensemble/nearest", "batch": "ensemble/weights"}
 WINDOWS = 10
+
+Point = tuple[float, float, float]  # mean, low and high
+Choice = tuple[str, str]  # a method, and whether it weights reward models for a pair or a batch
+Curve = tuple[np.ndarray, np.ndarray]  # steps [T] and values [T, ...]
+Weights = dict[tuple[float, Choice], np.ndarray]
 
 
 class Look(NamedTuple):
+    """How figures show a method."""
+
     label: str
     color: str
     marker: str
 
 
-LOOKS = {  # the colours of Okabe and Ito, told apart by the colour-blind
-    "dpo": Look("DPO", "#E69F00", "o"),
-    "ipo": Look("IPO", "#56B4E9", "s"),
-    "d-dpo": Look("d-DPO", "#009E73", "^"),
-    "p-dpo": Look("p-DPO", "#8C8C8C", "v"),
-    "dp-dpo": Look("dp-DPO", "#0072B2", "D"),
-    "e-dpo": Look("e-DPO", "#D55E00", "P"),
-    "hull": Look("hull (ours)", "#CC79A7", "*"),
-    "mean": Look("mean (baseline)", "#000000", "X"),
-}
+def look(method: str) -> Look:
+    """The look of a row of `METHODS`: the first eight differ in colour and in marker."""
+    i = list(METHODS).index(method)
+    marker = MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]
+    return Look(METHODS[method].label, PALETTE[i % len(PALETTE)], marker)
 
 
-COLLAPSE = (("dpo", "p-dpo"), ("d-dpo", "dp-dpo"))
-
-
-CHOICES = {  # what an ensemble's reward models can be chosen for: a method and its metric
-    "e-dpo, of each pair": ("e-dpo", "ensemble/nearest"),
-    "e-dpo, of each batch": ("e-dpo", "ensemble/weights"),
-    "hull, of each batch": ("hull", "ensemble/weights"),
-}
-
-
-MONITORED = {
-    "validation/logps/chosen": "log-prob of chosen (nats)",
-    "validation/logps/rejected": "log-prob of rejected (nats)",
-    "validation/kl": "forward KL to $\\pi_{ref}$ (nats)",
-}
-
-
-COLLAPSE_RHO = 0.4  # Figure B.1's
-
-
-Point = tuple[float, float, float]
+def in_order(names: Sequence[str]) -> list[str]:
+    """Methods without repetition, in the order of `METHODS`."""
+    return [name for name in METHODS if name in names]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -70,22 +68,17 @@ def bare(ax: Axes) -> None:
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
-def in_order(outcomes: Sequence[Outcome], names: Sequence[str] = tuple(METHODS)) -> list[str]:
-    """The methods of `names` that were run."""
-    run = {o.policy.method for o in outcomes}
-    return [name for name in names if name in run]
-
-
 def figure2(path: Path, points: dict[tuple[float, str], Point]) -> None:
-    """Advantage over length bias, one line a method; `points` are each (rho, method)'s mean, low and high."""
+    """Draw Figure 2: the advantage over the length bias, one line a method."""
     rhos = sorted({rho for rho, _ in points})
-    methods = [name for name in METHODS if any(name == method for _, method in points)]
-    figure = Figure(figsize=(7.5, 4.5))
+    methods = in_order([method for _, method in points])
+    figure = Figure(figsize=(8, 4.8))
     ax = figure.subplots()
     bare(ax)
     ax.axhline(0, color="0.4", linestyle="--", linewidth=1, label="$\\pi_{ref}$")
-    for name, offset in zip(methods, dodge(rhos, len(methods)), strict=True):
-        draw_line(ax, name, offset, {rho: points[rho, name] for rho in rhos if (rho, name) in points})
+    for method, offset in zip(methods, dodge(rhos, len(methods)), strict=True):
+        line = {rho: points[rho, method] for rho in rhos if (rho, method) in points}
+        draw_line(ax, method, offset, line)
     ax.set(xticks=rhos, xlim=(rhos[0] - gap(rhos) / 3, rhos[-1] + gap(rhos) / 3))
     ax.set(xlabel="length bias ρ of the training pairs", ylabel="oracle reward over $\\pi_{ref}$")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
@@ -94,7 +87,7 @@ def figure2(path: Path, points: dict[tuple[float, str], Point]) -> None:
 
 def dodge(rhos: Sequence[float], n: int) -> np.ndarray:
     """Shifts along x that keep n error bars at one rho apart."""
-    return (np.arange(n) - (n - 1) / 2) * 0.25 * gap(rhos) / max(n, 1)
+    return (np.arange(n) - (n - 1) / 2) * 0.36 * gap(rhos) / max(n, 1)
 
 
 def gap(rhos: Sequence[float]) -> float:
@@ -102,108 +95,138 @@ def gap(rhos: Sequence[float]) -> float:
 
 
 def draw_line(ax: Axes, method: str, offset: float, points: dict[float, Point]) -> None:
-    look = LOOKS[method]
+    label, color, marker = look(method)
     mean, low, high = np.array(list(points.values())).T
-    ax.errorbar(np.array(list(points)) + offset, mean, np.maximum([mean - low, high - mean], 0), label=look.label,
-                color=look.color, marker=look.marker, markersize=6, capsize=2.5, linewidth=1.3, elinewidth=1.1)
+    errors = np.maximum([mean - low, high - mean], 0)
+    x = np.array(list(points)) + offset
+    ax.errorbar(
+        x, mean, errors, fmt=f"{marker}-", color=color, label=label, markersize=6, capsize=2.5,
+        linewidth=1.3, elinewidth=1.1,
+    )  # fmt: skip
 
 
 def collapse(path: Path, outcomes: Sequence[Outcome]) -> float | None:
-    """Figure B.1, pessimistic beside not, at the rho nearest 0.4; returns that rho, None where no such method ran."""
-    rows = [names for pair in COLLAPSE if (names := in_order(outcomes, pair))]
-    shown = [o for o in outcomes if any(o.policy.method in names for names in rows)]
-    if not shown:
+    """Draw Figure B.1, methods with and without the KL term, at the rho nearest 0.4.
+
+    Returns:
+        That rho; None where none of the methods ran.
+    """
+    rhos = {o.policy.rho for o in outcomes if any(o.policy.method in row for row in COLLAPSE)}
+    if not rhos:
         return None
-    rho = min(sorted({o.policy.rho for o in shown}), key=lambda r: abs(r - COLLAPSE_RHO))
-    figure = Figure(figsize=(13, 2.9 * len(rows)), layout="constrained")
-    for axes, names in zip(figure.subplots(len(rows), 4, squeeze=False), rows, strict=True):
-        for name in names:
-            draw_collapse(axes, name, [o for o in shown if (o.policy.rho, o.policy.method) == (rho, name)])
-        axes[0].legend(frameon=False)
+    rho = min(sorted(rhos), key=lambda other: abs(other - COLLAPSE_RHO))
+    seeds = {method: seeds_of(outcomes, rho, method) for row in COLLAPSE for method in row}
+    rows = [row for row in COLLAPSE if any(seeds[method] for method in row)]
+    figure = Figure(figsize=(14, 2.9 * len(rows)), layout="constrained")
+    for axes, row in zip(figure.subplots(len(rows), 4, squeeze=False), rows, strict=True):
+        for method in row:
+            draw_collapse(axes, method, seeds[method])
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     figure.suptitle(f"ρ = {rho:g}")
     save(figure, path)
     return rho
 
 
+def seeds_of(outcomes: Sequence[Outcome], rho: float, method: str) -> list[Outcome]:
+    return [o for o in outcomes if (o.policy.rho, o.policy.method) == (rho, method)]
+
+
 def draw_collapse(axes: np.ndarray, method: str, seeds: Sequence[Outcome]) -> None:
-    curves = {label: logged(seeds, key) for key, label in MONITORED.items()}
-    curves["advantage on test prompts"] = advantage_curve(seeds)
-    look = LOOKS[method]
-    for ax, (label, (steps, values)) in zip(axes, curves.items(), strict=True):
-        ax.plot(steps, values, color=look.color, marker=look.marker, markersize=5, label=look.label)
-        ax.set_title(label, fontsize=10)
+    if not seeds:
+        return
+    label, color, marker = look(method)
+    curves = {title: logged(seeds, metric) for metric, title in MONITORED.items()}
+    advantages = np.mean([[f["advantage"] for f in o.findings] for o in seeds], axis=0)
+    steps = np.array([0, *seeds[0].steps])
+    curves["advantage on test prompts"] = (steps, np.array([0.0, *advantages]))
+    for ax, (title, (steps, values)) in zip(axes, curves.items(), strict=True):
+        every = max(1, len(steps) // 12)
+        ax.plot(steps, values, f"{marker}-", color=color, markevery=every, ms=5, label=label)
+        ax.set_title(title, fontsize=10)
         ax.set_xlabel("step")
         bare(ax)
 
 
-def advantage_curve(seeds: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    means = [[0.0, *(point["advantage"] for point in o.findings)] for o in seeds]
-    return np.array([0, *seeds[0].steps] if seeds else []), mean_over_seeds(means)
+def logged(seeds: Sequence[Outcome], metric: str) -> Curve:
+    """A metric, the mean over the seeds; empty where it was not logged."""
+    logs = [records(outcome.policy.path / "metrics.jsonl", metric) for outcome in seeds]
+    if not logs:
+        return np.array([]), np.array([])
+    return np.array(list(logs[0])), np.mean([list(log.values()) for log in logs], axis=0)
 
 
-def logged(seeds: Sequence[Outcome], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, the mean over the seeds; empty where it was not logged."""
-    found = [records(o.policy.path / "metrics.jsonl", key) for o in seeds]
-    return np.array(list(found[0]) if found else []), mean_over_seeds([list(each.values()) for each in found])
+def records(path: Path, metric: str) -> dict[int, float | list[float]]:
+    """A metric's values by step; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line["step"]: line[metric] for line in map(json.loads, lines) if metric in line}
 
 
-def records(path: Path, key: str) -> dict[int, float | list[float]]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {record["step"]: record[key] for record in map(json.loads, lines) if key in record}
+def ensemble(path: Path, outcomes: Sequence[Outcome], length_biases: Sequence[float]) -> Weights:
+    """Draw Figure B.3, the weight of each reward model over training, where weights were logged.
 
-
-def mean_over_seeds(values: list) -> np.ndarray:
-    return np.mean(values, axis=0) if values else np.array([])
-
-
-def ensemble(path: Path, outcomes: Sequence[Outcome], biases: Sequence[float]) -> bool:
-    """Figure B.3: each reward model's share of each choice over training; False where none was logged."""
-    weights = ensemble_weights(outcomes)
-    if not weights:
-        return False
-    rhos, choices = sorted({rho for rho, _ in weights}), list(dict.fromkeys(choice for _, choice in weights))
-    figure = Figure(figsize=(3 * len(rhos) + 1.4, 2.5 * len(choices)), layout="constrained")
-    grid = figure.subplots(len(choices), len(rhos), squeeze=False, sharex=True, sharey=True)
-    for ax, (choice, rho) in zip(grid.flat, product(choices, rhos), strict=True):
-        ax.set_title(f"{choice}, ρ = {rho:g}", fontsize=10)
-        if (rho, choice) in weights:
-            draw_weights(ax, *weights[rho, choice])
+    Returns:
+        The mean weights [K] of each rho and choice.
+    """
+    curves = weight_curves(outcomes)
+    if not curves:
+        return {}
+    rhos = sorted({rho for rho, _ in curves})
+    chosen = list(dict.fromkeys(choice for _, choice in curves))
+    size = (3 * len(rhos) + 1.4, 2.5 * len(chosen))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(chosen), len(rhos), squeeze=False, sharex=True, sharey=True)
+    for ax, (choice, rho) in zip(grid.flat, product(chosen, rhos), strict=True):
+        method, unit = choice
+        ax.set_title(f"{METHODS[method].label}, for each {unit}, ρ = {rho:g}", fontsize=10)
+        if (rho, choice) in curves:
+            draw_weights(ax, *curves[rho, choice])
     figure.supxlabel("step")
     figure.supylabel("weight, mean over a window of steps")
-    figure.legend(handles=member_key(biases, max(w.shape[1] for _, w in weights.values())), loc="outside right center",
-                  frameon=False)
+    entries = legend(length_biases, max(values.shape[1] for _, values in curves.values()))
+    figure.legend(handles=entries, loc="outside right center", frameon=False)
     save(figure, path)
-    return True
+    return {key: values.mean(0) for key, (_, values) in curves.items()}
 
 
-def ensemble_weights(outcomes: Sequence[Outcome]) -> dict[tuple[float, str], tuple[np.ndarray, np.ndarray]]:
-    """Steps [T] and weights [T, K] of each (rho, choice) that was logged, choice by choice."""
-    found = {}
-    for (choice, (method, metric)), rho in product(CHOICES.items(), sorted({o.policy.rho for o in outcomes})):
-        found[rho, choice] = logged([o for o in outcomes if (o.policy.rho, o.policy.method) == (rho, method)], metric)
-    return {key: each for key, each in found.items() if each[0].size}
+def choices() -> list[Choice]:
+    """The paper's choice, then that of each ensemble method whose weights are not fixed."""
+    ensembles = [name for name, row in METHODS.items() if row.rewards == "ensemble"]
+    chosen = [(name, "batch") for name in ensembles if METHODS[name].weights is not mean_weights]
+    return [("e-dpo", "pair"), *chosen]
+
+
+def weight_curves(outcomes: Sequence[Outcome]) -> dict[tuple[float, Choice], Curve]:
+    """Weights [T, K] of each rho and choice that was logged, choice by choice."""
+    rhos = sorted({outcome.policy.rho for outcome in outcomes})
+    curves = {
+        (rho, (method, unit)): logged(seeds_of(outcomes, rho, method), METRICS[unit])
+        for (method, unit), rho in product(choices(), rhos)
+    }
+    return {key: (steps, values) for key, (steps, values) in curves.items() if steps.size}
 
 
 def draw_weights(ax: Axes, steps: np.ndarray, weights: np.ndarray) -> None:
     """Stacked means over windows of steps."""
     windows = np.array_split(np.arange(len(steps)), min(WINDOWS, len(steps)))
-    shares = np.array([weights[w].mean(0) for w in windows]).T
-    ax.stackplot([steps[w].mean() for w in windows], shares, colors=shades(len(shares)))
+    means = np.array([weights[window].mean(0) for window in windows]).T
+    ax.stackplot([steps[window].mean() for window in windows], means, colors=shades(len(means)))
     ax.set(ylim=(0, 1))
     ax.margins(x=0)
 
 
-def shades(members: int) -> list:
-    return list(colormaps["viridis"](np.linspace(0, 1, members)))
+def shades(n: int) -> list:
+    return list(colormaps["viridis"](np.linspace(0, 1, n)))
 
 
-def member_key(biases: Sequence[float], members: int) -> list[Patch]:
-    """The legend, stacked as the areas are."""
-    named = zip(member_names(biases, members), shades(members), strict=True)
-    return [Patch(color=shade, label=name) for name, shade in named][::-1]
+def legend(length_biases: Sequence[float], num_reward_models: int) -> list[Patch]:
+    """One entry for each reward model, stacked as the areas are."""
+    names = reward_model_names(length_biases, num_reward_models)
+    colors = shades(num_reward_models)
+    return [Patch(color=c, label=n) for n, c in zip(names, colors, strict=True)][::-1]
 
 
-def member_names(biases: Sequence[float], members: int) -> list[str]:
-    """The length biases that the members were trained at; numbers where there are not as many."""
-    known = len(biases) == members
-    return [f"b = {b:g}" for b in biases] if known else [f"member {i + 1}" for i in range(members)]
+def reward_model_names(length_biases: Sequence[float], num_reward_models: int) -> list[str]:
+    """The length biases of the reward models; numbers where there are not as many."""
+    if len(length_biases) == num_reward_models:
+        return [f"b = {bias:g}" for bias in length_biases]
+    return [f"reward model {i + 1}" for i in range(num_reward_models)]

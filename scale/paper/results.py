@@ -1,4 +1,4 @@
-"""What a run found: `results.csv`, and per-prompt outcomes for the report."""
+"""What a run produced: `results.csv`, and per-prompt outcomes for the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,10 @@ from scale.stages.align import MethodName
 
 
 class Policy(NamedTuple):
-    """One trained candidate; its advantage over and KL to pi_ref on validation prompts, where there was a choice."""
+    """One trained candidate.
+
+    Where there was a choice, it has its advantage over and KL to pi_ref on validation prompts.
+    """
 
     path: Path
     rho: float
@@ -24,10 +27,11 @@ class Policy(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A selected policy on the test prompts: at each snapshot and, last, at the end of its training.
+    """A selected policy on the test prompts, at each snapshot and, last, at the end of training.
 
-    `rows` holds, for each of those points, one row a prompt: prompt, sample, reward, reference_reward, win, loss, kl,
-    tokens. `findings` holds their means: advantage, low, high, win, tie, loss, kl, tokens.
+    For each of those points, `rows` has one row a prompt: prompt, sample, reward, reference_reward,
+    win, tie, loss, kl, tokens. `findings` has their means: advantage, low, high, win, tie, loss,
+    kl, tokens.
     """
 
     policy: Policy
@@ -40,22 +44,22 @@ class Outcome(NamedTuple):
         return np.array([row["reward"] - row["reference_reward"] for row in self.rows[point]])
 
 
-COLUMNS = ("method", "rho", "seed", "beta", "learning_rate", "selected", "validation_advantage",
-           "validation_kl", "advantage", "low", "high", "win", "tie", "loss", "kl", "tokens")
+OPTIONS = ("method", "rho", "seed", "beta", "learning_rate")
+COLUMNS = (
+    *(*OPTIONS, "selected", "validation_advantage", "validation_kl"),
+    *("advantage", "low", "high", "win", "tie", "loss", "kl", "tokens"),
+)
 
 
 def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome]) -> None:
-    """One line a policy; the test columns are empty where it was not selected."""
-    found = {o.policy.path: o.findings[-1] for o in outcomes}
-    write_csv(path, COLUMNS, (line(p, found.get(p.path)) for p in policies))
+    """One row a policy; the test columns are empty where it was not selected."""
+    findings = {outcome.policy.path: outcome.findings[-1] for outcome in outcomes}
+    write_csv(path, COLUMNS, (csv_row(policy, findings.get(policy.path)) for policy in policies))
 
 
-def line(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
-    known: dict[str, Any] = {
-        "method": policy.method, "rho": policy.rho, "seed": policy.seed,
-        "beta": policy.beta,
-        "learning_rate": policy.learning_rate, "selected": int(findings is not None),
-    }
-    if policy.validation is not None:
-        known |= {"validation_advantage": f"{policy.validation:.6g}", "validation_kl": f"{policy.validation_kl:.6g}"}
-    return known | {k: f"{v:.6g}" for k, v in (findings or {}).items()}
+def csv_row(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
+    """A policy's options, and its validation and test values to six digits where it has them."""
+    values = {"validation_advantage": policy.validation, "validation_kl": policy.validation_kl}
+    values |= findings or {}
+    row = {name: getattr(policy, name) for name in OPTIONS} | {"selected": int(bool(findings))}
+    return row | {name: f"{value:.6g}" for name, value in values.items() if value is not None}

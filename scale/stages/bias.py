@@ -1,4 +1,4 @@
-"""TODO scale.stages.bias."""
+"""`bias`: preference rows in which the longer response wins a given share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from scale.stages.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Bias(Stage):
-    """D_rho of section 6.1: a subsample in which the longer response is preferred in a share rho of the pairs."""
+    """Draw D_rho of section 6.1: pairs of which a share rho prefer the longer response."""
 
     data: Path
     """Preference rows."""
@@ -33,4 +33,5 @@ class Bias(Stage):
         size = min(self.size, largest(sides, self.rho))
         chosen = subsample(sides, self.rho, size, np.random.default_rng(self.seed))
         write(self.out / "rows.parquet", [rows[i] for i in chosen], provenance(self.data))
-        return {"pairs": size, "share of pairs whose longer side wins": float((sides[chosen] > 0).mean())}
+        share = float((sides[chosen] > 0).mean())
+        return {"pairs": size, "share of pairs whose longer side wins": share}

@@ -1,3 +1,5 @@
+"""`corpus`: rows split by prompt into train, validation and test."""
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ from scale.stages.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus(Stage):
-    """Split rows by prompt into train, validation and test. Without --data: the TL;DRs of installed docstrings."""
+    """Split rows by prompt into train, validation and test."""
 
     data: Path | None = None
-    """Rows with `prompt` and `completion`, or preference rows. Default: the embedded docstring corpus."""
+    """Rows with `prompt` and `completion`, or preference rows. Default: the docstring corpus."""
     validation: float = 0.065
     """Share of the prompts for model selection."""
     test: float = 0.065
@@ -23,13 +25,15 @@ class Corpus(Stage):
 
     def run(self) -> dict[str, Any]:
         if self.validation + self.test >= 1:
-            raise InputError("--validation and --test: together they must leave some prompts to train on")
+            raise InputError("--validation and --test: they must leave some prompts to train on")
         rows = read(self.data, need=("prompt", "completion")) if self.data else docstrings()
-        shares = {"train": 1 - self.validation - self.test, "validation": self.validation, "test": self.test}
+        train = 1 - self.validation - self.test
+        shares = {"train": train, "validation": self.validation, "test": self.test}
         parts = split(rows, shares, self.seed)
         for name, part in parts.items():
             if shares[name] and not part:
-                raise InputError(f"{self.data}: {len(rows)} rows are too few for a {name} part of {shares[name]:g}")
+                share = f"a {name} part of {shares[name]:g}"
+                raise InputError(f"--data {self.data}: {len(rows)} rows are too few for {share}")
         for name, part in parts.items():
             write(self.out / f"{name}.parquet", part, {})
         return {name: len(part) for name, part in parts.items()}

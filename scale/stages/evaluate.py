@@ -20,10 +20,10 @@ from scale.statistics import bootstrap_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Sample from policies and from pi_ref on held-out prompts, and compare them under an oracle reward model.
+    """Compare samples of policies with samples of pi_ref under an oracle reward model.
 
-    `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean reward of
-    pi_ref, shares of wins, ties and losses, KL, tokens, one sample.
+    `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean
+    reward of pi_ref, shares of wins, ties and losses, KL, tokens, one sample.
     """
 
     data: Path
@@ -33,13 +33,13 @@ class Evaluate(Stage):
     reference: Path
     """Folder of pi_ref."""
     rewards: Path
-    """Folder of the oracle reward model (the mean, where it has several members): not one that a policy distilled."""
+    """Folder of the oracle reward model (of several their mean), which no policy distilled."""
     n: int = 2
     """Samples of each prompt."""
     seed: int = 0
     """Seed of the samples."""
     limits: Limits = field(default_factory=Limits)
-    """Length limits; `response` is the most tokens that are sampled (the text may encode to more)."""
+    """Length limits; `response` is the most tokens of a sample (its text may encode to more)."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
@@ -93,25 +93,32 @@ class Evaluate(Stage):
         }
 
 
-def per_prompt(policy: int, found: dict[str, Any], baseline: dict[str, Any]) -> list[dict[str, Any]]:
-    ours, theirs = found["rewards"], baseline["rewards"]
+def per_prompt(
+    policy: int, outcomes: dict[str, Any], baseline: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows of one policy; `baseline` are the outcomes of pi_ref."""
+    ours, theirs = outcomes["rewards"], baseline["rewards"]
     columns = {
-        "reward": ours.mean(1), "reference_reward": theirs.mean(1), "win": (ours > theirs).mean(1),
-        "tie": (ours == theirs).mean(1), "loss": (ours < theirs).mean(1),
-        "kl": found["kl"].mean(1), "tokens": found["tokens"].mean(1),
+        "reward": ours.mean(1),
+        "reference_reward": theirs.mean(1),
+        "win": (ours > theirs).mean(1),
+        "tie": (ours == theirs).mean(1),
+        "loss": (ours < theirs).mean(1),
+        "kl": outcomes["kl"].mean(1),
+        "tokens": outcomes["tokens"].mean(1),
     }
-    values = {k: v.astype(float).tolist() for k, v in columns.items()}
-    return [{"policy": policy, "prompt": row["prompt"], "sample": text} | dict(zip(values, each, strict=True))
-            for row, text, *each in zip(found["prompts"], found["texts"], *values.values(), strict=True)]
+    table = np.stack(list(columns.values()), axis=1).astype(float).tolist()
+    return [
+        {"policy": policy, "prompt": row["prompt"], "sample": text}
+        | dict(zip(columns, values, strict=True))
+        for row, text, values in zip(outcomes["prompts"], outcomes["texts"], table, strict=True)
+    ]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over prompts; advantage is the oracle reward minus pi_ref's, with its bootstrap 95% interval."""
-    means = {k: float(np.mean([row[k] for row in rows])) for k in ("win", "tie", "loss", "kl", "tokens")}
-    differences = advantages(rows)
+    """Means over prompts; the advantage (reward minus pi_ref's) with its bootstrap interval."""
+    names = ("win", "tie", "loss", "kl", "tokens")
+    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    differences = np.array([row["reward"] - row["reference_reward"] for row in rows])
     low, high = bootstrap_interval(differences)
     return {"advantage": float(differences.mean()), "low": low, "high": high} | means
-
-
-def advantages(rows: Sequence[dict[str, Any]]) -> np.ndarray:
-    return np.array([row["reward"] - row["reference_reward"] for row in rows])

@@ -1,3 +1,5 @@
+"""`export`: a policy as a Hugging Face folder."""
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from scale.parallel.mesh import RuntimeConfig, make_runtime
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a policy as a Hugging Face folder, which `transformers`, vLLM or llama.cpp's converter load."""
+    """Write a Hugging Face folder, which `transformers`, vLLM and llama.cpp's converter load."""
 
     policy: Path
     """Folder of a policy that began as a Llama, Mistral or Qwen (sequential block, RMSNorm)."""

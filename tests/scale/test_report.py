@@ -1,27 +1,33 @@
+"""The report and its figures: planted differences, hand-made paths, and a ninth method."""
+
 import io
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from scale.paper.figures import dodge, member_names
-from scale.paper.report import (
+from minipref.methods import METHODS
+from scale.paper import figures
+from scale.paper.comparisons import (
+    CLAIMS,
+    PAPERS,
+    REFERENCE,
     Claim,
     Comparison,
+    Evidence,
     at_equal_kl,
+    between_methods,
     by_cell,
-    claim_row,
-    compare,
-    escape,
-    final,
-    pairwise,
-    prompt_text,
-    terminal_table,
-    verdict,
-    write_report,
+    evidence,
+    final_values,
 )
+from scale.paper.figures import choices, dodge, look, reward_model_names
+from scale.paper.report import escape, prompt_text, terminal_table, write_report
 from scale.paper.results import Outcome, Policy
 
 N = 60
@@ -33,21 +39,17 @@ def outcome(folder, method, rho=0.5, seed=0, *, points=((1.0, 0.5),), noise=NOIS
     """A policy whose advantage at each point (KL, mean) is mean + noise."""
     policy = Policy(folder / f"{method}-{rho}-{seed}", rho, method, beta, 0.003, seed)
     rows = [[row(i, mean + noise[i]) for i in range(len(noise))] for _, mean in points]
-    shares = {"win": 0.5, "tie": 0.2, "loss": 0.3}
+    shares = {"win": 0.5, "tie": 0.2, "loss": 0.3, "tokens": 9.0}
     findings = [
-        {"advantage": mean, "low": mean, "high": mean, **shares, "kl": kl, "tokens": 9.0}
-        for kl, mean in points
+        {"advantage": mean, "low": mean, "high": mean, "kl": kl} | shares for kl, mean in points
     ]
     return Outcome(policy, [10 * (i + 1) for i in range(len(points))], rows, findings)
 
 
 def row(i, advantage):
-    return {
-        "prompt": f"prompt {i}",
-        "sample": f"a | b_{i}",
-        "reward": float(2 + advantage),
-        "reference_reward": 2.0,
-    }
+    sample = f"a | b_{i}"
+    rewards = {"reward": float(2 + advantage), "reference_reward": 2.0}
+    return {"prompt": f"prompt {i}", "sample": sample} | rewards
 
 
 def log(outcome, steps=40, num_reward_models=0):
@@ -55,19 +57,18 @@ def log(outcome, steps=40, num_reward_models=0):
     rng = np.random.default_rng(0)
     path = outcome.policy.path / "metrics.jsonl"
     path.parent.mkdir(parents=True)
-    held_out = {"logps/chosen": -20.0, "logps/rejected": -22.0, "kl": 0.1}
-    validation = {f"validation/{name}": value for name, value in held_out.items()}
-    records = [{"step": s} | (validation if s % 20 == 0 else {}) for s in range(steps + 1)]
-    n = num_reward_models
-    for record in records[1:] if n else []:
-        record["ensemble/weights"] = np.eye(n)[rng.integers(n)].tolist()
-        record["ensemble/nearest"] = rng.dirichlet(np.ones(n)).tolist()
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    held_out = dict(zip(figures.MONITORED, (-20.0, -22.0, 0.1), strict=True))
+    records = [{"step": s} | (held_out if s % 20 == 0 else {}) for s in range(steps + 1)]
+    for record in records[1:] if num_reward_models else []:
+        one_hot = np.eye(num_reward_models)[rng.integers(num_reward_models)]
+        record["ensemble/weights"] = one_hot.tolist()
+        record["ensemble/nearest"] = rng.dirichlet(np.ones(num_reward_models)).tolist()
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return outcome
 
 
-def report(out, outcomes, facts=None, human=None):
-    write_report(out, outcomes, facts or {}, human or {})
+def report(out, outcomes, stages=None, completions=None, length_biases=()):
+    write_report(out, outcomes, stages or {}, completions or {}, length_biases)
     return (out / "report.md").read_text()
 
 
@@ -83,20 +84,19 @@ def planted(folder):
 
 
 def test_a_planted_difference_is_found_and_a_null_is_not(tmp_path):
-    comparisons = {(c.a, c.b): c for c in compare(final(by_cell(planted(tmp_path))))}
-    significant = {pair for pair, c in comparisons.items() if c.significant}
+    tested = between_methods(final_values(by_cell(planted(tmp_path))))
+    by_pair = {(c.method, c.baseline): c for c in tested}
+    significant = {pair for pair, c in by_pair.items() if c.significant}
     assert significant == {("dpo", "e-dpo"), ("ipo", "e-dpo")}
-    assert comparisons["dpo", "e-dpo"].difference == pytest.approx(-1, abs=0.05)
+    assert by_pair["dpo", "e-dpo"].difference == pytest.approx(-1, abs=0.05)
 
 
 def test_the_report_lists_the_planted_difference_alone(tmp_path):
     text = report(tmp_path, planted(tmp_path))
     assert "2 of 3 differences are significant, 1 not" in text
-    won = (
-        r"^\| 0\.5 \| ([\w-]+) \| dpo \+(?:0\.9|1\.0)\d+ \(< 0\.001\), "
-        r"ipo \+\S+ \(< 0\.001\) \|$"
-    )
-    assert re.findall(won, text, re.M) == ["e-dpo", "e-dpo"]  # at the end, and at equal KL
+    wins = r"dpo \+(?:0\.9|1\.0)\d+ \(< 0\.001\), ipo \+\S+ \(< 0\.001\)"
+    won = re.findall(rf"^\| 0\.5 \| ([\w-]+) \| {wins} \|$", text, re.M)
+    assert won == ["e-dpo", "e-dpo"]  # at the end, and at equal KL
     assert not re.search(r"\| ipo \| dpo|\| dpo \| ipo", text)
     assert "**e-dpo**" in text and "**dpo**" not in text
 
@@ -108,49 +108,66 @@ def test_no_significant_difference_is_said(tmp_path):
 
 def test_methods_are_compared_within_a_rho_and_adjusted_over_all(tmp_path):
     outcomes = [outcome(tmp_path, m, rho) for m in ("dpo", "ipo", "mean") for rho in (0.2, 0.8)]
-    comparisons = compare(final(by_cell(outcomes)))
-    pairs = ("dpo", "ipo"), ("dpo", "mean"), ("ipo", "mean")
+    tested = between_methods(final_values(by_cell(outcomes)))
+    pairs = (("dpo", "ipo"), ("dpo", "mean"), ("ipo", "mean"))
     expected = [(rho, *pair) for rho in (0.2, 0.8) for pair in pairs]
-    assert [(c.rho, c.a, c.b) for c in comparisons] == expected
-    assert "over all 6 pairs" in pairwise(comparisons)
+    assert [(c.rho, c.method, c.baseline) for c in tested] == expected
+    text = report(tmp_path, outcomes)
+    assert text.count("over all 6 pairs") == 2 and "over all 6 cells" in text
+
+
+def test_p_values_are_adjusted_over_all_rhos(tmp_path):
+    """Two equal tests: Holm doubles the smaller p, and so both."""
+    noise = NOISE + np.random.default_rng(2).normal(0.3, 1, size=N)
+
+    def p_values(*rhos):
+        dpo = [outcome(tmp_path, "dpo", rho) for rho in rhos]
+        ipo = [outcome(tmp_path, "ipo", rho, noise=noise) for rho in rhos]
+        return [c.p for c in between_methods(final_values(by_cell(dpo + ipo)))]
+
+    [alone] = p_values(0.2)
+    assert 0.001 < alone < 0.4
+    assert p_values(0.2, 0.8) == pytest.approx([2 * alone, 2 * alone])
 
 
 def test_equal_kl_by_hand(tmp_path):
-    """ipo ends at KL 1, advantage 0.2; dpo reaches it halfway from (0.5, 0.3) to (1.5, 0.9); e-dpo
-    starts beyond."""
+    """ipo ends at KL 1 with 0.2; dpo comes to it halfway from (0.5, 0.3) to (1.5, 0.9).
+
+    e-dpo's first point is beyond.
+    """
+    zeros = np.zeros(2)
     outcomes = [
         outcome(tmp_path, "dpo", points=((0.5, 0.3), (1.5, 0.9)), noise=np.array([1.0, -1.0])),
-        outcome(tmp_path, "ipo", points=((0.5, 0.3), (1.0, 0.2)), noise=np.array([0.0, 0.0])),
-        outcome(tmp_path, "e-dpo", points=((1.6, 5.0), (2.0, 9.0)), noise=np.array([0.0, 0.0])),
+        outcome(tmp_path, "ipo", points=((0.5, 0.3), (1.0, 0.2)), noise=zeros),
+        outcome(tmp_path, "e-dpo", points=((1.6, 5.0), (2.0, 9.0)), noise=zeros),
     ]
-    [comparison] = at_equal_kl(by_cell(outcomes))
-    assert (comparison.a, comparison.b) == ("dpo", "ipo")
-    assert comparison.difference == pytest.approx(0.6 - 0.2)
+    [tested] = at_equal_kl(by_cell(outcomes))
+    assert (tested.method, tested.baseline) == ("dpo", "ipo")
+    assert tested.difference == pytest.approx(0.6 - 0.2)
     assert "1 of 3 pairs remain" in report(tmp_path, outcomes)
 
 
 def test_equal_kl_is_one_that_every_seed_reaches(tmp_path):
-    """dpo's seeds end at KL 1 and 4.5 and pass (0.5, 0.2); ipo's path is known to KL 9 and worth
-    nothing."""
+    """dpo's seeds end at KL 1 and 4.5 and pass (0.5, 0.2); ipo's path goes to KL 9, worth 0."""
     seeds = [
         outcome(tmp_path, "dpo", seed=s, points=((0.5, 0.2), (kl, 0.4)), noise=np.zeros(2))
         for s, kl in ((0, 1.0), (1, 4.5))
     ]
     other = outcome(tmp_path, "ipo", points=((0.1, 0.0), (9.0, 0.0)), noise=np.zeros(2))
-    [comparison] = at_equal_kl(by_cell([*seeds, other]))
-    assert comparison.difference == pytest.approx((0.4 + 0.2 + 0.2 / 8) / 2)
+    [tested] = at_equal_kl(by_cell([*seeds, other]))
+    assert tested.difference == pytest.approx((0.4 + 0.2 + 0.2 / 8) / 2)
 
 
 def test_one_method_at_one_rho(tmp_path):
     text = report(tmp_path, [outcome(tmp_path, "mean")])
     assert "No two methods can be compared at one rho" in text
     assert "One seed." in text
-    for absent in ("collapse.png)", "ensemble.png", "## The run"):
-        assert absent not in text
+    assert "collapse.png)" not in text and "ensemble.png" not in text and "## The run" not in text
     assert (tmp_path / "figure2.png").read_bytes().startswith(PNG)
 
 
 def test_two_seeds(tmp_path):
+    """Means 1 and 2: Student's interval is 1.5 +- 12.706 x 0.5."""
     seeds = [
         outcome(tmp_path, "dpo", seed=s, points=((1.0, 1.0 + s),), noise=np.zeros(4), beta=0.1 + s)
         for s in range(2)
@@ -162,42 +179,58 @@ def test_two_seeds(tmp_path):
 
 
 def test_uneven_seeds(tmp_path):
-    outcomes = [outcome(tmp_path, "dpo", seed=seed) for seed in (0, 1)]
-    outcomes.append(outcome(tmp_path, "ipo"))
+    outcomes = [
+        outcome(tmp_path, "dpo"),
+        outcome(tmp_path, "dpo", seed=1),
+        outcome(tmp_path, "ipo"),
+    ]
     assert "| dpo | 2 |" in report(tmp_path, outcomes)
 
 
 def test_one_prompt_and_methods_that_differ_between_rhos(tmp_path):
-    cells = ("dpo", 0.2), ("hull", 0.8), ("ipo", 0.8)
-    outcomes = [outcome(tmp_path, method, rho, noise=np.zeros(1)) for method, rho in cells]
-    text = report(tmp_path, outcomes)
+    cells = (("dpo", 0.2), ("hull", 0.8), ("ipo", 0.8))
+    text = report(tmp_path, [outcome(tmp_path, m, rho, noise=np.zeros(1)) for m, rho in cells])
     assert "of 1 prompt at fixed places" in text
     assert "no difference is significant, of 1." in text
 
 
 def test_figures_of_logged_runs(tmp_path):
     outcomes = [
-        log(outcome(tmp_path, method, rho), num_reward_models=num_reward_models)
-        for method, num_reward_models in (("dpo", 0), ("dp-dpo", 0), ("e-dpo", 3), ("hull", 3))
+        log(outcome(tmp_path, m, rho), num_reward_models=3 * (m in ("e-dpo", "hull")))
+        for m in ("dpo", "dp-dpo", "e-dpo", "hull")
         for rho in (0.3, 0.8)
     ]
-    text = report(tmp_path, outcomes, {"biases": (0.2, 0.5, 0.8)})
+    text = report(tmp_path, outcomes, length_biases=(0.2, 0.5, 0.8))
     assert "Figure B.1 at rho = 0.3" in text
-    assert "| rho | choice | b = 0.2 | b = 0.5 | b = 0.8 |" in text
+    assert "| rho | method | for each | b = 0.2 | b = 0.5 | b = 0.8 |" in text
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (pair|batch) \|", text, re.M)
+    units = (("e-dpo", "pair"), ("e-dpo", "batch"), ("hull", "batch"))
+    assert rows == [(rho, *choice) for choice in units for rho in ("0.3", "0.8")]
     assert re.search(r"at \d of 2 rhos other than 0\.5", text)
     for name in ("figure2", "collapse", "ensemble"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(("nearest", "count"), [([0.0, 0.2, 0.8], 1), ([0.8, 0.2, 0.0], 0)])
+def test_the_lean_of_the_pairs_by_hand(tmp_path, nearest, count):
+    """At rho 0.3 a mean b above 0.5 is on the other side."""
+    run = outcome(tmp_path, "e-dpo", 0.3)
+    run.policy.path.mkdir()
+    record = {"step": 1, "ensemble/nearest": nearest}
+    (run.policy.path / "metrics.jsonl").write_text(json.dumps(record))
+    text = report(tmp_path, [run], length_biases=(0.2, 0.5, 0.8))
+    assert f"at {count} of 1 rhos other than 0.5" in text
+    assert f"| 0.3 | e-dpo | pair | {' | '.join(f'{w:.2f}' for w in nearest)} |" in text
 
 
 def test_collapse_needs_no_log(tmp_path):
     assert "collapse.png)" in report(tmp_path, [outcome(tmp_path, "p-dpo")])
 
 
-def test_facts_and_samples(tmp_path):
-    oracle = {"held-out accuracy": [0.71239, 0.5]}
-    facts = {"oracle": oracle, "labels": {"pairs": 7}, "biases": (0.2,)}
+def test_stages_and_samples(tmp_path):
+    stages = {"oracle": {"held-out accuracy": [0.71239, 0.5]}, "labels": {"pairs": 7}}
     human = {"prompt 15": "what a *person* wrote"}
-    text = report(tmp_path, [outcome(tmp_path, "dpo")], facts, human)
+    text = report(tmp_path, [outcome(tmp_path, "dpo")], stages, human)
     assert "| oracle | held-out accuracy | 0.7124, 0.5 |" in text
     assert "| labels | pairs | 7 |" in text
     assert "| human | what a \\*person\\* wrote |  |" in text
@@ -206,24 +239,46 @@ def test_facts_and_samples(tmp_path):
 
 
 def test_claims_by_hand():
-    comparisons = [
+    tested = [
         Comparison(0.2, "dpo", "e-dpo", -1.0, 0.01),
         Comparison(0.5, "e-dpo", "dpo", 0.1, 0.6),
         Comparison(0.8, "dpo", "e-dpo", 1.0, 0.01),
         Comparison(0.2, "dpo", "ipo", 1.0, 0.01),
     ]
     low = Claim("low", ("e-dpo",), ("dpo",), lambda rho: rho <= 0.5)
-    whole, untested = Claim("all", ("e-dpo",), ("dpo",)), Claim("none", ("hull",), ("mean",))
-    assert claim_row(low, comparisons) == ["low", "2", "2", "1", "0", "in part"]
-    assert claim_row(whole, comparisons) == ["all", "3", "2", "1", "1", "mixed"]
-    assert claim_row(untested, comparisons) == ["none", "0", "0", "0", "0", "not tested"]
+    assert evidence(low, tested) == ("low", 2, 2, 1, 0)
+    assert evidence(Claim("all", ("e-dpo",), ("dpo",)), tested) == ("all", 3, 2, 1, 1)
+    assert evidence(Claim("none", ("hull",), ("mean",)), tested) == ("none", 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("counts", "expected"), [((2, 2, 0), "yes"), ((2, 0, 0), "undecided"), ((2, 0, 1), "no")]
+    ("counts", "verdict"),
+    [
+        ((0, 0, 0, 0), "not tested"),
+        ((2, 2, 2, 0), "yes"),
+        ((2, 2, 1, 0), "in part"),
+        ((2, 1, 1, 1), "mixed"),
+        ((2, 1, 0, 0), "undecided"),
+        ((2, 1, 0, 1), "no"),
+    ],
 )
-def test_verdicts(counts, expected):
-    assert verdict(*counts) == expected
+def test_verdicts(counts, verdict):
+    assert Evidence("claim", *counts).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("index", "rho", "num_tested"),
+    [
+        (0, 0.2, 6), (1, 0.5, 6), (1, 0.6, 0), (2, 0.5, 2), (3, 0.2, 5), (3, 0.5, 0), (4, 0.7, 5),
+        (4, 0.6, 0), (5, 0.8, 2), (6, 0.2, 3), (7, 0.2, 1), (8, 0.2, 1), (9, 0.2, 1),
+    ],
+)  # fmt: skip
+def test_claims_are_about_their_methods_and_rhos(index, rho, num_tested):
+    """Among all eight methods; a method is never compared with itself."""
+    methods = [*METHODS, REFERENCE]
+    pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
+    tested = [Comparison(rho, a, b, 0.0, 1.0) for a, b in pairs]
+    assert evidence(CLAIMS[index], tested).tested == num_tested
 
 
 def test_the_terminal_table(tmp_path):
@@ -234,8 +289,10 @@ def test_the_terminal_table(tmp_path):
 
 def test_text_stays_one_line_of_plain_markdown():
     assert escape("a\n b|c `d` <e>") == r"a b\|c \`d\` \<e\>"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert prompt_text(turns) == "a\nb"
+    assert (
+        prompt_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        == "a\nb"
+    )
 
 
 def test_dodge_keeps_to_its_rho():
@@ -245,6 +302,55 @@ def test_dodge_keeps_to_its_rho():
     assert dodge([0.5], 1).tolist() == [0]
 
 
-def test_members_are_named_by_their_bias_where_known():
-    assert member_names((0.2, 0.8), 2) == ["b = 0.2", "b = 0.8"]
-    assert member_names((), 2) == ["member 1", "member 2"]
+def test_reward_models_are_named_by_their_bias_where_known():
+    assert reward_model_names((0.2, 0.8), 2) == ["b = 0.2", "b = 0.8"]
+    assert reward_model_names((), 2) == ["reward model 1", "reward model 2"]
+
+
+def test_looks_are_different():
+    looks = [look(name) for name in METHODS]
+    assert looks[0] == ("DPO", "#E69F00", "o") and looks[5] == ("e-DPO", "#D55E00", "P")
+    assert len({one.color for one in looks}) == len({one.marker for one in looks}) == len(METHODS)
+
+
+def test_a_ninth_method_needs_no_edit(tmp_path, monkeypatch):
+    """Its row of `METHODS` puts it into the figures, the report and the table of the terminal."""
+    monkeypatch.setitem(METHODS, "ninth", METHODS["hull"]._replace(label="Ninth"))
+    assert look("ninth").label == "Ninth"
+    assert len({look(name)[1:] for name in METHODS}) == 9  # colour and marker
+    assert choices()[-1] == ("ninth", "batch")
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
+    outcomes = [log(outcome(tmp_path, name), num_reward_models=2) for name in METHODS]
+    text = report(tmp_path, outcomes)
+    assert legend_of(drawn["figure2.png"])[-1] == "Ninth"
+    assert "Ninth, for each batch" in drawn["ensemble.png"].axes[-1].get_title()
+    assert "| 0.5 | ninth | +0." in text and "| 0.5 | ninth | batch |" in text
+    assert re.search(r"^\| ninth \| a ", text, re.M)  # its sample
+    assert "over all 36 pairs" in text
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_table(outcomes))
+    assert re.search(r"mean +│.*\n│ ninth +│", console.file.getvalue())
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+
+
+def test_a_method_in_no_claim_does_no_harm(monkeypatch):
+    monkeypatch.setitem(METHODS, "ninth", METHODS["hull"])
+    tested = [Comparison(0.2, "ninth", name, 1.0, 0.001) for name in PAPERS]
+    assert all(evidence(claim, tested).verdict == "not tested" for claim in CLAIMS)
+
+
+def test_a_ninth_method_is_a_choice_of_the_command_line():
+    """The choices are made at import, so in a process of its own."""
+    code = (
+        "from minipref.methods import METHODS\n"
+        "METHODS['ninth'] = METHODS['hull']\n"
+        "from scale.run import parse\n"
+        "paper = parse(['--methods', 'dpo', 'ninth'])\n"
+        "print(paper.methods, parse([]).methods[-1], paper.policies(0.5, 'ninth', 0)[0].beta)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"('dpo', 'ninth') ninth {METHODS['hull'].beta}"

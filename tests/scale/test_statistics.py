@@ -10,17 +10,16 @@ VALUES = np.array([0.3, -0.1, 0.8, 0.4, 0.2, 0.5])
 
 
 def test_holm_by_hand():
-    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the one
-    before."""
+    """Sorted: 0.005 x 4, 0.01 x 3, 0.03 x 2, and 0.04 x 1, which may not fall below the last."""
     p = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}
     assert holm(p) == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
 
 
-def test_wald_against_scipy():
-    z = scipy.stats.ttest_1samp(VALUES, 0).statistic
-    assert wald_p(VALUES) == pytest.approx(2 * scipy.stats.norm.sf(abs(z)))
+def test_wald_by_hand():
+    """Mean 2.1 / 6 = 0.35, variance 0.455 / 5 = 0.091, so z = 0.35 / sqrt(0.091 / 6) = 2.842."""
+    assert wald_p(VALUES) == pytest.approx(0.004483, abs=1e-6)
     assert wald_p(-VALUES) == wald_p(VALUES)
 
 
@@ -34,6 +33,7 @@ def test_seed_interval_by_hand():
     assert seed_interval(np.array([1.0, 3.0])) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
     expected = scipy.stats.t.interval(0.95, len(VALUES) - 1, VALUES.mean(), scipy.stats.sem(VALUES))
     assert seed_interval(VALUES) == pytest.approx(expected)
+    assert seed_interval(np.full(3, 0.5)) == (0.5, 0.5)
 
 
 def test_bootstrap_interval_is_near_the_normal_one():
@@ -43,12 +43,22 @@ def test_bootstrap_interval_is_near_the_normal_one():
     assert bootstrap_interval(np.full(9, 0.5)) == (0.5, 0.5)
 
 
+def test_bootstrap_interval_of_zeros_and_ones_is_binomial():
+    """The resampled sum of 50 ones in 200 values is Binomial(200, 1/4): a percentile is a count."""
+    values = np.repeat([0.0, 1.0], [150, 50])
+    low, high = scipy.stats.binom.ppf([0.025, 0.975], 200, 0.25) / 200
+    assert bootstrap_interval(values) == pytest.approx((low, high), abs=2 / 200)
+
+
+def test_bootstrap_interval_of_one_value_is_that_value():
+    assert bootstrap_interval(np.array([0.3])) == (0.3, 0.3)
+
+
 @pytest.mark.parametrize(
     ("kl", "value"), [(-1, 0), (0, 0), (1, 0.5), (2, 1), (2.5, 4.5), (3, 4), (4, 3), (9, 3)]
 )
 def test_value_at_by_hand(kl, value):
-    """The KL falls from 2 to 1: its running maximum is 0, 2, 2, 4, and the policy that first had 2
-    stands for 2."""
+    """The KL falls from 2 to 1: its running maximum is 0, 2, 2, 4, so the first 2 stands for 2."""
     kls, values = np.array([0.0, 2.0, 1.0, 4.0]), np.array([[0.0], [1.0], [5.0], [3.0]])
     assert value_at(float(kl), kls, values) == pytest.approx([value])
 
