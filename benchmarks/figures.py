@@ -210,10 +210,10 @@ def b2_key(ax: Axes) -> list[Line2D]:
 # The pessimistic objective.
 INSTANCES = 60
 GAMMA = 1e-2  # of the loss of hull, Eq. 11
-CANDIDATES = {  # the method whose colour and marker a candidate has -> its label
-    "e-dpo": "nearest of S (Theorem 2 as printed)",
-    "mean": "mean of the rewards",
-    "hull": f"nearest of S's convex hull (γ = {GAMMA})",
+CANDIDATES = {
+    "e-dpo": "e-DPO's limit (Theorem 2 as printed)",
+    "mean": "mean of the reward models",
+    "hull": f"hull (ours), $\\gamma$ = {GAMMA:g}",
 }
 
 
@@ -224,14 +224,15 @@ def maximin(path: Path) -> None:
     maximum, *reached = table.T
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(maximum, color="0.4", linewidth=1, label="maximum of Eq. 8")
+    left.plot(maximum, color="0.4", linewidth=1, label="best policy (maximum of Eq. 8)")
     left.axhline(0, color="0.4", linestyle="--", linewidth=1, label="$\\pi_{ref}$")
     for (name, label), values in zip(CANDIDATES.items(), reached, strict=True):
         _, color, marker = look(name)
         left.plot(values, marker, color=color, markersize=5, label=label)
         right.plot(np.sort(maximum - values), marker, color=color, markersize=5)
-    left.set(xlabel="instance, by the maximum", ylabel="Eq. 8, nats")
-    right.set(xlabel="rank of the shortfall", ylabel="shortfall from the maximum, nats")
+    left.set(xlabel="random problem, sorted by the best value")
+    left.set(ylabel="value under the worst reward model, nats")
+    right.set(xlabel="rank of the shortfall", ylabel="shortfall from the best value, nats")
     right.set(yscale="log")
     for ax in (left, right):
         bare(ax)
