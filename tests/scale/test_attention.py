@@ -20,9 +20,9 @@ from scale.errors import InputError
 from scale.model.attention import attention, cudnn_fits, dot_product, masked, plain
 from scale.model.config import ModelConfig
 from scale.model.response_logps import response_logps
-from scale.model.splash import SharedPrefix, block_sizes, splash
+from scale.model.splash import SharedPrefixMask, block_sizes, splash
 from scale.model.transformer import Transformer, saves_products
-from scale.parallel.mesh import Runtime, kind_for
+from scale.parallel.mesh import Runtime, default_attention
 
 ROOT = Path(__file__).parents[2]
 # Regions of 136, 60 and 60 positions in blocks of 128: none ends where a block does.
@@ -177,7 +177,7 @@ def test_causality_by_gradient(kind):
 def test_the_static_mask():
     """Of a layout whose prompt region grows to 124 of 128 positions: the end of the prompt, and
     the responses."""
-    mask = SharedPrefix(Layout(3, 2, 2))
+    mask = SharedPrefixMask(Layout(3, 2, 2))
     rows = ["1......", "11.....", "111....", "1111...", "11111..", "111..1.", "111..11"]
     corner = mask[slice(121, 128), slice(121, 128)]
     assert mask.shape == (128, 128)
@@ -200,7 +200,7 @@ def test_blocks_between_responses_are_skipped(block, causal, shared):
     first: 7."""
     layout = Layout(1024, 512, 2)
     assert computed_blocks(kernels.CausalMask((2048, 2048)), block) == causal
-    assert computed_blocks(SharedPrefix(layout), block) == shared
+    assert computed_blocks(SharedPrefixMask(layout), block) == shared
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_block_sizes_divide_the_row(length, block):
 
 
 def test_kinds():
-    kinds = [kind_for(platform) for platform in ("cpu", "gpu", "cuda", "rocm", "tpu")]
+    kinds = [default_attention(platform) for platform in ("cpu", "gpu", "cuda", "rocm", "tpu")]
     assert kinds == ["plain", "dot_product", "dot_product", "dot_product", "splash"]
 
 
@@ -389,7 +389,7 @@ def test_remat_dots_keeps_what_the_kernel_gave():
     q, k, v, w = heads_of(2, LAYOUT.length, 2, 1, 64)
 
     def calls(policy):
-        run = partial(splash, segments=SEGMENTS, layout=LAYOUT, interpret=True)
+        run = partial(splash, segment_ids=SEGMENTS, layout=LAYOUT, interpret=True)
         gradient = jax.grad(lambda q: (jax.checkpoint(run, policy=policy)(q, k, v) * w).sum())
         return str(jax.make_jaxpr(gradient)(q)).count("pallas_call")
 

@@ -14,7 +14,7 @@ from minipref.logps import response_logps as plain_response_logps
 from scale.data.layout import BatchShape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
-from scale.model.layers import angles, frequencies, rotate
+from scale.model.layers import apply_rope, rope_frequencies, rope_rotation
 from scale.model.response_logps import response_logps
 from scale.model.transformer import UNROLLED, Transformer
 from scale.parallel.mesh import Runtime
@@ -282,12 +282,12 @@ def test_parameter_count_by_hand(model):
 
 
 def turn(head_dim, base):
-    return frequencies(ModelConfig(head_dim=head_dim, rope_base=base))
+    return rope_frequencies(ModelConfig(head_dim=head_dim, rope_base=base))
 
 
 def turned(x, position, base=100.0):
-    rotation = angles(jnp.asarray([[position]]), turn(len(x), base))
-    return np.asarray(rotate(jnp.asarray(x, jnp.float32)[None, None], rotation))[0, 0]
+    rotation = rope_rotation(jnp.asarray([[position]]), turn(len(x), base))
+    return np.asarray(apply_rope(jnp.asarray(x, jnp.float32)[None, None], rotation))[0, 0]
 
 
 def test_rope_by_hand():
@@ -308,10 +308,10 @@ def test_rope_products_depend_on_the_distance_alone():
 
 def test_rope_turns_every_head_alike():
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 8)).astype(np.float32)
-    rotation = angles(jnp.asarray([[0, 4, 9]]), turn(8, 100.0))
-    both = rotate(jnp.asarray(x), rotation)
+    rotation = rope_rotation(jnp.asarray([[0, 4, 9]]), turn(8, 100.0))
+    both = apply_rope(jnp.asarray(x), rotation)
     for head in range(2):
-        alone = rotate(jnp.asarray(x[:, :, head]), rotation)
+        alone = apply_rope(jnp.asarray(x[:, :, head]), rotation)
         np.testing.assert_array_equal(both[:, :, head], alone)
 
 
