@@ -125,5 +125,5 @@ def test_a_damaged_folder_is_an_input_error_that_names_it(tmp_path, policy, name
 
 def test_the_skeleton_costs_no_arrays():
     config = ModelConfig(vocab_size=256_000, d_model=4096)
-    like = eqx.filter_eval_shape(model_folder.skeleton, config, 0, Runtime())
+    like = eqx.filter_eval_shape(model_folder._skeleton, config, 0, Runtime())
     assert isinstance(like.embedding, jax.ShapeDtypeStruct)
