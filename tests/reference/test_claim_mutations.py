@@ -41,7 +41,7 @@ def test_a_mutation_that_does_not_apply_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "module", ["objectives", "simplex", "loglinear", "tabular", "bag_of_words", "bandit"]
+    "module", ["objectives", "weights", "simplex", "loglinear", "tabular", "bag_of_words", "bandit"]
 )
 def test_every_public_function_is_mutated(module):
     expressions = [mutation.before for mutation in MUTATIONS if mutation.module == module]
