@@ -101,6 +101,21 @@ def test_the_report_lists_the_planted_difference_alone(tmp_path):
     assert "**e-dpo**" in text and "**dpo**" not in text
 
 
+def test_methods_are_listed_by_how_they_compare_with_the_reference(tmp_path):
+    """Means 2 and -2 of noise that is 1 wide are significant; 0 is not."""
+    cells = (("dpo", 0.2, 2.0), ("dpo", 0.8, 2.0), ("ipo", 0.2, -2.0), ("mean", 0.2, 0.0))
+    noise = NOISE - NOISE.mean()
+    outcomes = [
+        outcome(tmp_path, method, rho, points=((1.0, mean),), noise=noise)
+        for method, rho, mean in cells
+    ]
+    text = report(tmp_path, outcomes)
+    assert "- significantly better: 2 (rho 0.2: dpo; rho 0.8: dpo)\n" in text
+    assert "- significantly worse: 1 (rho 0.2: ipo)\n" in text
+    assert "- not significantly different: 1 (rho 0.2: mean)\n" in text
+    assert "| 0.2 | **dpo** | **+2.000 [" in text and "| 50 / 20 / 30 | 1.00 | 9.0 |" in text
+
+
 def test_no_significant_difference_is_said(tmp_path):
     same = [outcome(tmp_path, "dpo"), outcome(tmp_path, "ipo")]
     assert "no difference is significant, of 1." in report(tmp_path, same)
@@ -315,6 +330,7 @@ def test_looks_are_different():
 
 def test_a_ninth_method_needs_no_edit(tmp_path, monkeypatch):
     """Its row of `METHODS` puts it into the figures, the report and the table of the terminal."""
+    assert choices() == [("e-dpo", "pair"), ("e-dpo", "batch"), ("hull", "batch")]
     monkeypatch.setitem(METHODS, "ninth", METHODS["hull"]._replace(label="Ninth"))
     assert look("ninth").label == "Ninth"
     assert len({look(name)[1:] for name in METHODS}) == 9  # colour and marker
