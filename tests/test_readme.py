@@ -1,4 +1,4 @@
-"""What the READMEs promise: their Python runs, their commands parse, their links exist, they fit."""
+"""The READMEs keep their promises: Python runs, commands parse, links exist, and they fit."""
 
 import re
 import shlex

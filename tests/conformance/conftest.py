@@ -1,6 +1,7 @@
 """The vectors are written, and compared with what is stored, by the tests that check `reference/`.
 
-`pytest tests/conformance --write-vectors` writes; without it a stored file that differs in any byte fails.
+`pytest tests/conformance --write-vectors` writes them; without it a stored file that differs in any
+byte fails.
 """
 
 import pytest
@@ -19,7 +20,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def check_vectors(request):
-    """Checks one file: the bytes stored, then `reference/` against them, which are mpmath's values."""
+    """It checks a file's bytes, then `reference/` against them, which are mpmath's values."""
 
     def check(file):
         path, text = VECTORS / file["objective"] / f"{file['dialect']}.json", rendered(file)

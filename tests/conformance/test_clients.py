@@ -1,4 +1,4 @@
-"""minipref and scale as clients of the kit: in float32, in bfloat16, and sharded over eight devices."""
+"""minipref and scale are clients of the kit: float32, bfloat16, and sharded over eight devices."""
 
 import json
 import os
@@ -66,7 +66,8 @@ import numpy as np
 from benchmarks.adapters.scale import sharded, table_model
 from scale.parallel.mesh import make_runtime
 table = table_model(np.ones((8, 8)), make_runtime(sharded.runtime)).table
-assert len(table.sharding.device_set) == 8 and table.sharding.shard_shape(table.shape) == (4, 4), table.sharding
+sharding = table.sharding
+assert len(sharding.device_set) == 8 and sharding.shard_shape(table.shape) == (4, 4), sharding
 """
 
 

@@ -1,4 +1,7 @@
-"""Level 3: writes and checks the vectors of rows and token ids. What is expected is written out by hand."""
+"""Level 3: writes and checks the vectors of rows and token ids.
+
+What is expected is written out by hand.
+"""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The kit itself: that it passes what conforms, fails what does not, and says which, whatever it is put to."""
+"""The kit passes what conforms, fails what does not, and says which, whatever it is put to."""
 
 import copy
 import json
@@ -382,7 +382,7 @@ def test_cases_may_come_in_any_order():
 
 @pytest.fixture
 def kit(capsys, monkeypatch):
-    """`python -m reference.conformance` on an object: exit status, standard output, standard error."""
+    """`python -m reference.conformance` runs on an object: exit status, output, standard error."""
 
     def call(adapter, *arguments):
         module = SimpleNamespace(adapter=adapter)
@@ -550,7 +550,10 @@ def test_a_missing_file_of_expected_failures(kit, tmp_path):
         assert code == 2 and not out and str(path) in err and len(err.splitlines()) == 1
 
 
-UNUSABLE = "json nowhere:adapter json:adapter json:dumps :x .a:b exits:a raises:a typo:a half:adapter narrow:adapter"
+UNUSABLE = (
+    "json nowhere:adapter json:adapter json:dumps :x .a:b exits:a raises:a typo:a half:adapter"
+    " narrow:adapter"
+)
 
 
 @pytest.mark.parametrize("path", UNUSABLE.split())
@@ -620,8 +623,12 @@ def test_the_module_in_an_interpreter_of_its_own(tmp_path):
 
 @pytest.mark.parametrize("arguments", ["", "--json"])
 def test_a_reader_may_stop_early(arguments):
-    """The pipe is closed before anything is written, which is the worst that `head` can do; Python may buffer."""
-    call = f"{shlex.quote(sys.executable)} -m reference.conformance --adapter reference.conformance.dialects:adapter"
+    """The pipe is closed before anything is written, which is the worst that `head` can do.
+
+    Python may buffer.
+    """
+    python = shlex.quote(sys.executable)
+    call = f"{python} -m reference.conformance --adapter reference.conformance.dialects:adapter"
     call = f"{{ {call} --only dpo {arguments}; echo status $? >&2; }} | true"
     for unbuffered in ("", "1"):
         options = {"cwd": ROOT, "env": os.environ | {"PYTHONUNBUFFERED": unbuffered}}
@@ -705,7 +712,8 @@ RIGHT = """
     import numpy as np
     inputs = {name: np.array(value) for name, value in asked["inputs"].items()}
     try:
-        answer(id, result=to_json(adapter.evaluate(asked["objective"], asked["dialect"], asked["params"], inputs)))
+        made = adapter.evaluate(asked["objective"], asked["dialect"], asked["params"], inputs)
+        answer(id, result=to_json(made))
     except ValueError as error:
         answer(id, error=str(error))
 """
@@ -733,7 +741,7 @@ BROKEN = {
 
 @pytest.fixture
 def program(tmp_path):
-    """A program that supports everything and answers by these lines, and the processes that were started."""
+    """A program that supports everything and answers by these lines, and its processes."""
     pids = tmp_path / "pids"
 
     def write(evaluate):

@@ -123,7 +123,10 @@ def member_mean(p, x):
 
 
 def hull(p, x):
-    """The least of the constrained minima on all faces: Lagrange conditions of each, by a linear solve."""
+    """The least of the constrained minima on all faces.
+
+    A linear solve of the Lagrange conditions gives each.
+    """
     return min(value for value in map(_on_face, _faces(residuals(p, x))) if value is not None)
 
 
@@ -134,7 +137,8 @@ def _faces(members):
 def _on_face(face):
     """min_w mean (sum_k w_k e_k)^2 with sum w = 1, by bordered normal equations.
 
-    None where a weight is negative, or with more members than B pairs tell apart: then a smaller face has the minimum.
+    None where a weight is negative, or with more members than B pairs tell apart: then a smaller
+    face has the minimum.
     """
     k = len(face)
     if k - 1 > len(face[0]):
@@ -203,7 +207,7 @@ def exact_metrics(p, x):
 
 
 def expected(oracle, metrics, wanted, params, inputs, grads=True):
-    """Loss, values of the pairs, metrics and gradients; those of the reference are 0 by definition."""
+    """Loss, pairs' values, metrics and gradients; the reference's gradients are 0 by definition."""
     p, x = exact(params), exact(inputs)
     value = oracle(p, x)
     made = {"loss": nearest(mean(value) if isinstance(value, list) else value)}
@@ -251,7 +255,10 @@ def at(inputs, **values):
 
 
 def pair_cases(extra=None):
-    """(name, flags, comment, inputs) that every loss of a margin is asked; `extra` gives further inputs of a batch."""
+    """Every loss of a margin is asked these (name, flags, comment, inputs).
+
+    `extra` gives further inputs of a batch.
+    """
     more = extra or (lambda inputs, seed: inputs)
     long = one(0.375, -0.6875, -412.0, -391.25)
     asked = [
@@ -484,7 +491,7 @@ def ensemble_file(dialect, equation, source, oracle, *other):
     """`other`: flags that the dialect does not have."""
 
     def scored(inputs, seed):
-        """Of a single pair all members prefer the chosen response, so that no mixture has a loss of 0."""
+        """All members prefer a single pair's chosen response, so no mixture has a loss of 0."""
         made = rewards(3, inputs, seed)
         return made | {"score_chosen": made["score_chosen"] + 6.0 * (len(inputs[POLICY[0]]) == 1)}
 
@@ -555,7 +562,7 @@ def with_samples(inputs, seed, samples=6):
 
 
 def with_distributions(inputs, seed, prompts=2, outcomes=4):
-    """Normalised to float32's rounding, which is what KL's inputs are; exactly normalised is not asked."""
+    """They are normalised to float32's rounding, as KL's inputs are; exactness is not asked."""
     rng = random.Random(seed)
     made = {}
     for who in ("policy", "ref"):
@@ -676,47 +683,59 @@ SMOOTH = {"label_smoothing": E}
 FILES = {
     "dpo/plain": lambda: dpo_file("plain", "mean_b -log sigmoid(beta h_b)", "Eq. 6", dpo, {}),
     "dpo/conservative": lambda: dpo_file(
-        "conservative", "mean_b -(1 - e) log sigmoid(beta h_b) - e log sigmoid(-beta h_b), e = label_smoothing",
+        "conservative",
+        "mean_b -(1 - e) log sigmoid(beta h_b) - e log sigmoid(-beta h_b), e = label_smoothing",
         "Mitchell (2023), cDPO", conservative, SMOOTH, "label-smoothing-ignored"),
     "dpo/robust": lambda: dpo_file(
-        "robust", "mean_b [-(1 - e) log sigmoid(beta h_b) + e log sigmoid(-beta h_b)] / (1 - 2e), e = label_smoothing",
+        "robust",
+        "mean_b [-(1 - e) log sigmoid(beta h_b) + e log sigmoid(-beta h_b)] / (1 - 2e),"
+        " e = label_smoothing",
         "Chowdhury et al. (2024)", robust, SMOOTH, "label-smoothing-ignored"),
     "ipo/paper": lambda: ipo_file(
         "paper", "mean_b (h_b - 1/beta)^2; the paper calls beta tau", "section 7.1", 1, False),
     "ipo/sum": lambda: ipo_file(
-        "sum", "mean_b (h_b - 1/(2 beta))^2", "Azar et al. (2024), Eq. 17, whose tau is beta", mp.mpf("0.5"), False),
+        "sum", "mean_b (h_b - 1/(2 beta))^2", "Azar et al. (2024), Eq. 17, whose tau is beta",
+        mp.mpf("0.5"), False),
     "ipo/token-mean": lambda: ipo_file(
-        "token-mean", "mean_b (h_b - 1/(2 beta))^2, every log-probability divided by its response's tokens",
+        "token-mean",
+        "mean_b (h_b - 1/(2 beta))^2, every log-probability divided by its response's tokens",
         "TRL, LLaMA-Factory", mp.mpf("0.5"), True),
     "distillation/d-dpo": lambda: distillation_file(
-        "d-dpo", "mean_b (rho_b - beta h_b)^2, rho = score_chosen - score_rejected", "Eq. 7", squares, {}),
+        "d-dpo", "mean_b (rho_b - beta h_b)^2, rho = score_chosen - score_rejected", "Eq. 7",
+        squares, {}),
     "distillation/rebel": lambda: distillation_file(
         "rebel", "mean_b (h_b - eta rho_b)^2, eta = 1/beta: d-dpo over beta^2",
-        "the code of REBEL's authors (Gao et al., 2024); their paper has it times 1/eta^2, which is d-dpo", rebel, {}),
+        "the code of REBEL's authors (Gao et al., 2024); their paper has it times 1/eta^2, which is"
+        " d-dpo", rebel, {}),
     "distillation/rpo-sq": lambda: distillation_file(
-        "rpo-sq", "mean_b (beta h_b - reward_scale rho_b)^2", "NeMo-Aligner, preference_loss rpo_sq", scaled_squares,
-        {"reward_scale": 1.5}),
+        "rpo-sq", "mean_b (beta h_b - reward_scale rho_b)^2",
+        "NeMo-Aligner, preference_loss rpo_sq", scaled_squares, {"reward_scale": 1.5}),
     "ensemble/batch-min": lambda: ensemble_file(
         "batch-min", "min_k mean_b (rho_kb - beta h_b)^2", "Eq. 11, footnote 5", batch_min,
         "per-example", "hull-at-a-corner"),
     "ensemble/example-min": lambda: ensemble_file(
-        "example-min", "mean_b min_k (rho_kb - beta h_b)^2", "Eq. 11 with the minimum inside the mean", example_min,
-        "hull-at-a-corner"),
+        "example-min", "mean_b min_k (rho_kb - beta h_b)^2",
+        "Eq. 11 with the minimum inside the mean", example_min, "hull-at-a-corner"),
     "ensemble/hull": lambda: ensemble_file(
-        "hull", "min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2", "the corrected Theorem 2", hull,
-        "per-example"),
+        "hull", "min_{w in simplex} mean_b (sum_k w_k rho_kb - beta h_b)^2",
+        "the corrected Theorem 2", hull, "per-example"),
     "ensemble/mean": lambda: ensemble_file(
-        "mean", "mean_b (mean_k rho_kb - beta h_b)^2", "Eq. 7 on the ensemble's average", member_mean,
-        "per-example", "example-min", "hull-at-a-corner"),
+        "mean", "mean_b (mean_k rho_kb - beta h_b)^2", "Eq. 7 on the ensemble's average",
+        member_mean, "per-example", "example-min", "hull-at-a-corner"),
     "pessimistic/sampled-kl": lambda: pessimistic_file(
-        "sampled-kl", "mean_b -log sigmoid(beta h_b) + gamma mean_s [log pi_ref(y_s) - log pi(y_s)], y_s ~ pi_ref",
-        "Eq. 13, second term of Eq. 11", sampled_kl, sampled_metrics, with_samples, NEGATIVE, SAMPLES),
+        "sampled-kl",
+        "mean_b -log sigmoid(beta h_b) + gamma mean_s [log pi_ref(y_s) - log pi(y_s)],"
+        " y_s ~ pi_ref",
+        "Eq. 13, second term of Eq. 11",
+        sampled_kl, sampled_metrics, with_samples, NEGATIVE, SAMPLES),
     "pessimistic/exact-kl": lambda: pessimistic_file(
-        "exact-kl", "mean_b -log sigmoid(beta h_b) + gamma mean_x KL(pi_ref(x) || pi(x))", "Eq. 9, 13",
-        exact_kl, exact_metrics, with_distributions, ZERO, DISTRIBUTIONS),
-    "reward/bradley-terry": lambda: reward_file("bradley-terry", "mean_b -log sigmoid(r_w - r_l)", "Eq. 2", False),
+        "exact-kl", "mean_b -log sigmoid(beta h_b) + gamma mean_x KL(pi_ref(x) || pi(x))",
+        "Eq. 9, 13", exact_kl, exact_metrics, with_distributions, ZERO, DISTRIBUTIONS),
+    "reward/bradley-terry": lambda: reward_file(
+        "bradley-terry", "mean_b -log sigmoid(r_w - r_l)", "Eq. 2", False),
     "reward/margin": lambda: reward_file(
-        "margin", "mean_b -log sigmoid(r_w - r_l - margin_b)", "Touvron et al. (2023), Llama 2, Eq. 2", True),
+        "margin", "mean_b -log sigmoid(r_w - r_l - margin_b)",
+        "Touvron et al. (2023), Llama 2, Eq. 2", True),
 }
 # fmt: on
 

@@ -1,4 +1,7 @@
-"""Level 2: writes and checks the vectors from logits, labels and masks to sequence log-probabilities."""
+"""Level 2: writes and checks the vectors of tokens.
+
+They go from logits, labels and masks to sequence log-probabilities.
+"""
 
 import random
 
@@ -13,7 +16,7 @@ TOLERANCE = {
     "float32": {"values": (2e-6, 2e-6), "grads": (1e-5, 1e-6)},
     "bfloat16": {"values": (2e-6, 2e-6), "grads": (2**-7, 1e-6)},
 }
-"""The logits are multiples of 1/8 that bfloat16 holds: only softmax and sum round, both in float32."""
+"""The logits, multiples of 1/8, are exact in bfloat16: only softmax and sum round, in float32."""
 
 
 def log_softmax(logits):
@@ -22,7 +25,10 @@ def log_softmax(logits):
 
 
 def scored(inputs, weights, predictor):
-    """Sums of weight(b, t) log p(id_t) by name, and d(sum of all)/d(logits) = weight (onehot - softmax)."""
+    """Sums of weight(b, t) log p(id_t) by name.
+
+    With them comes d(sum of all)/d(logits) = weight (onehot - softmax).
+    """
     logits, ids = exact(inputs["logits"]), inputs["input_ids"].tolist()
     grads = [[[mp.mpf(0)] * len(row) for row in rows] for rows in logits]
     sums = {name: [mp.mpf(0)] * len(ids) for name in weights}

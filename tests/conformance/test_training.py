@@ -17,7 +17,10 @@ TOLERANCE = {
     "float32": {"values": (2e-5, 2e-6)},
     "bfloat16": {"values": (2**-5, 2**-6)},
 }
-"""In bfloat16 the parameters are kept in float32 and rounded on their way into the model: 8 bits, ten times over."""
+"""In bfloat16 the parameters are kept in float32 and rounded on their way into the model.
+
+They are rounded to 8 bits, ten times over.
+"""
 
 
 def tokens(rng, name):
@@ -32,7 +35,10 @@ def tokens(rng, name):
 
 
 def inputs_of(seed, moved, num_reward_models=None, accumulate=1):
-    """`moved`: the policy begins elsewhere than the reference. `members`: how many rewards; 0: one, with no axis."""
+    """`moved`: the policy begins elsewhere than the reference.
+
+    `num_reward_models`: how many rewards; 0: one, with no axis; None: none.
+    """
     rng = random.Random(seed)
     made = {"table": dyadic(rng, -1.5, 1.5, (VOCAB, VOCAB), unit=32)}
     made["ref_table"] = dyadic(rng, -1.5, 1.5, (VOCAB, VOCAB), unit=32) if moved else made["table"]

@@ -19,17 +19,24 @@ FLAGS = {
     "broadcast": "arrays of different lengths are accepted",
     "character-split": "the shared prefix is cut between characters, not between turns",
     "eos-doubled": "a second end-of-sequence token is added",
-    "eos-lost": "a complete response does not end with the end-of-sequence token, or it is not scored",
+    "eos-lost": (
+        "a complete response does not end with the end-of-sequence token, or it is not scored"
+    ),
     "eos-on-truncated": "a truncated response is taught to end",
     "example-min": "the ensemble's minimum is on the wrong side of the batch mean",
-    "first-rejected-token": "the first rejected token is predicted by the chosen response's last slot",
+    "first-rejected-token": (
+        "the first rejected token is predicted by the chosen response's last slot"
+    ),
     "gamma-dropped": "the KL's weight is not used",
     "half-precision-sums": "sequence log-probabilities are rounded to, or added in, half precision",
     "hull-at-a-corner": "the simplex weights stay at a corner, or leave the simplex",
     "kl-reversed": "KL(pi || pi_ref) in place of KL(pi_ref || pi)",
     "kl-sign": "the KL is subtracted, or its estimate has the wrong sign",
     "label-smoothing-ignored": "label smoothing is accepted and not used, or used in another way",
-    "last-turn": "another turn than the assistant's last is taken for the response, or other contexts are accepted",
+    "last-turn": (
+        "another turn than the assistant's last is taken for the response, or other contexts are"
+        " accepted"
+    ),
     "margin-dropped": "the pair's own margin is not used, or has the wrong sign",
     "mask-dropped": "prompt or padding positions are scored, or counted",
     "mean-of-means": "a token mean is taken over each micro-batch or row first",
@@ -47,7 +54,9 @@ FLAGS = {
     "sign": "the margin has the wrong sign",
     "squared": "an absolute value, or a half, in place of the square",
     "sum-mean": "token log-probabilities are averaged where they should be added, or the reverse",
-    "swapped-reference": "the reference's chosen and rejected log-probabilities are swapped, or left out",
+    "swapped-reference": (
+        "the reference's chosen and rejected log-probabilities are swapped, or left out"
+    ),
     "target": "IPO's target is another one: 1/beta, 1/(2 beta), beta",
     "truncation-side": "the wrong end of an over-long prompt is kept, or too little of it",
     "unshifted-denominator": "the normaliser is of another position than the label's logit",
@@ -60,12 +69,14 @@ SCALAR = {
     "float32": {"values": (1e-5, 1e-6), "grads": (1e-5, 1e-7)},
     "bfloat16": {"values": (1e-5, 1e-6), "grads": (2**-7, 1e-7)},
 }
-"""Losses are float32 whatever the model computes in; only the gradients that return to it may be rounded."""
+"""Losses are float32 whatever the model computes in; only the gradients it gets may be rounded."""
 
 
 def dyadic(rng: random.Random, low: float, high: float, shape=(), unit: int = 64):
-    """Multiples of 1/unit, which float32 holds, and adds, without rounding. The generator is the standard library's,
-    whose `random()` is the same everywhere."""
+    """Multiples of 1/unit, which float32 holds, and adds, without rounding.
+
+    The generator is the standard library's, whose `random()` is the same everywhere.
+    """
     if not shape:
         return round((low + (high - low) * rng.random()) * unit) / unit
     return np.array([dyadic(rng, low, high, shape[1:], unit) for _ in range(shape[0])])
@@ -119,7 +130,7 @@ def nearest(value):
 
 
 def slopes(function, inputs, name):
-    """Central differences of a scalar function of `inputs` in each element of `inputs[name]`, at 50 digits."""
+    """Central differences of a scalar function in each element of `inputs[name]`, at 50 digits."""
 
     def at(path, values, sign):
         head, *rest = path

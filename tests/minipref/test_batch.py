@@ -54,7 +54,10 @@ UNIT = {(1, 0): (1 / 8, 2 / 8, 5 / 8), (0, 1): (1 / 4, 1 / 4, 2 / 4), (0, 0): (1
 
 
 def test_response_logps_by_hand():
-    """Slots: hidden (1,0), (0,1), (0,0). Response 0 has tokens 2, 1 from slots 0, 1; response 1 has 2 from slot 0."""
+    """Three slots are hidden (1,0), (0,1), (0,0).
+
+    Response 0 has tokens 2, 1 from slots 0, 1; response 1 has 2 from slot 0.
+    """
     hidden = jnp.asarray([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     inputs = inputs_of(
         labels=[[2, 1, 2, 0]],

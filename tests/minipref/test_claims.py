@@ -1,6 +1,7 @@
-"""The reference's claims about `minipref`: every function that it shares with the reference stands in for the latter's.
+"""The reference's claims hold for `minipref`: its functions stand in for the reference's own.
 
-A claim's own arithmetic, and the exact solvers that the reference alone has, stay in float64.
+This holds for every function that the two share. A claim's own arithmetic, and the exact solvers
+that the reference alone has, stay in float64.
 """
 
 import inspect
@@ -40,7 +41,7 @@ is_static = lambda leaf: isinstance(leaf, (int, methods.Method))  # noqa: E731
 
 
 def narrow(dtype, leaf):
-    """Floats become `dtype`; methods and Python's integers stay as they are, since they are static."""
+    """Floats become `dtype`; methods and Python's integers stay as they are: they are static."""
     if is_static(leaf):
         return leaf
     return np.asarray(leaf, dtype if np.asarray(leaf).dtype.kind == "f" else None)
@@ -51,7 +52,7 @@ def widen(leaf):
 
 
 def over_examples(function):
-    """`function` over any leading axes of its arguments, which jaxtyping's annotations name the others of."""
+    """`function` over any leading axes of its arguments; jaxtyping's annotations name the rest."""
     signature = inspect.signature(function)
     annotations = [
         *(each.annotation for each in signature.parameters.values()),
@@ -66,7 +67,7 @@ def over_examples(function):
 
 @cache
 def substitute(function, dtype):
-    """minipref's function of the same module and name, if there is one: jitted, from NumPy to NumPy."""
+    """minipref's function of the same module and name, if there is one, jitted: NumPy to NumPy."""
     module = OURS.get(function.__module__)
     found = getattr(module, function.__name__, None)
     if found is None:
@@ -98,7 +99,7 @@ def swapped(value, dtype):
 
 
 def about_minipref(monkeypatch, dtype):
-    """`claims` and `errata` with minipref's functions, its table of methods, and the dtype's rounding allowed."""
+    """`claims` and `errata` get minipref's functions and methods and allow the dtype's rounding."""
     identity, at_most = claims.identity, claims.at_most
     allowances = {
         "identity": lambda measured, expected, tolerance=1e-9: identity(
@@ -135,7 +136,7 @@ def test_counterexample_refutes(erratum, monkeypatch):
 
 @pytest.mark.parametrize(("beta", "alpha"), [(0.1, 3.0), (1.0, 1.5), (30.0, 100.0)])
 def test_ipo_and_pessimistic_dpo_agree(beta, alpha):
-    """In float32: at h = 1 / tau = log(alpha - 1) / beta, where IPO is 0, DPO's slope is -beta / alpha."""
+    """In float32, at IPO's 0, h = 1 / tau = log(alpha - 1) / beta, DPO has slope -beta / alpha."""
     h = np.log(alpha - 1) / beta
     assert float(jax.grad(objectives.dpo)(h, beta)) == pytest.approx(-beta / alpha, rel=1e-5)
     assert float(objectives.ipo(h, 1 / h)) == pytest.approx(0, abs=1e-10)

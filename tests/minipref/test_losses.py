@@ -1,4 +1,4 @@
-"""The losses, by hand and against the reference; what `preference_loss` refuses; loops around it."""
+"""Losses by hand and against the reference; what `preference_loss` refuses; loops around it."""
 
 import equinox as eqx
 import jax
@@ -25,7 +25,7 @@ def test_sft_loss_is_nats_a_response_token():
 
 
 def test_reward_loss_by_hand():
-    """Margins ln 3 and 0: -log sigmoid is ln(4/3) and ln 2; only a strictly higher reward is right."""
+    """Margins ln 3 and 0 cost ln(4/3) and ln 2; only a strictly higher reward is right."""
     loss, metrics = mp.reward_loss(jnp.asarray([[LN(3) + 1, 1.0], [2.0, 2.0]], jnp.float32))
     assert loss == pytest.approx((LN(4 / 3) + LN(2)) / 2)
     assert metrics["rewards/accuracies"] == 0.5
@@ -123,7 +123,7 @@ def test_samples_are_monitored_where_a_method_has_no_kl_term():
 
 
 def test_hull_weights_inside_the_simplex():
-    """Residuals 1 and -3 of one pair cancel at weights 3/4 and 1/4; e-dpo can only take the first."""
+    """One pair's residuals 1 and -3 cancel at weights 3/4, 1/4; e-dpo can only take the first."""
     rewards, logps = jnp.asarray([[[1.0, 0.0]], [[-3.0, 0.0]]]), jnp.zeros((1, 3))
     loss, metrics = mp.preference_loss("hull", logps, logps, rewards=rewards)
     np.testing.assert_allclose(metrics["ensemble/weights"], [0.75, 0.25], atol=1e-3)
@@ -133,7 +133,7 @@ def test_hull_weights_inside_the_simplex():
 
 
 def test_what_is_nearest_to_each_pair_is_logged_beside_what_is_nearest_to_the_batch():
-    """At h = 0 the residuals are the rewards, 0 and 2 against 1 and 1: losses 2 and 1, a pair each."""
+    """At h = 0 the residuals are the rewards, (0, 2) and (1, 1): losses 2 and 1, a pair each."""
     rewards = jnp.asarray([[[0.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [1.0, 0.0]]])
     zeros = jnp.zeros((2, 3))
     _, metrics = mp.preference_loss("e-dpo", zeros, zeros, rewards=rewards)
@@ -161,7 +161,7 @@ def test_a_tied_margin_is_not_a_right_one():
 
 @pytest.mark.parametrize("method", PESSIMISTIC)
 def test_the_kls_gradient_does_not_read_the_references_own_log_prob(method):
-    """KL = log pi_ref(y) - log pi(y): the first term moves the loss, and not the policy's gradient."""
+    """KL = log pi_ref(y) - log pi(y): the first term moves the loss, not the policy's gradient."""
     (_, logps, ref), options = arguments(method, gamma=0.5)
     other = ref.at[:, 2].add(-8.0)
 
@@ -193,7 +193,7 @@ def test_rewards_count_through_their_differences_alone(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_is_the_numpy_one(method):
-    """Over 7 random pairs and 4 rewards, against `reference`, which is checked by hand elsewhere."""
+    """7 random pairs and 4 rewards agree with `reference`, which is checked by hand elsewhere."""
     rng, row = np.random.default_rng(0), REFERENCE[method]
     n = 2 if row.gamma is None else 3
     ref, logps = rng.normal(-9, 1, (2, 7, n))

@@ -45,7 +45,7 @@ def test_the_layers_have_the_same_table():
 
 
 def test_who_is_pessimistic():
-    """Section 6.1's schedule for the paper's pessimistic methods and ours; no other has a KL term."""
+    """The paper's pessimistic methods and ours have section 6.1's schedule; no other has a KL."""
     assert [name for name, method in METHODS.items() if method.gamma == (1e-4, 1e-2)] == PESSIMISTIC
     assert {method.gamma for name, method in METHODS.items() if name not in PESSIMISTIC} == {None}
 
@@ -116,7 +116,10 @@ def test_gamma_is_linear():
 
 
 def test_gradients_pass_through_the_table():
-    """d-DPO: 2 (r - beta h)(-beta) / B = -1/4 for both pairs; each KL estimate has slope gamma / 3."""
+    """d-DPO has slope 2 (r - beta h)(-beta) / B = -1/4 for both pairs.
+
+    Each KL estimate has slope gamma / 3.
+    """
     args = [jnp.asarray(arg) for arg in batch("dp-dpo")]
     gradient = jax.grad(
         lambda m, k: method_loss(METHODS["dp-dpo"], m, args[1], k, BETA, 1.0), (0, 1)

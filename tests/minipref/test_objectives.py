@@ -19,8 +19,8 @@ from minipref import objectives, weights
 SHARED = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "test_objectives.py"))
 HAND, NAMES, central_differences = SHARED["HAND"], SHARED["NAMES"], SHARED["central_differences"]
 
-# dtype: (value, gradient), relative to the largest magnitude that enters the computation. Inputs are rounded
-# to the dtype first, so that only the arithmetic is compared.
+# dtype: (value, gradient), relative to the largest magnitude that enters the computation. Inputs
+# are rounded to the dtype first, so that only the arithmetic is compared.
 TOLERANCE = {
     "float64": (
         1e-12,
@@ -83,7 +83,7 @@ def rounded(args, dtype):
 
 
 def assert_agrees(name, args, dtype):
-    """Value and every derivative, against the reference in float64 at the same rounded arguments."""
+    """Value and derivatives agree with the reference in float64 at the same rounded arguments."""
     value_tolerance, gradient_tolerance = TOLERANCE[dtype]
     with jax.enable_x64(dtype == "float64"):
         narrow, wide = rounded(args, dtype)
@@ -228,7 +228,7 @@ def awkward_ensembles():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("case", awkward_ensembles())
 def test_hull_on_awkward_ensembles(case, dtype):
-    """Within 1e-4 (float32) of the enumerated minimum, relative to the best single member's loss."""
+    """It is within 1e-4 (float32) of the enumerated minimum, relative to the best member's loss."""
     with jax.enable_x64(dtype == "float64"):
         (margins, rewards), (wide_margins, wide_rewards) = rounded(awkward_ensembles()[case], dtype)
         weights = np.asarray(JITTED["hull_weights"](margins, rewards, 1.0), float)
@@ -245,7 +245,7 @@ def test_hull_on_awkward_ensembles(case, dtype):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("pairs", [3, 64])
 def test_sixteen_members_satisfy_the_optimality_conditions(pairs, dtype):
-    """At the minimum no member's slope is below the mixture's own, and those of weight w_k > 0 equal it."""
+    """At the minimum no member's slope is below the mixture's, and those with w_k > 0 equal it."""
     rng = np.random.default_rng(pairs)
     shape = (20, 16, pairs)
     batches = (

@@ -1,4 +1,7 @@
-"""The settings in JAX against `reference/` and against values derived here; the paper's claims in float32."""
+"""The settings in JAX agree with `reference/` and with values derived here.
+
+The paper's claims hold in float32.
+"""
 
 import importlib
 from functools import cache, partial
@@ -36,7 +39,7 @@ INDICES = np.array([[0, 1, 2], [1, 0, 3], [1, 2, 1], [0, 3, 0], [1, 0, 3]])
 
 
 def narrow(tree, dtype):
-    """Every float in the tree as a JAX array of this dtype, and every array of integers as a JAX array."""
+    """Floats in the tree become JAX arrays of this dtype; integer arrays become JAX arrays."""
     leaf = lambda x: jnp.asarray(x, dtype if np.asarray(x).dtype.kind == "f" else None)  # noqa: E731
     return jax.tree.map(lambda x: x if isinstance(x, int) else leaf(x), tree)
 
@@ -235,7 +238,7 @@ def reference_grid():
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_the_whole_of_figure_b2_is_one_program(dtype):
-    """Point by point against the reference's solver; the float32 solver stops where slopes vanish in rounding."""
+    """Each point is the reference solver's; float32's stops where slopes vanish in rounding."""
     traces = []
 
     def solve(pairs, beta, alpha):
@@ -263,7 +266,7 @@ def test_padding_adds_nothing():
 
 
 def test_solutions_are_differentiable():
-    """d psi / d tau = -psi / tau; p-DPO's slope in alpha against a central difference in float64."""
+    """d psi / d tau = -psi / tau; p-DPO's slope in alpha is the central difference in float64."""
     slope = jax.jacobian(bandit.ipo_solution, argnums=2)(bandit.closure(3), 3, jnp.float32(0.5))
     assert_close(slope, -bandit.ipo_solution(bandit.closure(3), 3, 0.5) / 0.5, "float32")
     solution = partial(bandit.pessimistic_dpo_solution, bandit.chain(3), 3, 1.0)
@@ -306,7 +309,7 @@ BAGS = [
 
 @pytest.mark.parametrize(("chosen", "rejected"), BAGS)
 def test_proposition_2_the_bound_falls(chosen, rejected):
-    """Strictly, as yw has a token outside argmax of the count difference; log pi(yw) stays below it."""
+    """It falls strictly: yw has a token outside the difference's argmax; log pi(yw) is below it."""
     path = bag_run(chosen, rejected)
     bound, exact = (
         along(bag_of_words.log_prob_bound, path, chosen),
@@ -318,7 +321,7 @@ def test_proposition_2_the_bound_falls(chosen, rejected):
 
 
 def test_proposition_2_is_not_strict_for_aa_against_bb():
-    """By hand: theta = (s, -s), so log pi(aa) = 2 log sigmoid(2 s), which rises, and the bound stays at 0."""
+    """theta = (s, -s), so log pi(aa) = 2 log sigmoid(2 s), which rises; the bound stays at 0."""
     path = bag_run([2, 0], [0, 2])
     exact = along(bag_of_words.log_prob, path, [2, 0])
     np.testing.assert_array_equal(along(bag_of_words.log_prob_bound, path, [2, 0]), np.zeros(401))
@@ -328,7 +331,10 @@ def test_proposition_2_is_not_strict_for_aa_against_bb():
 
 @pytest.mark.parametrize(("chosen", "rejected"), BAGS)
 def test_proposition_3_the_probability_goes_to_the_count_difference(chosen, rejected):
-    """theta = tau(t) Delta with tau rising, so log pi(yw) / pi(yhat) = tau k, k = (c(yw) - c(yhat)) . Delta <= 0."""
+    """theta = tau(t) Delta with tau rising, so log pi(yw) / pi(yhat) = tau k.
+
+    Here k = (c(yw) - c(yhat)) . Delta <= 0.
+    """
     path, difference = bag_run(chosen, rejected), np.array(chosen) - rejected
     most = sum(chosen) * np.eye(5, dtype=int)[np.argmax(difference)]
     gap = along(bag_of_words.log_prob, path, chosen) - along(bag_of_words.log_prob, path, most)
@@ -339,7 +345,7 @@ def test_proposition_3_the_probability_goes_to_the_count_difference(chosen, reje
 
 
 def test_corollary_1_dpo_pushes_the_dispreferred_response_to_0():
-    """One pair over three responses: by Eq. 6 only the margin counts, and it has no finite optimum."""
+    """Only the margin of one pair over three responses counts (Eq. 6): it has no finite optimum."""
     reference = jnp.full((1, 3), -jnp.log(3.0))
     problem = tabular.problem(reference, jnp.array([[0, 0, 1]]), jnp.zeros((0, 1, 3)))
     path = loglinear.log_softmax(RUN(problem, METHODS["dpo"], 1.0, 1.0, 2000))[:, 0]
@@ -347,7 +353,10 @@ def test_corollary_1_dpo_pushes_the_dispreferred_response_to_0():
 
 
 def test_theorem_1_distillation_ends_at_the_optimum_of_rlhf():
-    """d-DPO over all pairs ends at pi_ref exp(r / beta) / Z, written here again, where Eq. 1 has slope 0."""
+    """d-DPO over all pairs ends at pi_ref exp(r / beta) / Z, where Eq. 1 has slope 0.
+
+    This optimum is written here again.
+    """
     rng, beta = np.random.default_rng(3), 0.7
     reference, rewards = jnp.float32(logps(rng, 2, 4)), jnp.float32(rng.normal(size=(1, 2, 4)))
     problem = tabular.problem(reference, tabular.all_pairs(2, 4), rewards)
@@ -377,7 +386,10 @@ def test_equations_3_to_5_invert_each_other():
 
 
 def test_theorem_2_as_printed_is_worse_than_the_reference():
-    """r1 = (1, -1) = -r2: both policies' worst case is -(2p - 1) - beta KL, p = sigmoid(2 / beta), pi_ref's 0."""
+    """With r1 = (1, -1) = -r2 both policies' worst case is -(2p - 1) - beta KL; pi_ref's is 0.
+
+    Here p = sigmoid(2 / beta).
+    """
     beta, reference = 0.8, jnp.log(jnp.full((1, 2), 0.5))
     rewards = jnp.array([[[1.0, -1.0]], [[-1.0, 1.0]]])
     printed = tabular.finite_minimum(reference, rewards, beta)
@@ -391,7 +403,10 @@ def test_theorem_2_as_printed_is_worse_than_the_reference():
 
 
 def test_finite_minimum_takes_the_nearest_in_forward_kl():
-    """From uniform, (.495, .495, .01) is 0.91 away and 0.36 in the reverse KL; (.8, .1, .1) is 0.51 and 0.46."""
+    """It takes (.8, .1, .1), 0.51 from uniform and 0.46 in the reverse KL.
+
+    The other, (.495, .495, .01), is 0.91 away and 0.36 in the reverse KL.
+    """
     reference = jnp.log(jnp.full((1, 3), 1 / 3))
     policies = jnp.log(jnp.array([[[0.495, 0.495, 0.01]], [[0.8, 0.1, 0.1]]]))
     rewards = jnp.concatenate([2 * (policies - reference), 4 * (policies[1:] - reference)])
@@ -402,7 +417,10 @@ def test_finite_minimum_takes_the_nearest_in_forward_kl():
 
 @pytest.mark.parametrize("arms", [3, 6])
 def test_proposition_7_ipo_is_compressed_by_transitive_closure(arms):
-    """(n - 1) / tau over the chain, 2 (n - 1) / (n tau) over its closure, evenly spaced and of slope 0."""
+    """The spread is (n - 1) / tau over the chain and 2 (n - 1) / (n tau) over its closure.
+
+    The arms are evenly spaced and the slope is 0.
+    """
     tau = jnp.float32(0.4)
     for pairs, spread in [
         (bandit.chain(arms), arms - 1),
@@ -427,7 +445,10 @@ def test_p_dpo_over_two_arms_by_a_root_finder(beta, alpha):
 
 
 def test_p_dpo_minds_transitive_closure_less_than_ipo():
-    """Figure B.2 at beta 1, alpha 100 and tau 1: the closure moves no arm's probability by 0.01, and IPO's by 0.1."""
+    """Figure B.2 is at beta 1, alpha 100 and tau 1.
+
+    The closure moves no arm's probability by 0.01, and IPO's by 0.1.
+    """
     p_dpo = [bandit.pessimistic_dpo_solution(pairs, 3, 1.0, 100.0) for pairs in padded(3)]
     ipo = [bandit.ipo_solution(pairs, 3, 1.0) for pairs in padded(3)]
     policies = np.exp(loglinear.log_softmax(jnp.array([p_dpo, ipo])))

@@ -1,4 +1,7 @@
-"""Every claim holds on instances that Hypothesis draws, and every erratum's counterexample refutes what is printed."""
+"""Every claim holds on instances that Hypothesis draws.
+
+Every erratum's counterexample refutes what is printed.
+"""
 
 import inspect
 import math
@@ -98,7 +101,8 @@ BY_HAND = {
         -(0.375 * math.log(0.75) + 0.625 * math.log(1.25)),
         -(0.25 * math.log(0.5) + 0.75 * math.log(1.5)) / 2,
     ),
-    # d = log-odds of pi: (2 - d)^2 / 2 + KL has slope sigmoid(d) - 1/2 - (2 - d), 0 at d = 1.65979017.
+    # d = log-odds of pi: (2 - d)^2 / 2 + KL has slope sigmoid(d) - 1/2 - (2 - d), 0 at
+    # d = 1.65979017.
     "printed_pessimism": (1.65979017 * (2 - 1.65979017), -2 * (2 - 1.65979017)),
     "printed_strictness": (0.0, -1e-6),
     # (1, 1, -2)
@@ -131,7 +135,10 @@ def test_counterexample_by_hand(name):
 
 
 def test_similar_responses_degrade_less_here_by_hand():
-    """aab: against acb Delta = (1, 0, -1), k = 2 - 3 = -1; against bbb Delta = (2, -2), k = 4 - 2 - 6 = -4."""
+    """Against acb, aab has Delta = (1, 0, -1) and k = 2 - 3 = -1.
+
+    Against bbb it has Delta = (2, -2) and k = 4 - 2 - 6 = -4.
+    """
     instance = errata.WORDS
     for other, expected in ((instance["similar"], -1), (instance["distinct"], -4)):
         _, count, difference, _ = claims.bag_descent(np.zeros(3), instance["chosen"], other, 1.0)
@@ -139,7 +146,10 @@ def test_similar_responses_degrade_less_here_by_hand():
 
 
 def test_strictness_by_hand():
-    """ab against cc: all tokens of ab are in argmax (1, 1, -2). ab against ac: b is, a is not, and the bound falls."""
+    """Against cc, all tokens of ab are in argmax (1, 1, -2).
+
+    Against ac, b is and a is not, and the bound falls.
+    """
     words = {"theta": np.zeros(3), "chosen": np.array([0, 1]), "beta": 1.0}
     assert errata.printed_strictness(**words, rejected=np.array([2, 2])).margin < 0
     assert errata.printed_strictness(**words, rejected=np.array([0, 2])).margin >= 0

@@ -1,4 +1,4 @@
-"""`python -m reference` in a clean interpreter, and the house rules that hold for the whole of reference/."""
+"""`python -m reference` runs in a clean interpreter; the house rules hold for all of reference/."""
 
 import ast
 import inspect
@@ -42,7 +42,10 @@ runpy.run_module("reference", run_name="__main__")
 
 @pytest.fixture(scope="module")
 def printed():
-    """What `python -m reference` prints where nothing but NumPy and the standard library can be imported."""
+    """What `python -m reference` prints.
+
+    Nothing but NumPy and the standard library can be imported.
+    """
     command = [sys.executable, "-W", "error", "-c", BLOCKED]
     return subprocess.run(
         command, cwd=REFERENCE.parent, capture_output=True, text=True, check=True, timeout=120

@@ -1,6 +1,7 @@
 """Hand-computed values and derivatives of every objective.
 
-`HAND` is shared with the JAX layer's tests, which load it by path: the two layers cannot be wrong together.
+`HAND` is shared with the JAX layer's tests, which load it by path: the two layers cannot be wrong
+together.
 """
 
 import math
@@ -23,7 +24,7 @@ MARGINS, REWARDS, BETA = [1.0, 3.0], [[2.0, 0.0], [1.0, 2.0]], 0.5
 
 
 class Hand(NamedTuple):
-    """A call, its value, and the gradient of the sum of its outputs in some arguments, by position."""
+    """A call, its value, and the gradient of its outputs' sum in some arguments, by position."""
 
     name: str
     args: tuple
@@ -50,8 +51,8 @@ HAND = [
     Hand("ipo", (1.0, 0.25), 9.0, {0: -6, 1: -96}),
     # 2 - 3/2 = 1/2; slopes 2 (1/2) times -beta, 1, -h.
     Hand("distillation", (3.0, 2.0, 0.5), 0.25, {0: -0.5, 1: 1, 2: -3}),
-    # Mean rewards (3/2, 1): e = (1, -1/2), loss (1 + 1/4) / 2. 2 e / B = e: slopes -beta e; e / K; -e . h =
-    # 1/2.
+    # Mean rewards (3/2, 1): e = (1, -1/2), loss (1 + 1/4) / 2.
+    # 2 e / B = e: slopes -beta e; e / K; -e . h = 1/2.
     Hand(
         "mean_distillation",
         (MARGINS, REWARDS, BETA),
@@ -67,15 +68,17 @@ HAND = [
         {0: [-0.25, -0.25], 1: [[0, 0], [0.5, 0.5]], 2: -2},
     ),
     Hand("ensemble_weights", (MARGINS, REWARDS, BETA), [0, 1], {}),
-    # At h = 0 the residuals are the rewards: the first model is nearer at one pair of three, the second over the batch.
+    # At h = 0 the residuals are the rewards: the first model is nearer at one pair of three, the
+    # second over the batch.
     Hand(
         "nearest_shares",
         ([0.0, 0.0, 0.0], [[0.0, 2.0, 2.0], [1.0, 1.0, -1.0]], BETA),
         [1 / 3, 2 / 3],
         {},
     ),
-    # e1 . e2 = 0, so 9/4 w^2 + 1/4 (1 - w)^2: w = (1/4) / (5/2) = 1/10. e = e1/10 + 9 e2/10 = (3/5, 3/10):
-    # (9/25 + 9/100) / 2 = 9/40. Slopes -beta e; w_k e; -e . h = -(3/5 + 9/10).
+    # e1 . e2 = 0, so 9/4 w^2 + 1/4 (1 - w)^2: w = (1/4) / (5/2) = 1/10.
+    # e = e1/10 + 9 e2/10 = (3/5, 3/10): (9/25 + 9/100) / 2 = 9/40.
+    # Slopes -beta e; w_k e; -e . h = -(3/5 + 9/10).
     Hand(
         "hull_distillation",
         (MARGINS, REWARDS, BETA),
@@ -83,8 +86,8 @@ HAND = [
         {0: [-0.3, -0.15], 1: [[0.06, 0.03], [0.54, 0.27]], 2: -1.5},
     ),
     Hand("hull_weights", (MARGINS, REWARDS, BETA), [0.1, 0.9], {}),
-    # 1/2 ln 2 + 1/2 ln(2/3) (the reverse: 1/4 ln 1/2 + 3/4 ln 3/2). Slopes: -p in log pi, p (log p - log pi +
-    # 1) in log pi_ref.
+    # 1/2 ln 2 + 1/2 ln(2/3) (the reverse: 1/4 ln 1/2 + 3/4 ln 3/2).
+    # Slopes: -p in log pi, p (log p - log pi + 1) in log pi_ref.
     Hand(
         "forward_kl",
         (HALVES, QUARTERS),
@@ -95,16 +98,17 @@ HAND = [
     Hand("forward_kl", ([0.0, -INF], HALVES), LN2, {1: [-1, 0]}),
     Hand("sampled_forward_kl", (-1.0, -3.0), 2.0, {0: 1, 1: -1}),
     Hand("pessimistic", (2.0, 3.0, 0.5), 3.5, {0: 1, 1: 0.5, 2: 3}),
-    # 1/4 + 9/4 - 2 (1/4 ln 1/2 + 3/4 ln 3/2); slopes pi in the rewards, minus the divergence in beta.
+    # 1/4 + 9/4 - 2 (1/4 ln 1/2 + 3/4 ln 3/2).
+    # Slopes: pi in the rewards, minus the divergence in beta.
     Hand(
         "rlhf",
         (QUARTERS, HALVES, [1.0, 3.0], 2.0),
         2.5 - 1.5 * LN3 + 2 * LN2,
         {2: [0.25, 0.75], 3: LN2 - 0.75 * LN3},
     ),
-    # Policies (1/4, 3/4) and (3/4, 1/4). Advantages: the first reward 1/2 and -1, the second -1/2 and 1.
-    # Means -1/4 and 1/4 (a minimum inside the mean would give -3/4). Slopes (pi - pi_ref) / 2 in the first
-    # reward.
+    # Policies (1/4, 3/4) and (3/4, 1/4). Advantages: the first reward 1/2 and -1, the second -1/2
+    # and 1. Means -1/4 and 1/4 (a minimum inside the mean would give -3/4).
+    # Slopes (pi - pi_ref) / 2 in the first reward.
     Hand(
         "pessimistic_rlhf",
         (
@@ -185,7 +189,7 @@ def test_forward_kl_is_infinite_where_the_policy_excludes_what_the_reference_say
 
 
 def test_hull_reaches_zero_between_opposite_rewards():
-    """FACTS' smallest counterexample to Theorem 2 for finite sets: r and -r, at the reference (h = 0)."""
+    """FACTS' smallest counterexample to Theorem 2 for finite sets: r and -r at h = 0."""
     rewards = np.array([[2.0], [-2.0]])
     assert objectives.ensemble_distillation(np.zeros(1), rewards, 1.0) == 4.0
     assert objectives.hull_distillation(np.zeros(1), rewards, 1.0) == pytest.approx(0.0, abs=1e-30)

@@ -49,7 +49,8 @@ def test_a_pair_by_hand():
     close(
         loglinear.loss(thrice, METHODS["p-dpo"], theta, 1.0), 2 * LN2 - LN3 + 0.03 * (LN2 - LN3 / 2)
     )
-    # Slopes: DPO -1/4; IPO 2 (ln 3 - 1); d-DPO against the mean -1/2: -2 (-1/2 - ln 3); e-DPO: 2 is nearer than -3.
+    # Slopes: DPO -1/4; IPO 2 (ln 3 - 1); d-DPO against the mean -1/2: -2 (-1/2 - ln 3); e-DPO: 2 is
+    # nearer than -3.
     close(
         loglinear.margin_slopes(METHODS["dpo"], np.array([LN3]), problem.reward_margins, 1.0),
         [-0.25],
@@ -75,14 +76,14 @@ def test_margin_from_a_reference_by_hand():
 
 
 def test_descent_by_hand():
-    """Two steps of DPO at rate 2 and beta 1: h = 0, then 2 (1/2) in each logit, then 2 sigmoid(-2) more."""
+    """Two DPO steps, rate 2, beta 1: h = 0, then 2 (1/2) in each logit, then 2 sigmoid(-2) more."""
     path = loglinear.descend(tabular.problem(EVEN, PAIR, NOTHING), METHODS["dpo"], 1.0, 2.0, 2)
     second = 1 + 2 / (1 + math.exp(2))
     close(path - EVEN, [[[0, 0]], [[1, -1]], [[second, -second]]])
 
 
 def test_descent_anneals_gamma():
-    """At h = 0 the pull is 0, so the second of three steps is the first to see gamma, halfway: 0.00505."""
+    """At h = 0 the pull is 0, so the second of three steps first sees gamma, halfway: 0.00505."""
     problem = tabular.problem(EVEN, PAIR, NOTHING)
     path = loglinear.descend(problem, METHODS["p-dpo"], 1.0, 2.0, 3)
     pull = 0.00505 * (1 / (1 + math.exp(-2)) - 0.5)
@@ -120,7 +121,7 @@ def test_all_pairs_by_hand():
 
 
 def test_closed_forms_by_hand():
-    """r = (2 ln 3, 0) at beta 2 from a uniform reference: Z = (3 + 1) / 2, the policy (3/4, 1/4)."""
+    """r = (2 ln 3, 0) at beta 2 from uniform gives Z = (3 + 1) / 2 and the policy (3/4, 1/4)."""
     rewards, beta = np.array([[2 * LN3, 0.0]]), 2.0
     policy = tabular.optimal_policy(EVEN, rewards, beta)
     close(tabular.log_partition(EVEN, rewards, beta), [LN2])
@@ -147,8 +148,8 @@ def test_finite_minimum_is_the_nearest_in_forward_kl():
     """From (1/2, 1/2): forward KLs of (3/4, 1/4) and (1/10, 9/10) are 0.14 and 0.51."""
     rewards = np.array([[[0.0, math.log(9)]], [[LN3, 0.0]]])
     close(np.exp(tabular.finite_minimum(EVEN, rewards, 1.0)), [[0.75, 0.25]])
-    # Losing the rare outcome costs 0.0100 ln 1e6 = 0.14 of forward KL and next to no reverse KL; evening out costs
-    # 0.5 ln 5/4 + 0.49 ln 49/50 - 0.01 ln 10 = 0.08, and 0.15 of reverse KL.
+    # Losing the rare outcome costs 0.0100 ln 1e6 = 0.14 of forward KL and next to no reverse KL;
+    # evening out costs 0.5 ln 5/4 + 0.49 ln 49/50 - 0.01 ln 10 = 0.08, and 0.15 of reverse KL.
     ref = np.log([[0.5, 0.49, 0.01]])
     policies = np.log([[[0.505, 0.495 - 1e-8, 1e-8]], [[0.4, 0.5, 0.1]]])
     close(np.exp(tabular.finite_minimum(ref, policies - ref, 1.0)), [[0.4, 0.5, 0.1]])
@@ -160,8 +161,10 @@ def test_opposite_rewards_leave_the_reference():
     close(weights, [0.5, 0.5])
     close(policy, EVEN)
     close(tabular.hull_policy(EVEN, rewards, 1.0, 0.3), EVEN)
-    close(objectives.pessimistic_rlhf(tabular.finite_minimum(EVEN, rewards, 1.0), EVEN, rewards, 1.0),
-          math.log(math.cosh(1)) - 2 * math.tanh(1))  # fmt: skip
+    close(
+        objectives.pessimistic_rlhf(tabular.finite_minimum(EVEN, rewards, 1.0), EVEN, rewards, 1.0),
+        math.log(math.cosh(1)) - 2 * math.tanh(1),
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -183,7 +186,7 @@ def test_maximin_against_a_grid_of_policies(seed, beta):
 
 
 def test_maximin_has_no_duality_gap():
-    """The value at the optimum is known to rounding, though values next to it differ by less than that."""
+    """The value at the optimum is known to rounding, though values next to it differ by less."""
     rng = np.random.default_rng(4)
     for _ in range(60):
         shape = rng.integers(1, 4), rng.integers(2, 6)
@@ -221,7 +224,7 @@ def test_distil_two_outcomes_against_fifty_digits(beta, gamma, gap):
 
 
 def test_distil_converges_where_the_kl_outweighs_the_fit():
-    """A weak fit from far away: 300 nats and more between the start and the minimiser, once reached by steps of 1."""
+    """Where the fit is weak, 300 nats and more lie between the start and the minimiser."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         ref, rewards = loglinear.log_softmax(rng.normal(size=5)), rng.normal(size=5) * 10
@@ -316,8 +319,13 @@ def test_pessimistic_dpo_loss_by_hand():
 
 def test_pessimistic_dpo_gradient_against_central_differences():
     weights, pairs = np.array([0.3, -1.0, 0.4, 2.0]), bandit.closure(4)[:-1]
-    losses = [[bandit.pessimistic_dpo_loss(weights + sign * 1e-5 * unit, pairs, 3.0, 7.0) for unit in np.eye(4)]
-              for sign in (1, -1)]  # fmt: skip
+    losses = [
+        [
+            bandit.pessimistic_dpo_loss(weights + sign * 1e-5 * unit, pairs, 3.0, 7.0)
+            for unit in np.eye(4)
+        ]
+        for sign in (1, -1)
+    ]
     gradient = bandit.pessimistic_dpo_gradient(weights, pairs, 3.0, 7.0)
     close(gradient, np.subtract(*losses) / 2e-5, rel=1e-7, abs=1e-8)
 
@@ -341,7 +349,10 @@ def test_pessimistic_dpo_on_three_arms_against_a_grid():
 
 @pytest.mark.parametrize(("beta", "alpha"), [(3.0, 20.0), (30.0, 5.0)])
 def test_the_closure_moves_p_dpo_unless_its_kl_is_to_the_reference(beta, alpha):
-    """Section 7.2's "imperceptible" holds for summed losses and KL(uniform || pi), not for section 7.1's on pairs."""
+    """Section 7.2's "imperceptible" holds for summed losses and KL(uniform || pi).
+
+    It does not hold for section 7.1's on pairs.
+    """
 
     def moved(solve):
         chain, closure = (
