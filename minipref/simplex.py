@@ -25,6 +25,7 @@ class ActiveSet(NamedTuple):
     steps: Int[Array, ""]
 
 
+@jax.jit
 def nearest_mixture(residuals: Float[Array, "K B"]) -> Weights:
     """The simplex weights whose mixture of residuals has the least mean square.
 

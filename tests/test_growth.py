@@ -13,6 +13,8 @@ from scale.model.config import ModelConfig
 from scale.plan.hlo import count
 from scale.train.steps import policy_step
 
+pytestmark = pytest.mark.slow
+
 LLAMA = ModelConfig(
     40, 3, 24, 6, 4, 56, num_kv_heads=2, block="sequential", norm="rms", scaled_logits=False
 )

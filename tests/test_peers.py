@@ -11,6 +11,8 @@ import pytest
 from benchmarks.peers.findings import findings_of
 from benchmarks.peers.registry import PEERS
 
+pytestmark = pytest.mark.slow
+
 
 def run(peer, command):
     """In a process of its own: some of them warn when imported, and some exclude each other."""

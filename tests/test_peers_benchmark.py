@@ -13,6 +13,8 @@ from benchmarks.peers.work import load
 from scale.data.packing import TokenizedRows
 from scale.data.tokenizer import SMALLEST, train_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     SHAPES["miniature"],
     model=replace(SHAPES["miniature"].model, num_layers=1, vocab_size=SMALLEST + 40),

@@ -9,6 +9,8 @@ import pytest
 
 from reference.conformance.dialects import DIALECTS
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {
     ("dpo", "plain"),
     ("ipo", "paper"),

@@ -25,6 +25,7 @@ from tests.conformance.vectors import FLAGS
 ROOT = Path(reference.__file__).parent
 MODULES = (
     "simplex",
+    "weights",
     "objectives",
     "conformance.tokens",
     "conformance.pairs",
@@ -49,7 +50,7 @@ def faults_of(module):
     return lambda flag, *edit: Fault(flag, module, *edit)
 
 
-simplex, objectives, tokens, pairs, data, training, dialects = map(faults_of, MODULES)
+simplex, weights, objectives, tokens, pairs, data, training, dialects = map(faults_of, MODULES)
 
 
 def half(expression, dtype):
@@ -204,7 +205,7 @@ FAULTS = {
     "reward margin added": pairs("margin-dropped", "differences - inputs.get", "differences + inputs.get"),
     # ensembles
     "E-DPO of the mean": dialects("min-mean", NEAREST_MEMBER, MEAN),
-    "farthest member": objectives("min-mean", "np.argmin(_model_losses", "np.argmax(_model_losses"),
+    "farthest member": weights("min-mean", "np.argmin(np.mean", "np.argmax(np.mean"),
     "mean by the nearest": dialects("min-mean", MEAN, NEAREST_MEMBER),
     "hull's centre": dialects("min-mean", HULL, MEAN),
     "farthest for each pair": pairs("min-mean", "np.argmin(residuals**2", "np.argmax(residuals**2"),
@@ -407,7 +408,7 @@ class Narrow:
     def __init__(self, dtype):
         self.dtype, package = dtype, read_anew(ROUNDED if dtype == "bfloat16" else None)
         self.reference, self.supports = package.dialects.adapter, package.dialects.adapter.supports
-        for module in ("simplex", "objectives", "tokens", "pairs", "training"):
+        for module in ("simplex", "weights", "objectives", "tokens", "pairs", "training"):
             vars(getattr(package, module))["np"] = Numpy32()
 
     def evaluate(self, objective, dialect, params, inputs):

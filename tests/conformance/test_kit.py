@@ -1008,6 +1008,7 @@ def test_the_plugin_passes_what_conforms(plugged, workers):
     assert "PASSED conformance::ipo/paper/batch" in out and "not supported" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 def test_the_plugin_fails_what_does_not(plugged, workers):
     code, out = plugged("--preference-adapter", "clients:bad", *workers.split())
@@ -1025,6 +1026,7 @@ def test_the_plugin_fails_what_does_not(plugged, workers):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("adapter", ["clients:nobody", "nowhere:adapter", "clients"])
 def test_the_plugin_refuses_what_is_no_adapter(plugged, workers, adapter):
@@ -1036,6 +1038,7 @@ def test_the_plugin_refuses_what_is_no_adapter(plugged, workers, adapter):
     )
 
 
+@pytest.mark.slow
 def test_the_plugin_knows_expected_failures(plugged, tmp_path):
     names = [case.id for case in PAPER]
     (tmp_path / "xfail").write_text("\n".join(names[1:]))
@@ -1058,6 +1061,7 @@ def test_the_plugin_knows_expected_failures(plugged, tmp_path):
     assert code == pytest.ExitCode.USAGE_ERROR and "nowhere" in out
 
 
+@pytest.mark.slow
 def test_the_plugin_selects_and_counts_as_pytest_does(plugged, tmp_path):
     (tmp_path / "test_own.py").write_text("def test_own(): pass")
     code, out = plugged("--preference-adapter", "clients:good", "-k", "own or ipo/sum/batch")
@@ -1068,6 +1072,7 @@ def test_the_plugin_selects_and_counts_as_pytest_does(plugged, tmp_path):
     assert "PASSED test_own.py::test_own" in out and "PASSED conformance::ipo/sum/batch" in out
 
 
+@pytest.mark.slow
 def test_without_its_option_the_plugin_does_nothing(plugged):
     code, out = plugged()
     assert code == pytest.ExitCode.NO_TESTS_COLLECTED and "collected 0 items" in out

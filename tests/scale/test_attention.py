@@ -266,6 +266,7 @@ def test_the_layout_is_that_of_packed_rows():
     np.testing.assert_array_equal(pack(ROWS, LAYOUT.shape(2), LAYOUT).segment_ids, SEGMENTS)
 
 
+@pytest.mark.slow
 def test_a_models_log_probs_are_those_of_compact_rows(monkeypatch):
     monkeypatch.setattr("scale.model.attention.splash", partial(splash, interpret=True))
     rows = tokenized_rows(
@@ -372,10 +373,12 @@ def python(code, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_sharded_splash_equals_plain_attention_on_one_device():
     python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install minipref[tpu]")
 def test_splash_compiles_forward_and_backward_for_every_tpu():
     """By the TPU's own compiler: three kernels, of the output, of dq, and of dk and dv."""

@@ -261,6 +261,7 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_processes_stops_both_after_one_step(tmp_path, trainee):
     """They begin from the checkpoint of a single process, and a single process goes on with
     theirs."""
@@ -306,6 +307,7 @@ def killable(folder: str) -> None:
     np.savez(path / "weights.npz", **weights)
 
 
+@pytest.mark.slow
 def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, trainee):
     """A step begins when the save of its last checkpoint has been started, and so the one before it
     is complete."""

@@ -23,6 +23,8 @@ from scale.model.transformer import Transformer
 from scale.train.metrics import WALL_CLOCK
 from tests.scale import align_worker
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(
     vocab_size=272,
     num_layers=2,

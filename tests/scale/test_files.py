@@ -316,6 +316,7 @@ def test_sharded_arrays_are_saved_whole_and_loaded_in_parts(tmp_path, script):
     require_counting(tmp_path / "0/m.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_save_one_file_and_each_loads_its_parts(tmp_path, script):
     with socket.socket() as server:
         server.bind(("localhost", 0))
@@ -363,6 +364,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // MEGABYTE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layout", ["whole", "sharded"])
 def test_saving_and_loading_need_memory_for_the_largest_array_and_not_for_the_model(

@@ -21,6 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scale.plan.hlo import count
 
+pytestmark = pytest.mark.slow
+
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 V4 = {"chips_per_host_bounds": (2, 2, 1), "chip_config_name": "megacore"}
 TOPOLOGIES = {  # size of the tensor axis, keywords of get_topology_desc

@@ -486,6 +486,7 @@ SHARED = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_load_and_export_one_model(tmp_path):
     export(tmp_path / "in", random_model(CONFIGS["qwen2"]), OURS)
     with socket.socket() as server:
@@ -521,6 +522,7 @@ PEAK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
 )

@@ -66,6 +66,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_row_for_each_policy_and_every_file_of_the_report(run: Path) -> None:
     """Of the candidates, the best on validation prompts has test values."""
     rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
@@ -88,6 +89,7 @@ def test_a_row_for_each_policy_and_every_file_of_the_report(run: Path) -> None:
     assert len(re.findall(r"^\| human \| \w", report, re.M)) == 4
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(
     run: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ def test_killed_and_started_again_gives_the_same_bytes(
     assert (out / "results.csv").read_bytes() == (run / "results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_skipped_and_other_options_are_refused(run: Path, corpus: Path) -> None:
     before = (run / "results.csv").stat().st_mtime_ns
     subprocess.run(command(corpus, run), check=True, capture_output=True)

@@ -25,7 +25,7 @@ from scale.plan.topology import meshes, spanned, topology_devices, torus
 from scale.run import parse
 from scale.train.optimizer import OptimizerConfig
 
-tpu = pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     not importlib.util.find_spec("libtpu"), reason="the TPU compiler is in the extra `tpu`"
 )
 SMALL = ModelConfig(vocab_size=1024, num_layers=6, d_model=256, num_heads=2, head_dim=128, d_ff=512)
@@ -98,7 +98,8 @@ def four_chips():
         return report(PLAN)
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_the_step_of_a_small_model_on_four_chips(four_chips):
     json.dumps(four_chips)
     assert four_chips["devices"] == 4 and four_chips["fits"]
@@ -122,13 +123,15 @@ def test_the_step_of_a_small_model_on_four_chips(four_chips):
     assert four_chips["step_seconds_bound"] == max(seconds.values()) == longest
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_e_dpo_costs_what_dpo_does(four_chips):
     dpo = report(replace(PLAN, method="dpo"))
     assert four_chips["compiled_flops"] <= 1.01 * dpo["compiled_flops"]
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_plan_compiles_the_step_that_align_runs(monkeypatch):
     """The very function: it is lowered for the method, optimizer, state and batch of the plan."""
     asked = []
@@ -148,7 +151,8 @@ def test_plan_compiles_the_step_that_align_runs(monkeypatch):
     assert state.model.runtime.attention == "splash" and state.model.runtime.remat == "full"
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_out_of_memory_is_a_sentence_with_sizes():
     message = r"palm-8b on v5e:2x2: does not fit: .* needs [\d.]+G of [\d.]+G HBM; try"
     with pytest.raises(InputError, match=message):
@@ -160,7 +164,8 @@ def test_what_else_the_compiler_says():
     assert message == "small on v5e:2x2: the TPU compiler says: INTERNAL: broken"
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -178,7 +183,8 @@ def test_plans_that_cannot_be(change, message):
         report(replace(PLAN, **change))
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_search_takes_the_best_that_fits(monkeypatch):
     """Every candidate is asked; those that do not fit are left out."""
 
@@ -196,7 +202,8 @@ def test_search_takes_the_best_that_fits(monkeypatch):
     assert meshes("v5e:2x2", 1, 2) == [(1, 2, 2), (1, 1, 4)]
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_two_slices_lie_along_data():
     devices = topology_devices("v5e:2x2", 2)
     runtime = make_runtime(RuntimeConfig(2, 2, 2), devices)
@@ -212,7 +219,8 @@ def test_the_command_line():
     assert plan.method == "e-dpo"
 
 
-@tpu
+@pytest.mark.slow
+@needs_libtpu
 def test_the_batch_is_split_over_rows_alone():
     runtime = make_runtime(RuntimeConfig(1, 2, 2), topology_devices("v5e:2x2", 1))
     batch = batch_of(PLAN, row_layout(PLAN), runtime)

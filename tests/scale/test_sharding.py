@@ -210,6 +210,7 @@ for array in (split.embedding, split.blocks.gate_up):
 """
 
 
+@pytest.mark.slow
 def test_sharded_initialisation_is_the_same_and_shared_out():
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}

@@ -136,6 +136,7 @@ def test_a_policy_is_the_one_that_align_trains_alone(folder, swept, tmp_path, na
     np.testing.assert_allclose(*embeddings, rtol=1e-6, atol=1e-5)  # moved by some 0.04
 
 
+@pytest.mark.slow
 def test_a_step_is_compiled_once_a_method_and_shape(folder, tmp_path):
     """Twelve policies in this process, of two methods, two betas and three seeds."""
     policy_step.clear_cache()
@@ -181,6 +182,7 @@ def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
     assert [r["loss"] for r in rows_of(tmp_path)] == [r["loss"] for r in before]
 
 
+@pytest.mark.slow
 def test_a_policy_that_diverges_does_not_stop_the_others(folder, tmp_path):
     rates = (1e30, 1e-2)
     options = {"methods": ("dpo",), "betas": (), "seeds": 1, "workers": 2}
@@ -210,6 +212,7 @@ def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
         execute(sweep(folder, tmp_path, methods=("dpo",), training=longer))
 
 
+@pytest.mark.slow
 def test_sigterm_saves_what_the_workers_are_at(folder, tmp_path):
     """Two policies of a run that would take minutes."""
     inputs = ["--data", folder / "rows.parquet", "--policy", folder / "policy", "--out", tmp_path]
