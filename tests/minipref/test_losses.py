@@ -67,8 +67,8 @@ HAND = {
     "mean": MEAN,
 }
 WEIGHTS = {"d-dpo": [1], "dp-dpo": [1], "e-dpo": [0, 1], "hull": [0, 1], "mean": [0.5, 0.5]}
-PESSIMISTIC = [name for name, row in METHODS.items() if row.gamma is not None]
-DISTILLED = [name for name, row in METHODS.items() if row.rewards != "none"]
+PESSIMISTIC = [name for name in HAND if METHODS[name].gamma is not None]
+DISTILLED = [name for name in HAND if METHODS[name].rewards != "none"]
 
 
 def arguments(method, gamma=(0.25, 0.75)):
@@ -84,7 +84,7 @@ def arguments(method, gamma=(0.25, 0.75)):
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", HAND)
 @pytest.mark.parametrize(("progress", "gamma"), [(0.0, 0.25), (0.5, 0.5), (1.0, 0.75)])
 def test_preference_losses_by_hand(method, progress, gamma, jit):
     """gamma goes from 1/4 to 3/4; the nearest mixture is the second model alone."""
