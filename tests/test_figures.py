@@ -9,6 +9,7 @@ from matplotlib.image import imread
 MAIN = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "figures.py"))["main"]
 
 
+@pytest.mark.slow
 def test_four_readable_pictures(tmp_path):
     MAIN(tmp_path)
     names = {"figure1.png", "bag_of_words.png", "figure_b2.png", "maximin.png"}

@@ -162,6 +162,7 @@ def test_log_normalizers_are_those_of_all_logits():
     np.testing.assert_allclose(log_normalizers, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_of_adafactor_moves_each_layer_by_a_tenth_of_its_size():
     """v is g^2 at first, so the update is the sign of g (RMS 1) times the RMS of the parameter,
     times 1 - 0.9, times the learning rate."""
@@ -173,6 +174,7 @@ def test_the_first_step_of_adafactor_moves_each_layer_by_a_tenth_of_its_size():
         assert rms(after[layer] - before[layer]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_adafactor_and_the_z_loss_reach_the_step_of_a_policy():
     """The loss of DPO is ln 2 where the policy is its reference."""
     metrics = after_a_step(OptimizerConfig("adafactor", z_loss=0.1), "dpo")[2]

@@ -4,6 +4,7 @@ seen across rows; and the shapes of a run."""
 import functools
 import operator
 from dataclasses import replace
+from itertools import product
 
 import equinox as eqx
 import jax
@@ -107,10 +108,8 @@ def of_rows(model):
     return losses_and_gradients(model, packed(4))
 
 
-@pytest.mark.parametrize(
-    ("num_sequences", "spare"),
-    [pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0), (1, 8), (2, 0))] + [(2, 8)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_sequences", "spare"), [*product((1, 2), (0, 8))])
 def test_packed_sequences_give_the_losses_and_gradients_of_rows(
     model, of_rows, num_sequences, spare
 ):

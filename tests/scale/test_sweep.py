@@ -93,6 +93,7 @@ def last_of(out):
     return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_row_for_each_policy_with_the_numbers_of_its_last_step(swept):
     rows = rows_of(swept)
     assert [r["policy"] for r in rows] == NAMES
@@ -111,6 +112,7 @@ def test_a_row_for_each_policy_with_the_numbers_of_its_last_step(swept):
     assert len({r["loss"] for r in rows}) == len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method", "beta"),
     [
@@ -168,6 +170,7 @@ def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
         assert max(lengths) <= plan.shapes[0].length and len(plan.shapes) == TRAINING.steps
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_what_is_not_complete(folder, tmp_path):
     stage = sweep(folder, tmp_path, methods=("dpo",), workers=1, seeds=1)
     execute(stage)
@@ -196,6 +199,7 @@ def test_a_policy_that_diverges_does_not_stop_the_others(folder, tmp_path):
     assert float(good["loss"]) == last_of(tmp_path / "dpo-0.1-0.01-0")["loss"]
 
 
+@pytest.mark.slow
 def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
     options = {"methods": ("dpo",), "betas": (), "seeds": 1, "workers": 1}
 
