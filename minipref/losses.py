@@ -45,17 +45,20 @@ def preference_loss(
             over the tokens of a response.
         ref_logps: log pi_ref of the same responses [B, 2 + S], nats.
         rewards: Rewards of chosen and rejected by K models [K, B, 2]. Only for methods that distil
-            rewards; K is 1 for d-dpo and dp-dpo.
-        beta: How strictly log pi / pi_ref follows the rewards (ipo: its tau). Default: the row's.
+            rewards; K is 1 for d-dpo and dp-dpo. (`ensemble_rewards` has the models last.)
+        beta: Weight of the KL in Eq. 1: the larger, the nearer the policy stays to pi_ref. For ipo
+            it is tau, with 1/tau the target margin. Default: the row's.
         gamma: Weight of the KL term, or its weights at the first and the last step. Only for
             methods with a KL term. Default: the row's, which is annealed.
-        progress: 0 at the first step of training, 1 at the last; it anneals gamma.
+        progress: 0 at the first step of training, 1 at the last; `minipref.progress(state)` gives
+            it. It anneals gamma; by default gamma stays at its last weight.
 
     Returns:
         The loss (a scalar, float32 at least), and metrics under the names that users of TRL know:
         `logps/chosen`, `logps/rejected`, `rewards/chosen`, `rewards/rejected` (implicit rewards,
         beta log pi / pi_ref), `rewards/margins`, `rewards/accuracies`; `kl` where there are
-        samples; `ensemble/weights` [K] and `ensemble/nearest` [K] where the method distils.
+        samples; where the method distils, `ensemble/weights` [K], the weight of each reward model
+        in the loss, and `ensemble/nearest` [K], the share of pairs that it is nearest to.
 
     Raises:
         ValueError: An argument is missing, is not read by the method, or has a wrong shape or
@@ -67,8 +70,8 @@ def preference_loss(
     logps, ref = _log_probabilities(policy_logps, ref_logps)
     rewards = _checked_rewards(method, row, rewards, len(logps))
     row = _with_gamma(method, row, gamma, num_samples=logps.shape[1] - 2)
-    beta = _in_range("beta", row.beta if beta is None else beta, lambda x: x > 0, "above 0")
-    progress = _in_range("progress", progress, lambda x: (x >= 0) & (x <= 1), "within 0 and 1")
+    beta = _number("beta", row.beta if beta is None else beta, lambda x: x > 0, "above 0")
+    progress = _number("progress", progress, lambda x: (x >= 0) & (x <= 1), "within 0 and 1")
 
     margins = jax.vmap(log_ratio_margin)(logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1])
     reward_margins = rewards[..., 0] - rewards[..., 1]
@@ -156,10 +159,10 @@ def _row(method: str) -> Method:
 def _log_probabilities(policy: ArrayLike, ref: ArrayLike) -> tuple[Array, Array]:
     dtype = jnp.result_type(jnp.float32, policy, ref)
     policy, ref = jnp.asarray(policy, dtype), jnp.asarray(ref, dtype)
-    if policy.ndim != 2 or policy.shape[1] < 2:
+    if policy.ndim != 2 or policy.shape[1] < 2 or not len(policy):
         raise ValueError(
             f"policy_logps has shape {policy.shape}: pass [B, 2 + S], the log-probabilities of "
-            "chosen, rejected and S samples of pi_ref"
+            "chosen, rejected and S samples of pi_ref, for B >= 1 pairs"
         )
     if ref.shape != policy.shape:
         raise ValueError(
@@ -210,6 +213,13 @@ def _with_gamma(method: str, row: Method, gamma: object, num_samples: int) -> Me
     _in_range("gamma", weights, lambda x: x >= 0, "at least 0")
     first, last = jnp.broadcast_to(weights, (2,))
     return row._replace(gamma=(first, last))  # type: ignore[arg-type]  # traced numbers
+
+
+def _number(name: str, value: ArrayLike, holds: Callable, bounds: str) -> Array:
+    """A scalar within its bounds."""
+    if jnp.ndim(value):
+        raise ValueError(f"{name} has shape {jnp.shape(value)}: pass a number, or vmap")
+    return _in_range(name, value, holds, bounds)
 
 
 def _in_range(name: str, value: ArrayLike, holds: Callable, bounds: str) -> Array:

@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.image import imread
 
 MAIN = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "figures.py"))["main"]

@@ -270,6 +270,13 @@ REFUSED = {
     "a negative gamma": (("p-dpo", SAMPLED, SAMPLED), {"gamma": -0.1}, r"gamma = .*at least 0"),
     "beta of 0": (("dpo", PAIR, PAIR), {"beta": 0.0}, r"beta = 0.0: pass a number above 0"),
     "progress of 2": (("dpo", PAIR, PAIR), {"progress": 2.0}, r"progress = 2.0: .* within 0 and 1"),
+    "a vector of betas": (("dpo", PAIR, PAIR), {"beta": jnp.ones(4)}, r"beta has shape \(4,\)"),
+    "a vector of progress": (
+        ("dpo", PAIR, PAIR),
+        {"progress": jnp.ones(4)},
+        r"progress has shape \(4,\): pass a number",
+    ),
+    "no pairs": (("dpo", PAIR[:0], PAIR[:0]), {}, r"policy_logps has shape \(0, 2\)"),
     "progress below 0": (("dpo", PAIR, PAIR), {"progress": -0.1}, r"progress = -0.1"),
 }
 
