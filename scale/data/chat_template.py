@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain, cycle, groupby
+from itertools import chain, cycle, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ class ChatTokenizer(Tokenizer):
         While it is filled in, two marks enclose each special token's name that a turn spells out.
         """
         used = "".join(turn["content"] for turn in turns)
-        left, right = [chr(mark) for mark in MARKS if chr(mark) not in used][:2]
+        left, right = islice((mark for mark in map(chr, MARKS) if mark not in used), 2)
         marked = [
             {**turn, "content": self.spelled.sub(rf"{left}\g<0>{right}", turn["content"])}
             for turn in turns
