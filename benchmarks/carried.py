@@ -37,7 +37,7 @@ from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
 from scale.paper.figures import records
 from scale.paper.pipeline import PRESETS, Paper
-from scale.stages.align import Align, MethodName
+from scale.stages.align import MONITORED, Align, MethodName
 from scale.stages.evaluate import Evaluate
 from scale.stages.stage import execute
 from scale.train.loop import train
@@ -82,7 +82,7 @@ def mixture_step(schedule: Schedule, state: TrainState, batch: Batch) -> tuple[T
 def carried_hull(stage: Align, out: Path) -> Path:
     """Train hull with carried weights; the folder of the policy."""
     policy, training = model_folder.load_policy(stage.policy), stage.training
-    batch = stage.load(policy, stage.data, ["chosen", "rejected", "ref_sample"]).all
+    batch = stage.dataset(policy, stage.data, read(stage.data), MONITORED).all
     start = Carried(policy.model, jnp.zeros(batch.targets.rewards.shape[2]))
     beta, gamma = (jnp.asarray(x, jnp.float32) for x in (stage.beta_value, ANNEALED))
     optimizer = make_optimizer("adam", training.schedule, training.learning_rate)
@@ -103,7 +103,7 @@ def carried_hull(stage: Align, out: Path) -> Path:
     return out
 
 
-def best_member(stage: Align, out: Path) -> Path:
+def best_model(stage: Align, out: Path) -> Path:
     """Train dp-dpo on each reward model; the folder with the lowest loss over its last quarter."""
     rows, runs = read(stage.data), []
     for k in range(len(rows[0]["score_chosen"])):
@@ -116,7 +116,7 @@ def best_member(stage: Align, out: Path) -> Path:
     losses = np.array([list(records(r.out / "metrics.jsonl", "loss").values()) for r in runs])
     last = losses[:, -stage.training.steps // 4 :].mean(1)
     best = int(np.argmin(last))
-    console.print(f"  losses {np.round(last, 4).tolist()}: member {best}")
+    console.print(f"  losses {np.round(last, 4).tolist()}: model {best}")
     return runs[best].out
 
 
@@ -131,7 +131,7 @@ class Options:
 
 
 WHOLE: tuple[tuple[MethodName, Callable[[Align, Path], Path]], ...] = (
-    ("e-dpo", best_member),
+    ("e-dpo", best_model),
     ("hull", carried_hull),
 )
 

@@ -2,7 +2,7 @@
 
 XLA on a CPU allocates the buffers of every step anew. By default glibc gives blocks of that size
 back to the kernel, which clears each page before it hands the page out again: a third of the time
-of the miniature's step (`benchmarks/README.md`).
+of the miniature's step (`benchmarks/LOG.md`).
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Align language models: the paper in miniature, or one stage on your own data and model.
 
-Without a command, `paper` runs. `scale/README.md` explains the stages.
+`python -m scale.run` alone is `paper`. `scale/README.md` explains the stages.
 """
 
 # ruff: noqa: E402

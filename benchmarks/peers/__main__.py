@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers`: the same DPO step in TRL (PyTorch), Tunix (JAX) and here.
 
 All three load the same initial weights (a Hugging Face folder). They read the same rows in the same
-order, with the same stored reference log-probabilities. They have the same objective and optimiser:
+order, with the same stored reference log-probabilities. They have the same objective and optimizer:
 Adam, the gradient clipped at norm 1, a constant learning rate. The losses of the first step have to
 agree, or there is no result. These losses depend on all weights and tokens, because the reference
 is not the policy itself.

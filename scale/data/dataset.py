@@ -47,7 +47,7 @@ class Dataset:
 
     tokens: TokenizedRows
     targets: Targets
-    """Of all rows, as NumPy arrays."""
+    """The targets of all rows, as NumPy arrays."""
     kept: np.ndarray
     """Row i is row `kept[i]` of the file."""
     layout: Layout | None = None
@@ -199,6 +199,12 @@ def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None
 
 def length_limits(limits: Limits) -> str:
     return f"{limits.prompt} + {limits.response}"
+
+
+def limits_text(limits: Limits) -> str:
+    """The options that decide which tokens a kept row has, for its provenance."""
+    side = f", truncation-side {limits.truncation_side}" if limits.truncation_side else ""
+    return f"prompt {limits.prompt}, response {limits.response}{side}"
 
 
 def read_targets(rows: Sequence[dict], fields: Sequence[str]) -> Targets:

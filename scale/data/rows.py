@@ -60,7 +60,7 @@ def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
     Args:
         path: The file.
         rows: Rows; a column that some rows lack is null there.
-        provenance: Which model, tokenizer and data the columns come from, for `require`.
+        provenance: Which model, tokenizer, data and limits the columns come from, for `require`.
 
     Raises:
         InputError: The values of a column have no common type.
@@ -80,20 +80,20 @@ def provenance(path: Path) -> dict[str, str]:
     return json.loads(metadata.get(b"provenance", b"{}"))
 
 
-def require(path: Path, **hashes: str) -> None:
-    """Refuse a file whose columns were computed with another model, tokenizer or data.
+def require(path: Path, expected: dict[str, str]) -> None:
+    """Refuse a file whose columns were computed with another model or tokenizer, or other limits.
 
     Args:
         path: A file of rows.
-        **hashes: The expected provenance. A key that the file does not record is not checked.
+        expected: The provenance of this run. A key that the file does not record is not checked.
 
     Raises:
-        InputError: Some hashes differ; the message names them.
+        InputError: Some values differ; the message names them.
     """
     recorded = provenance(path)
     faults = [
-        f"columns were computed for another {key}: file has {recorded[key]}, this is {value}"
-        for key, value in hashes.items()
+        f"columns were computed with {key} {recorded[key]}; this run has {value}"
+        for key, value in expected.items()
         if recorded.get(key, value) != value
     ]
     if faults:

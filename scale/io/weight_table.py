@@ -49,7 +49,7 @@ class Parameter:
 
     @property
     def groups(self) -> list[list[str]]:
-        """Of each axis of a tensor, the axes of ours that it combines."""
+        """For each axis of a tensor, our axes that it flattens."""
         groups = re.findall(r"\(.*?\)|\w+", self.tensor_axes)
         return [group.strip("()").split() for group in groups]
 
@@ -85,13 +85,16 @@ class Parameter:
     ) -> np.ndarray:
         """A box of a slab, in our layout.
 
-        Of our axes that are one axis of the tensor, such as heads and head_dim, the first decides
-        what is read; the others are cut afterwards.
+        A tensor may flatten several of our axes into one, such as (heads, head_dim). `read` is
+        asked for a range of the first of them; the others are cut from the result.
 
         Args:
             read: Reads a box of the tensor.
             shape: The shape of the parameter.
             box: A part of the slab.
+
+        Returns:
+            The values of the box, in the axes of the slab.
         """
         sizes = self.sizes(shape)
         cuts = dict(zip(sizes, box, strict=True))
@@ -169,8 +172,11 @@ class Weights:
                 raise InputError(f"{self.path}: tensor {name} is unexpected")
         for name, shape in expected.items():
             if self.shapes[name] != shape:
-                ours = list(self.shapes[name])
-                raise InputError(f"{self.path}: tensor {name} is {ours}, not {list(shape)}")
+                in_file = list(self.shapes[name])
+                raise InputError(
+                    f"{self.path}: tensor {name} is {in_file} in the file, {list(shape)} by its "
+                    "config"
+                )
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ class ModelTensor:
     parameter: Parameter
     leaf: Any
     box: Box
-    """What it fills of the leaf."""
+    """The part of the leaf that it holds."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -81,7 +81,8 @@ class RuntimeConfig:
     """The devices of a run and how they compute."""
 
     data: int = 1
-    """Devices along the axis that copies parameters and splits batches; TPU slices lie along it."""
+    """Devices along the axis that copies parameters and splits batches; on several TPU slices, a
+    multiple of their number."""
     fsdp: int = 0
     """Devices along the axis that splits parameters and batches. 0: all remaining devices."""
     tensor: int = 1

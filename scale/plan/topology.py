@@ -39,7 +39,7 @@ def topology_devices(topology: str, slices: int = 1) -> Sequence[Any]:
         InputError: libtpu is missing or knows no such topology.
     """
     if find_spec("libtpu") is None:
-        raise InputError("plan needs the TPU compiler: pip install 'minipref[tpu]'")
+        raise InputError("plan needs the TPU compiler: pip install -e '.[tpu]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     several = {"num_slices": slices} if slices > 1 else {}

@@ -4,15 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from minipref.batch import Batch
 from minipref.methods import METHODS, Method
 from minipref.training import Hyperparameters
-from scale.data.dataset import REF_LOGPS, Dataset, Limits, take
+from scale.data.dataset import REF_LOGPS, Dataset, Limits, limits_text, read_targets, take
 from scale.data.rows import read, require
 from scale.errors import InputError
 from scale.io import model_folder
@@ -31,32 +32,28 @@ if TYPE_CHECKING:
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
+SIDES = ("chosen", "rejected")
+MONITORED = (*SIDES, "ref_sample")
 MONITORED_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Stage):
-    """What one run and a sweep of runs have in common."""
+    """The inputs of one run and of a sweep of runs, and how they train."""
 
     data: Path
-    """Preference rows with the columns of the score stage."""
+    """Preference rows with the columns of `score`."""
     policy: Path
     """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or
     of Hugging Face's, a .gguf file, or smollm2."""
-    validation: Path | None = None
-    """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
-    snapshots: int = 0
-    """Also keep the policy at this many steps before the last, in `step-N/`, denser early."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimiser and z-loss."""
+    """Optimizer and z-loss."""
     limits: Limits = field(default_factory=Limits)
-    """Length limits: those of the score stage."""
+    """Length limits: they must equal those of `score`."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
-    log: tuple[LoggerName, ...] = ()
-    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +61,20 @@ class Align(Alignment):
     """Train a policy on scored preference pairs by a method of `minipref.methods`."""
 
     method: MethodName = "e-dpo"
-    """Which row of the table of methods."""
+    """The objective; README.md has the table."""
     beta: float | None = None
-    """How strictly log pi / pi_ref follows the rewards; for ipo its tau, whose target for the
-    margin is 1/tau. Default: the method's own."""
+    """Weight of the KL in Eq. 1: the larger, the nearer the policy stays to pi_ref (for ipo its
+    tau: the target margin is 1/tau). Default: the method's own."""
     gamma: tuple[float, float] | None = None
     """KL weight at the first and the last step. Default: the method's own."""
-    shape_seeds: tuple[int, ...] = ()
+    validation: Path | None = None
+    """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
+    snapshots: int = 0
+    """Also keep the policy at this many steps before the last, in `step-N/`: at steps 1, 4, 9, ...
+    times steps / (snapshots + 1)^2."""
+    log: tuple[LoggerName, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
+    shape_seeds: Annotated[tuple[int, ...], tyro.conf.Suppress] = ()
     """Seeds of other runs in this process: all get the same few shapes of batches."""
 
     @property
@@ -80,7 +84,7 @@ class Align(Alignment):
     @property
     def fields(self) -> list[str]:
         """The responses that the method reads."""
-        return ["chosen", "rejected"] + ["ref_sample"] * (self.row.gamma is not None)
+        return list(MONITORED if self.row.gamma is not None else SIDES)
 
     @property
     def beta_value(self) -> float:
@@ -95,9 +99,7 @@ class Align(Alignment):
         if (self.snapshots + 1) ** 2 > self.training.steps:
             steps = self.training.steps
             raise InputError(f"--snapshots {self.snapshots}: too many for a run of {steps} steps")
-        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
-        dataset = self.load(policy, self.data, self.fields, self.out / TOKENS)
-        self.check(num_reward_models=dataset.targets.rewards.shape[2])
+        policy, dataset, validation = self.load()
         batches = plan_batches(dataset, self.training, policy.model, self.shape_seeds)
         throughput = batches.throughput(policy.model)
         model = train(
@@ -107,7 +109,7 @@ class Align(Alignment):
             self.training.steps,
             self.out,
             f"{self.method}, beta {self.beta_value:g}",
-            eval_fn=self.eval_fn(policy),
+            eval_fn=self.eval_fn(policy, validation),
             every=evaluation_interval(self.training.steps, self.snapshots),
             record=self.record,
             loggers=self.log,
@@ -121,14 +123,40 @@ class Align(Alignment):
         schedule, rate = self.training.schedule, self.training.learning_rate
         return start_state(model, self.optimizer, schedule, rate, Hyperparameters(beta, gamma))
 
-    def load(
-        self, policy: ModelFolder, path: Path, fields: list[str], cache: Path | None = None
+    def load(self) -> tuple[ModelFolder, Dataset, Batch | None]:
+        """The policy, the rows to train on and the first validation rows.
+
+        A faulty file is refused before the policy is loaded.
+        """
+        rows = self.read(self.data, self.fields)
+        held_out = self.read(self.validation, MONITORED) if self.validation else []
+        self.check(num_reward_models=read_targets(rows[:1], SIDES).rewards.shape[2])
+        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
+        dataset = self.dataset(policy, self.data, rows, self.fields, self.out / TOKENS)
+        if not self.validation:
+            return policy, dataset, None
+        monitored = self.dataset(policy, self.validation, held_out, MONITORED)
+        first = np.arange(min(MONITORED_ROWS, len(monitored)))
+        return policy, dataset, take(monitored.all, first)
+
+    def dataset(
+        self,
+        policy: ModelFolder,
+        path: Path,
+        rows: list[dict[str, Any]],
+        fields: Sequence[str],
+        cache: Path | None = None,
     ) -> Dataset:
-        """Scored rows, whose columns must be those of this policy."""
-        require(path, **policy.hashes, limits=str(self.limits))
+        """Tokenized rows, whose columns must be those of this policy."""
+        require(path, policy.hashes)
+        return policy.make_dataset(rows, fields, self.limits, str(path), cache)
+
+    def read(self, path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+        """Scored rows with the columns of these responses, within the limits of this run."""
+        require(path, {"--limits": limits_text(self.limits)})
         rows = read(path)
         require_columns(path, rows, fields)
-        return policy.make_dataset(rows, fields, self.limits, str(path), cache)
+        return rows
 
     def check(self, num_reward_models: int) -> None:
         """Refuse rewards or KL weights that the method cannot use."""
@@ -144,19 +172,15 @@ class Align(Alignment):
         if self.gamma and max(self.gamma) and self.row.gamma is None:
             raise InputError(f"--gamma: {self.method} has no KL term")
 
-    def eval_fn(self, policy: ModelFolder) -> EvalFn:
+    def eval_fn(self, policy: ModelFolder, validation: Batch | None) -> EvalFn:
         """Keeps the snapshots, and measures log-probs and KL on validation rows (Figure B.1)."""
-        steps, sample = snapshot_steps(self.training.steps, self.snapshots), None
-        if self.validation:
-            fields = ["chosen", "rejected", "ref_sample"]
-            dataset = self.load(policy, self.validation, fields)
-            sample = take(dataset.all, np.arange(min(MONITORED_ROWS, len(dataset))))
+        steps = snapshot_steps(self.training.steps, self.snapshots)
 
         def eval_fn(model: Transformer, step: int) -> dict[str, Any]:
             if step in steps:
                 folder = self.out / f"step-{step}"
                 model_folder.save(folder, model, policy.config, policy.tokenizer)
-            return validation_metrics(model, sample) if sample else {}
+            return validation_metrics(model, validation) if validation else {}
 
         return eval_fn
 
@@ -172,7 +196,7 @@ def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
-    """1, 4, 9, ... times a step, all before the last: denser early, where a policy moves fast."""
+    """1, 4, 9, ... times a step, all before the last; a policy moves fast at first."""
     return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
 
 

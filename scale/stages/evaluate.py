@@ -29,11 +29,11 @@ class Evaluate(Stage):
     data: Path
     """Rows with `prompt`."""
     policies: tuple[Path, ...]
-    """Folders of the policies."""
+    """The policies: folders of ours or of Hugging Face's, .gguf files, or smollm2."""
     reference: Path
-    """Folder of pi_ref."""
+    """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
     rewards: Path
-    """Folder of the oracle reward model (of several their mean), which no policy distilled."""
+    """Folder of the oracle reward model (several: their mean reward), which no policy distilled."""
     n: int = 2
     """Samples of each prompt."""
     seed: int = 0

@@ -40,14 +40,15 @@ class Reward(Stage):
     data: Path
     """Preference rows."""
     init: Path
-    """Folder of the policy whose trunk and tokenizer every reward model starts from."""
+    """The policy whose layers and tokenizer every reward model starts from: a folder of ours or of
+    Hugging Face's, a .gguf file, or smollm2."""
     validation: Path | None = None
     """Held-out preference rows. Default: a tenth of the prompts of --data."""
     num_reward_models: int = 1
     """How many; they differ by seed: each has its own head and its own order of the rows."""
     length_biases: tuple[float, ...] = ()
-    """Instead of --num-reward-models: one for each length bias b, trained on D_b. All D_b have one
-    size, the largest that --data allows."""
+    """Instead of --num-reward-models: one for each length bias b, trained on pairs of which a share
+    b prefer the longer response. All have as many pairs, the most that --data allows."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(100, 16, 2e-3))
     """The training run of every reward model."""
     limits: Limits = field(default_factory=Limits)
@@ -58,8 +59,8 @@ class Reward(Stage):
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def run(self) -> dict[str, Any]:
-        policy = model_folder.load_policy(self.init, make_runtime(self.runtime))
         rows, held_out = self.parts()
+        policy = model_folder.load_policy(self.init, make_runtime(self.runtime))
         dataset = policy.make_dataset(rows, SIDES, self.limits, str(self.data), self.out / TOKENS)
         subsets = self.subsets(policy, dataset.select(rows))
         models = self.fit(self.start(policy, len(subsets)), dataset, subsets)

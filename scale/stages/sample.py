@@ -19,7 +19,7 @@ class Sample(Stage):
     """Sample responses from a policy: the rows of --data with columns `samples` and `complete`."""
 
     policy: Path
-    """Folder of the policy."""
+    """The policy: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
     data: Path
     """Rows with `prompt`."""
     n: int = 4

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scale.data.dataset import REF_LOGPS, Limits
+from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.length_bias import longer_side, longer_wins
 from scale.data.rows import provenance, read, write
 from scale.errors import InputError
@@ -30,14 +30,15 @@ class Score(Stage):
     rewards: Path | None = None
     """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each."""
     reference: Path | None = None
-    """Folder of pi_ref: adds `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a
-    `ref_sample`, which is drawn where the rows have none."""
+    """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2. It adds
+    `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a `ref_sample`, which is
+    drawn where the rows have none."""
     relabel: bool = False
     """Let the (first) reward model decide which response is chosen; adds no scores."""
     seed: int = 0
     """Seed of the reference samples."""
     limits: Limits = field(default_factory=Limits)
-    """Length limits; alignment must use the same."""
+    """Length limits: `align` must have the same."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     """Devices, memory and precision."""
 
@@ -57,14 +58,14 @@ class Score(Stage):
         if self.reference:
             reference = model_folder.load_policy(self.reference, runtime)
             rows = self.with_reference(reference, rows)
-            hashes |= reference.hashes | {"limits": str(self.limits)}
+            hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
     def with_rewards(
         self, models: ModelFolder, rows: list[dict]
     ) -> tuple[list[dict], dict[str, Any]]:
-        """Rows with the rewards as columns, or relabelled by them; and what was found."""
+        """Rows with the rewards as columns, or relabelled by them; and the findings."""
         dataset = models.make_dataset(rows, SIDES, self.limits, str(self.data))
         rows = dataset.select(rows)
         values = rewards(models.model, dataset.all.inputs).astype(float)

@@ -37,7 +37,8 @@ class Sft(Stage):
     """Rows with `prompt` and `completion`, or preference rows: their chosen response is the
     completion."""
     init: Path | None = None
-    """Folder of a policy to start from, with its tokenizer; then --model is not used."""
+    """The policy to start from, with its tokenizer: a folder of ours or of Hugging Face's, a .gguf
+    file, or smollm2. Then --model is not used."""
     validation: Path | None = None
     """Held-out rows: their loss is reported."""
     shape: str | None = None
@@ -48,7 +49,7 @@ class Sft(Stage):
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(600, 32, 1.5e-2, 50))
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimiser and z-loss."""
+    """Optimizer and z-loss."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

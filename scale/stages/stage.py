@@ -139,7 +139,12 @@ def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None
             f"--out {stage.out}: holds a {old['stage']} stage, not {new['stage']}; "
             "name another --out"
         )
-    other = [name for name in differing_options(old, new) if name not in stage.EXTENDS]
+    before, after = flat(old["options"]), flat(new["options"])
+    other = [
+        f"{name} ({before.get(name)}, not {after[name]})"
+        for name in differing_options(old, new)
+        if name not in stage.EXTENDS
+    ]
     if old["inputs"] != new["inputs"]:
         other.append("contents of the inputs")
     if other:
@@ -151,5 +156,14 @@ def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None
 
 def differing_options(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """The options of `new` that `old` lacks or has with other values."""
-    before = old["options"]
-    return [name for name, value in new["options"].items() if before.get(name) != value]
+    before = flat(old["options"])
+    return [name for name, value in flat(new["options"]).items() if before.get(name) != value]
+
+
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options without nesting, under names such as `training.steps`."""
+    named: dict[str, Any] = {}
+    for name, value in options.items():
+        nested = isinstance(value, dict)
+        named |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return named

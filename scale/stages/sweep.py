@@ -19,6 +19,7 @@ from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
 from scale.stages.stage import execute
+from scale.train.metrics import LoggerName
 
 RESULTS = {
     "loss": "loss",
@@ -44,9 +45,9 @@ class Sweep(Alignment):
 
     EXTENDS = ("methods", "betas", "gammas", "learning_rates", "seeds")
     methods: tuple[MethodName, ...] = ("e-dpo",)
-    """Rows of the table of methods."""
+    """The objectives; README.md has the table."""
     betas: tuple[float, ...] = ()
-    """Values of beta (ipo: of its tau). Default: each method's own."""
+    """Values of beta (for ipo of its tau). Default: each method's own."""
     gammas: tuple[tuple[float, float], ...] = ()
     """KL weights at the first and the last step, of the methods with a KL term. Default: each
     method's own."""
@@ -57,6 +58,13 @@ class Sweep(Alignment):
     workers: int = 0
     """Processes that train side by side, each on a core of its own. 0: one for each core. 1: one
     policy after another in this process, for large models; on accelerators 0 means the same."""
+    validation: Path | None = None
+    """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
+    snapshots: int = 0
+    """Also keep each policy at this many steps before the last, in `step-N/`: at steps 1, 4, 9, ...
+    times steps / (snapshots + 1)^2."""
+    log: tuple[LoggerName, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def run(self) -> dict[str, Any]:
         self.check()
@@ -114,7 +122,8 @@ class Sweep(Alignment):
         rate: float,
         seed: int,
     ) -> Align:
-        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Alignment)}
+        names = {f.name for f in fields(Align)} & {f.name for f in fields(self)}
+        common: dict[str, Any] = {name: getattr(self, name) for name in names}
         common["training"] = replace(self.training, learning_rate=rate, seed=seed)
         seeds = tuple(range(self.training.seed, self.training.seed + self.seeds))
         stage = Align(**common, method=method, beta=beta, gamma=gamma, shape_seeds=seeds)

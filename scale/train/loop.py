@@ -38,13 +38,13 @@ class TrainingConfig:
     batch_size: int = 16
     """Rows of a batch."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate. The default is for the miniature; a pretrained model wants about 1e-5."""
     warmup: int = 10
     """Steps of linear warm-up."""
     end_lr_ratio: float = 0.1
     """Learning rate at the last step, as a share of its peak; the decay is linear."""
     seed: int = 0
-    """Seed of the order of rows, and of what the stage draws."""
+    """Seed of the order of rows, and of all random draws of the stage."""
 
     @property
     def schedule(self) -> Schedule:
@@ -80,7 +80,7 @@ def train(
         folder: Where checkpoints and `metrics.jsonl` go.
         label: What the progress bar shows.
         eval_fn: `(model, step) -> metrics`.
-        every: Steps between checkpoints.
+        every: Steps between checkpoints and evaluations.
         record: JSON that identifies the run: another run's checkpoint is refused.
         loggers: Where metrics go besides `metrics.jsonl`.
         throughput: A stopwatch.
@@ -99,7 +99,8 @@ def train(
         should_stop = stack.enter_context(preemption())
         checkpoints = Checkpoints(folder / "checkpoints", record or {})
         state = stack.enter_context(closing(checkpoints)).restore(state)
-        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))  # committed
+        # placed on its devices, as a restored state is
+        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
         start = int(np.asarray(state.step).flat[0])
         writer = stack.enter_context(open_log(folder, start, loggers))
         if eval_fn and not start:
@@ -177,7 +178,7 @@ def preemption() -> Iterator[Callable[[int], bool]]:
     """Whether to stop after a step, the same for all processes: a SIGTERM came.
 
     Meanwhile SIGTERM does not end the process. With several processes, the handler is that of
-    `jax.distributed`, and the step is the first that no process had begun when one was told.
+    `jax.distributed`, and all processes stop at the first step that none of them had started.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -61,7 +61,7 @@ def open_log(folder: Path, step: int, loggers: Sequence[LoggerName] = ()) -> Ite
     """
     for logger in loggers:
         if find_spec(logger) is None:
-            raise InputError(f"--log {logger}: needs pip install 'minipref[logging]'")
+            raise InputError(f"--log {logger}: needs pip install -e '.[logging]'")
     names = [name for name in OPENERS if name in ("jsonl", *loggers)]
     with ExitStack() as stack:
         openers = [OPENERS[name] for name in names] if jax.process_index() == 0 else []
@@ -159,7 +159,8 @@ def to_wandb(run: Any, first: int, records: list[Record]) -> None:
 
 
 OPENERS = {"wandb": open_wandb, "tensorboard": open_tensorboard, "jsonl": open_jsonl}
-"""In the order in which they open: one that may refuse comes before those that drop records."""
+"""The writers in the order in which they open: one that may refuse comes before those that drop
+records."""
 
 
 def scalars(record: Record) -> dict[str, float]:

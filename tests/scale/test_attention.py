@@ -379,7 +379,7 @@ def test_sharded_splash_equals_plain_attention_on_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install minipref[tpu]")
+@pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'")
 def test_splash_compiles_forward_and_backward_for_every_tpu():
     """By the TPU's own compiler: three kernels, of the output, of dq, and of dk and dv."""
     names = ("v3:4x8", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minipref.methods import METHODS
+from scale.data.dataset import limits_text
 from scale.data.rows import read, write
 from scale.data.tokenizer import train_tokenizer
 from scale.io import model_folder
@@ -47,7 +48,7 @@ def folder(tmp_path_factory):
     model, tokenizer = Transformer(CONFIG, jax.random.key(0)), train_tokenizer(WORDS, 272)
     model_folder.save(folder / "policy", model, CONFIG, tokenizer)
     policy, rng = model_folder.load_policy(folder / "policy"), np.random.default_rng(0)
-    hashes = policy.hashes | {"limits": str(align_worker.LIMITS)}
+    hashes = policy.hashes | {"--limits": limits_text(align_worker.LIMITS)}
     for name, num_reward_models in (("ensemble", 3), ("single", 1)):
         rows = [make_row(rng, i, num_reward_models) for i in range(12)]
         write(folder / f"{name}.parquet", rows, hashes)

@@ -176,7 +176,7 @@ FAULTS = {
     ),
     "transposed": (
         with_zeros("model.layers.1.mlp.down_proj.weight", 48, 32),
-        r"tensor model\.layers\.1\.mlp\.down_proj\.weight is \[48, 32\], not \[32, 48\]",
+        r"model\.layers\.1\.mlp\.down_proj\.weight is \[48, 32\] in the file, \[32, 48\] by its",
     ),
     "integers": (
         with_zeros("model.norm.weight", 32, dtype=np.int8),

@@ -110,7 +110,7 @@ def test_a_missing_package_is_one_line_before_anything_is_written(
         metrics_module, "find_spec", lambda name: None if name == logger else "found"
     )
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    message = f"^--log {logger}: needs pip install 'minipref\\[logging\\]'$"
+    message = f"^--log {logger}: needs pip install -e '\\.\\[logging\\]'$"
     with pytest.raises(InputError, match=message):
         write(tmp_path, 1, [], (logger,))
     assert (tmp_path / "metrics.jsonl").read_bytes() == before

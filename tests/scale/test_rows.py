@@ -500,19 +500,16 @@ def test_provenance(tmp_path):
     write(path, [PAIR], {"model": "m", "tokenizer": "t"})
     assert provenance(path) == {"model": "m", "tokenizer": "t"}
     assert provenance(jsonl(tmp_path, PAIR)) == {}
-    require(path, model="m", tokenizer="t", data="d")
-    require(jsonl(tmp_path, PAIR), model="m")
+    require(path, {"model": "m", "tokenizer": "t", "data": "d"})
+    require(jsonl(tmp_path, PAIR), {"model": "m"})
     with pytest.raises(
         InputError,
-        match=re.escape(
-            f"{path}: columns were computed for another tokenizer: file has t, this is u"
-        ),
+        match=re.escape(f"{path}: columns were computed with tokenizer t; this run has u"),
     ):
-        require(path, model="m", tokenizer="u")
-    with pytest.raises(
-        InputError, match=r"another model: file has m, this is n; .* another tokenizer"
-    ):
-        require(path, model="n", tokenizer="u")
+        require(path, {"model": "m", "tokenizer": "u"})
+    both = r"with model m; this run has n; columns .* with tokenizer t; this run has u"
+    with pytest.raises(InputError, match=both):
+        require(path, {"model": "n", "tokenizer": "u"})
 
 
 def test_provenance_of_other_programs_files(tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+from tyro.conf import Suppress
 
 from scale import run
 from scale.console import console
@@ -95,9 +96,11 @@ def test_what_is_no_command_is_an_error(argv, capsys):
 
 def options(cls, prefix=""):
     """The flag of every option, those of nested dataclasses too."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     for f in fields(cls):
         inner = hints[f.name]
+        if Suppress in typing.get_args(inner):
+            continue
         if is_dataclass(inner):
             yield from options(inner, f"{prefix}{f.name}.")
         else:

@@ -12,7 +12,7 @@ import pytest
 
 from scale.console import console
 from scale.data.chat_template import load_tokenizer
-from scale.data.dataset import Limits, make_dataset
+from scale.data.dataset import Limits, limits_text, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Tokenizer
@@ -164,7 +164,7 @@ def test_scores_are_the_models_own_and_so_are_the_references(chain):
     columns = [[r[f"ref_{s}_logps"] for s in ("chosen", "rejected", "sample")] for r in rows]
     np.testing.assert_allclose(columns, logps, rtol=1e-6)
     origin = {
-        "limits": str(LIMITS),
+        "--limits": limits_text(LIMITS),
         "data": fingerprint(chain.data),
         "rewards": models.hashes["model"],
     }
@@ -192,9 +192,9 @@ def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"seed": 1}, "seed"),
-        ({"limits": Limits(24, 11)}, "limits"),
-        ({"relabel": True}, "relabel"),
+        ({"seed": 1}, r"seed \(0, not 1\)"),
+        ({"limits": Limits(24, 11)}, r"limits.response \(12, not 11\)"),
+        ({"relabel": True}, r"relabel \(False, not True\)"),
     ],
 )
 def test_other_options_in_the_same_folder_are_refused(chain, change, named):
@@ -322,15 +322,15 @@ def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp
     other = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * 1.001)
     model_folder.save(tmp_path / "other", other, policy.config, policy.tokenizer)
     stage = chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other")
-    refused(stage, "computed for another model")
+    refused(stage, "columns were computed with model .*; this run has")
     rows, hashes = read(chain.scored), provenance(chain.scored)
     path = rewritten(tmp_path, rows, hashes | {"tokenizer": "0" * 16})
     stage = chain.align("dpo", out=tmp_path / "b", data=path)
-    refused(stage, "computed for another tokenizer")
+    refused(stage, "computed with tokenizer 0{16}; this run has")
     stage = chain.align("dpo", out=tmp_path / "c", limits=Limits(24, 11))
-    refused(stage, "computed for another limits")
+    refused(stage, "--limits prompt 24, response 12; this run has prompt 24, response 11")
     stage = chain.align("dpo", out=tmp_path / "d", validation=path)
-    refused(stage, "another tokenizer")
+    refused(stage, "computed with tokenizer")
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from scale.console import console
-from scale.data.dataset import Limits
-from scale.data.rows import write
+from scale.data.dataset import Limits, limits_text
+from scale.data.rows import read, write
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.files import read_json, write_json
@@ -61,7 +61,7 @@ def folder(tmp_path_factory) -> Path:
     model, tokenizer = Transformer(CONFIG, jax.random.key(0)), train_tokenizer(WORDS, 272)
     model_folder.save(folder / "policy", model, CONFIG, tokenizer)
     rng = np.random.default_rng(0)
-    hashes = model_folder.load_policy(folder / "policy").hashes | {"limits": str(LIMITS)}
+    hashes = model_folder.load_policy(folder / "policy").hashes | {"--limits": limits_text(LIMITS)}
     write(folder / "rows.parquet", [make_row(rng) for _ in range(20)], hashes)
     return folder
 
@@ -158,7 +158,7 @@ def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
     policy = model_folder.load_policy(folder / "policy")
     data = folder / "rows.parquet"
     stage = Align(out=folder, data=data, policy=folder / "policy", limits=LIMITS)
-    dataset = stage.load(policy, data, ["chosen", "rejected"])
+    dataset = stage.dataset(policy, data, read(data), ["chosen", "rejected"])
     runs = [replace(TRAINING, seed=seed) for seed in range(3)]
     alone = [plan_batches(dataset, run, policy.model) for run in runs]
     together = [plan_batches(dataset, run, policy.model, range(3)) for run in runs]
@@ -212,7 +212,7 @@ def test_a_folder_takes_a_wider_and_a_narrower_grid(folder, tmp_path):
     assert [*two] == ["dpo-0.1-0.01-0", "dpo-0.1-0.02-0"] and one.items() < two.items()
     assert made(2e-2).items() < two.items()
     longer = replace(TRAINING, steps=7)
-    with pytest.raises(InputError, match="begun with other training"):
+    with pytest.raises(InputError, match=r"begun with other training.steps \(6, not 7\);"):
         execute(sweep(folder, tmp_path, methods=("dpo",), training=longer))
 
 
