@@ -153,8 +153,12 @@ EDITS = {
             "weights = minimise_on_simplex(dual, len(rewards))\n    return weights,",
             "weights = np.eye(len(rewards))[0]\n    return weights,",
         ),
-        ("distil without KL", "pull = gamma * (", "pull = 0 * gamma * ("),
-        ("distil's fit doubled", "pull - 4 * beta / len(ref)", "pull - 8 * beta / len(ref)"),
+        ("distil without KL", "kl_gradient = gamma * (", "kl_gradient = 0 * gamma * ("),
+        (
+            "distil's fit doubled",
+            "kl_gradient - 4 * beta / len(ref)",
+            "kl_gradient - 8 * beta / len(ref)",
+        ),
         (
             "distil's first prompt",
             "prompts = zip(ref_logps, rewards, strict=True)",

@@ -228,38 +228,47 @@ def hull_policy(ref_logps, rewards, beta, gamma):
 
 
 def _distil_one(ref, rewards, beta, gamma):
-    """One prompt: [Y] -> [Y]. With e = r - beta (theta - ref), the loss is 2 Var(e) + gamma KL.
+    """One prompt: minimise over logits theta 2 Var_y(e) + gamma KL, e = r - beta (theta - ref).
 
-    A Newton step of a strictly convex loss shortens the slope once it is halved often enough.
+    Damped Newton: each step is halved until the gradient's norm falls. A constant added to theta
+    changes nothing; `beta**2 / Y` on that direction makes the system solvable.
+
+    Args:
+        ref: log pi_ref [Y], in nats.
+        rewards: r [Y], in nats.
+        beta, gamma: as in `distil`.
+
+    Returns:
+        log pi [Y], in nats.
     """
     centring = np.eye(len(ref)) - 1 / len(ref)
 
-    def slope(theta):
-        pull = gamma * (np.exp(log_softmax(theta)) - np.exp(ref))
-        return pull - 4 * beta / len(ref) * centring @ (rewards - beta * (theta - ref))
+    def gradient(theta):
+        kl_gradient = gamma * (np.exp(log_softmax(theta)) - np.exp(ref))
+        return kl_gradient - 4 * beta / len(ref) * centring @ (rewards - beta * (theta - ref))
 
-    def length(theta):
-        return np.linalg.norm(slope(theta))
+    def gradient_norm(theta):
+        return np.linalg.norm(gradient(theta))
 
-    theta = min((ref, ref + rewards / beta), key=length)
+    theta = min((ref, ref + rewards / beta), key=gradient_norm)
     for _ in range(500):
         policy = np.exp(log_softmax(theta))
-        spread = np.diag(policy) - np.outer(policy, policy)
-        curvature = 4 * beta**2 / len(ref) * centring + gamma * spread
-        step = np.linalg.solve(curvature + beta**2 / len(ref), slope(theta))
+        covariance = np.diag(policy) - np.outer(policy, policy)
+        curvature = 4 * beta**2 / len(ref) * centring + gamma * covariance
+        step = np.linalg.solve(curvature + beta**2 / len(ref), gradient(theta))
         if np.max(np.abs(step)) < 1e-14 * (1 + np.max(np.abs(theta))):
             break
-        shorter = _shortened(length, theta, step)
-        if shorter is None:
+        next_theta = _damped(gradient_norm, theta, step)
+        if next_theta is None:
             break
-        theta = shorter
+        theta = next_theta
     return log_softmax(theta)
 
 
-def _shortened(length, theta, step):
-    """theta less the step, halved until the length falls; None where 30 halvings do not suffice."""
+def _damped(gradient_norm, theta, step):
+    """theta less the step, halved until the norm falls; None where 30 halvings do not suffice."""
     for scale in 0.5 ** np.arange(30):
-        if length(theta - scale * step) < (1 - scale / 10) * length(theta):
+        if gradient_norm(theta - scale * step) < (1 - scale / 10) * gradient_norm(theta):
             return theta - scale * step
     return None
 
@@ -285,10 +294,11 @@ def _reward_covariance(policy_logps, rewards):
 def _distilled_covariance(policy_logps, rewards, beta, gamma):
     """mean_x R' S (A + gamma S)^-1 A R, for the covariance S of pi and the curvature A of the fit.
 
-    As gamma -> 0 this is `_reward_covariance`. Constants are free, so A may be raised along them.
+    As gamma -> 0 this is `_reward_covariance`. Adding a constant to A along the all-ones direction
+    changes nothing.
     """
     policy, size = np.exp(policy_logps), policy_logps.shape[1]
     fit = 4 * beta**2 / size * (np.eye(size) - 1 / size)
-    spread = policy[:, :, None] * np.eye(size) - policy[:, :, None] * policy[:, None]
-    held = spread @ np.linalg.solve(fit + gamma * spread + beta**2 / size, fit)
+    covariance = policy[:, :, None] * np.eye(size) - policy[:, :, None] * policy[:, None]
+    held = covariance @ np.linalg.solve(fit + gamma * covariance + beta**2 / size, fit)
     return np.einsum("jxy,xyz,kxz->jk", rewards, held, rewards) / len(policy)
