@@ -47,8 +47,8 @@ def response_logps(
     Returns:
         [B, n], nats, in float32 at least. A response without tokens has log-probability 0.
     """
-    predicting = gather(hidden, inputs.logit_positions)
-    logps = jax.vmap(token_logps, in_axes=(0, None, 0))(predicting, unembedding, inputs.labels)
+    at_labels = gather(hidden, inputs.logit_positions)
+    logps = jax.vmap(token_logps, in_axes=(0, None, 0))(at_labels, unembedding, inputs.labels)
     return sum_by_response(logps, inputs)
 
 

@@ -49,5 +49,5 @@ def ensemble_rewards(models: RewardModel, inputs: Inputs) -> Float[Array, "B n K
         [B, n, K].
     """
     arrays, static = eqx.partition(models, eqx.is_array)
-    rewards = jax.lax.map(lambda member: eqx.combine(member, static)(inputs), arrays)
+    rewards = jax.lax.map(lambda model: eqx.combine(model, static)(inputs), arrays)
     return jnp.moveaxis(rewards, 0, -1)

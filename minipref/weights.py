@@ -44,7 +44,7 @@ def ensemble_weights(margins: Margins, reward_margins: RewardMargins, beta: Scal
         margins, reward_margins, beta: as in `ensemble_distillation`.
 
     Returns:
-        Weights [K], with sum 1. Of several nearest models the first has weight 1.
+        Weights [K], with sum 1. Ties go to the first model.
     Source: the first term of Eq. 11, with footnote 5.
     """
     losses = jnp.mean(_residuals(margins, reward_margins, beta) ** 2, axis=1)

@@ -32,7 +32,7 @@ def ensemble_weights(margins, reward_margins, beta):
         margins, reward_margins, beta: as in `ensemble_distillation`.
 
     Returns:
-        Weights [K], with sum 1. Of several nearest models the first has weight 1.
+        Weights [K], with sum 1. Ties go to the first model.
     Source: the first term of Eq. 11, with footnote 5.
     """
     residuals = np.asarray(reward_margins) - beta * np.asarray(margins)

@@ -24,7 +24,7 @@ LOGS = frozenset(
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` (same suffix), moved onto it on success, removed on failure.
 
-    Of several processes, all may write the same file, and that of process 0 stays.
+    With several processes, each may call this; the file of process 0 stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")

@@ -228,8 +228,8 @@ def training_inputs(inputs: Values, names: tuple[str, ...]) -> mp.Inputs:
     positions = jnp.concatenate([i * width + jnp.arange(width - 1) for i in range(len(names))])
     logit_positions = jnp.broadcast_to(positions, (len(ids[0]), len(positions)))
     labels = jnp.concatenate([array[:, 1:] for array in ids], axis=1)
-    tokens, owners = jnp.concatenate(ids, 1), jnp.concatenate(response_ids, 1)
-    return model_inputs(tokens, labels, logit_positions, owners, num_responses)
+    tokens, label_responses = jnp.concatenate(ids, 1), jnp.concatenate(response_ids, 1)
+    return model_inputs(tokens, labels, logit_positions, label_responses, num_responses)
 
 
 def model_inputs(

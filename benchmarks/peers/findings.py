@@ -36,7 +36,7 @@ class Finding(NamedTuple):
         documentation: What the documentation says.
         code: What the code does, and where.
         by_hand: The arithmetic of the smallest case.
-        probe: Asks the installed library about this case.
+        ask_library: Asks the installed library about this case.
         answer: The answer of the library when the finding was written.
     """
 
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
     documentation: str
     code: str
     by_hand: str
-    probe: Callable[[], Any]
+    ask_library: Callable[[], Any]
     answer: Any
 
 
@@ -276,7 +276,7 @@ FINDINGS = (
             "there (the LLaMA-Factory rows, which run on it, pass)."
         ),
         by_hand=SMOOTHED,
-        probe=trl_smoothing,
+        ask_library=trl_smoothing,
         answer=0.2877,
     ),
     Finding(
@@ -293,7 +293,7 @@ FINDINGS = (
         by_hand="""Rows of two tokens, both the response's; one is predicted.
 Its log-ratio: chosen 2, rejected 0; beta 1.
 Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
-        probe=trl_empty_prompt,
+        ask_library=trl_empty_prompt,
         answer=0.25,
     ),
     Finding(
@@ -310,7 +310,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
             "checked: six cases that ask for an error."
         ),
         by_hand=""""Sky? Blue." and "Sky? Black." share the 7 characters "Sky? Bl".""",
-        probe=trl_implicit_prompt,
+        ask_library=trl_implicit_prompt,
         answer={"prompt": "Sky? Bl", "chosen": "ue.", "rejected": "ack."},
     ),
     Finding(
@@ -328,7 +328,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
         ),
         by_hand=SMOOTHED
         + "\nrobust: (.75 x .2877 - .25 x 1.3863) / (1 - .5) = -.1308 / .5 = -.2616.",
-        probe=liger_smoothing,
+        ask_library=liger_smoothing,
         answer=[0.2877, -0.2616],
     ),
     Finding(
@@ -342,7 +342,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
             "which is 0 there."
         ),
         by_hand=MEAN_OF_NOTHING,
-        probe=liger_mean,
+        ask_library=liger_mean,
         answer=[-0.6931, math.nan],
     ),
     Finding(
@@ -352,7 +352,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
         documentation="`get_batch_log_probs`: tokens of `label_pad_token_id` are ignored.",
         code="`get_batch_log_probs` gives them label 0 and multiplies by the mask.",
         by_hand=BANNED,
-        probe=torchtune_banned,
+        ask_library=torchtune_banned,
         answer=math.nan,
     ),
     Finding(
@@ -365,7 +365,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
             "kit asks for an error."
         ),
         by_hand=REPEATED,
-        probe=torchtune_repeated,
+        ask_library=torchtune_repeated,
         answer=0.2877,
     ),
     Finding(
@@ -382,7 +382,7 @@ Over the one: (2 - 1/2)^2 = 2.25. Over two: (1 - 1/2)^2 = .25.""",
         ),
         by_hand="""Scores 1 and 0, margin 1: -ln sigmoid(1 - 0 - 1) = ln 2 = .6931.
 Without it: ln(1 + 1/e) = .3133.""",
-        probe=openrlhf_margin,
+        ask_library=openrlhf_margin,
         answer=0.3133,
     ),
     Finding(
@@ -396,7 +396,7 @@ Without it: ln(1 + 1/e) = .3133.""",
         ),
         by_hand="""Scores 0 and 89: ln(1 + e^89) = 89.
 e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
-        probe=openrlhf_overflow,
+        ask_library=openrlhf_overflow,
         answer=math.inf,
     ),
     Finding(
@@ -411,7 +411,7 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
             "its end, and the average is that of the NLL term alone."
         ),
         by_hand=MEAN_OF_NOTHING,
-        probe=openrlhf_mean,
+        ask_library=openrlhf_mean,
         answer=[-0.6931, math.nan],
     ),
     Finding(
@@ -424,7 +424,7 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
             "kit asks for an error."
         ),
         by_hand=REPEATED,
-        probe=openrlhf_repeated,
+        ask_library=openrlhf_repeated,
         answer=0.2877,
     ),
     Finding(
@@ -441,7 +441,7 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
 "cd\\n": a b _ c d and the end: 6; with a space 7.
 "cdefgh": a b _ c d e f g h is cut behind f, and f becomes the end:
 7 tokens, a response that does not end there.""",
-        probe=openrlhf_rows,
+        ask_library=openrlhf_rows,
         answer=["a|b| |c|d| |</s>", "a|b| |c|d|e|</s>"],
     ),
     Finding(
@@ -460,7 +460,7 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
         by_hand="""Response "cd</s>", at most 6 tokens, padding </s>: <s> c d </s> </s> </s>.
 What differs from </s>: <s> c d.
 Due: c d </s>.""",
-        probe=tunix_rows,
+        ask_library=tunix_rows,
         answer=["<s> a b", "<s> c d"],
     ),
     Finding(
@@ -479,7 +479,7 @@ Due: c d </s>.""",
         ),
         by_hand="""Prompt "ab", response "cd": the model reads <s> a b <s> c d.
 Elsewhere it reads <s> a b c d.""",
-        probe=tunix_rows,
+        ask_library=tunix_rows,
         answer=["<s> a b", "<s> c d"],
     ),
     Finding(
@@ -492,7 +492,7 @@ Elsewhere it reads <s> a b c d.""",
             "passes); what is lost stands next to the response."
         ),
         by_hand="Prompt 7 8 9, at most 2 tokens: the first two.",
-        probe=tunix_long_prompt,
+        ask_library=tunix_long_prompt,
         answer=[7, 8],
     ),
     Finding(
@@ -510,7 +510,7 @@ Elsewhere it reads <s> a b c d.""",
 h = 3, and .1 + .1 = .2 of averages.
 sigmoid: ln(1 + e^-.3) = .5544. hinge: 1 - .3 = .7.
 ipo: (.2 - 5)^2 = 23.04; the sigmoid loss of averages is ln(1 + e^-.02) = .6832.""",
-        probe=llamafactory_pref_loss,
+        ask_library=llamafactory_pref_loss,
         answer=[0.5544, 0.5544, 0.6832],
     ),
     Finding(
@@ -522,7 +522,7 @@ ipo: (.2 - 5)^2 = 23.04; the sigmoid loss of averages is ln(1 + e^-.02) = .6832.
         ),
         code="`get_batch_logps` gives masked tokens label 0 and multiplies by the mask.",
         by_hand=BANNED,
-        probe=llamafactory_banned,
+        ask_library=llamafactory_banned,
         answer=math.nan,
     ),
 )
@@ -534,4 +534,5 @@ def findings_of(module: str) -> list[Finding]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({finding.title: finding.probe() for finding in findings_of(sys.argv[1])}))
+    findings = findings_of(sys.argv[1])
+    print(json.dumps({finding.title: finding.ask_library() for finding in findings}))

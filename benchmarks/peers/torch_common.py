@@ -71,11 +71,11 @@ def rows_of(inputs: Values) -> Rows:
     lower = lowered(inputs)
     leaves, ref = differentiable(lower, POLICY), constants(lower, REFERENCE)
     sizes = torch.tensor(np.concatenate([lengths(inputs, side) for side in SIDES]))[:, None]
-    predictors = torch.arange(int(sizes.max()) + 1) < sizes
+    logit_positions = torch.arange(int(sizes.max()) + 1) < sizes
 
     def logits(logps: list[torch.Tensor]) -> torch.Tensor:
-        tokens = torch.where(predictors, torch.cat(logps)[:, None] / sizes, -1.0)
+        tokens = torch.where(logit_positions, torch.cat(logps)[:, None] / sizes, -1.0)
         return torch.stack([tokens, torch.log(-torch.expm1(tokens))], -1)
 
-    mask = predictors.roll(1, 1).long()
+    mask = logit_positions.roll(1, 1).long()
     return Rows(leaves, ref, logits(list(leaves.values())), logits(ref), mask)

@@ -175,7 +175,7 @@ def _unchecked(case: Case, answer: Any) -> tuple[str, ...]:
 
 
 def _answer(adapter: Adapter, case: Case) -> Any:
-    """Of copies: what an implementation does to its inputs must not change the next question."""
+    """The answer for copies of the case's values: an implementation may change its inputs."""
     return adapter.evaluate(
         case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
     )

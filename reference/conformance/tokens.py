@@ -33,26 +33,26 @@ def averaged(params: Values, inputs: Values) -> Values:
 def shared_prefix(params: Values, inputs: Values) -> Values:
     """The log-probabilities of both responses of rows `[prompt | chosen | rejected]`.
 
-    Segments are 0, 1 and 2, and -1 for padding. The last slot of the prompt predicts the first
-    token of EACH response.
+    Segments are 0, 1 and 2, and -1 for padding. The last position of the prompt predicts the
+    first token of EACH response.
     """
     segments = inputs["segments"]
     last = np.sum(segments == 0, axis=1, keepdims=True) - 1
     starts = segments[:, 1:] != segments[:, :-1]
-    predictors = np.where(starts, last, _before(starts))
+    logit_positions = np.where(starts, last, _before(starts))
     weights = {"chosen_logps": segments[:, 1:] == 1, "rejected_logps": segments[:, 1:] == 2}
-    return _scored(inputs, weights, predictors)
+    return _scored(inputs, weights, logit_positions)
 
 
 def _before(mask: np.ndarray) -> np.ndarray:
-    """The slot before each of slots 1, 2, ..."""
+    """The position before each of positions 1, 2, ..."""
     return np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
 
 
-def _scored(inputs: Values, weights: Values, predictors: np.ndarray) -> Values:
+def _scored(inputs: Values, weights: Values, logit_positions: np.ndarray) -> Values:
     """Weighted sums of the log-probabilities of slots 1.., and the gradient of their total."""
-    rows = np.arange(len(predictors))[:, None]
-    logits, ids = inputs["logits"][rows, predictors], inputs["input_ids"][:, 1:]
+    rows = np.arange(len(logit_positions))[:, None]
+    logits, ids = inputs["logits"][rows, logit_positions], inputs["input_ids"][:, 1:]
     logps = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
     labels = np.eye(logits.shape[-1])[ids]
     tokens = np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
@@ -65,7 +65,7 @@ def _scored(inputs: Values, weights: Values, predictors: np.ndarray) -> Values:
     grad = np.zeros(inputs["logits"].shape)
     np.add.at(
         grad,
-        (rows, predictors),
+        (rows, logit_positions),
         np.sum(list(weights.values()), axis=0)[..., None] * (labels - np.exp(logps)),
     )
     return sums | {"grads": {"logits": grad}}

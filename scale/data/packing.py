@@ -63,6 +63,7 @@ def pack(
 
     Raises:
         InputError: A part does not fit its region of `layout`.
+        IndexError: A row does not fit `shape`.
     """
     lengths = rows.lengths
     num_rows, n = len(lengths), lengths.shape[1] - 1
@@ -106,7 +107,7 @@ def token_places(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def part_starts(
     lengths: np.ndarray, num_sequences: int, layout: Layout | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """In its sequence: the first index of each part, and the first label of each response."""
+    """The first index of each part within its sequence, and the first label of each response."""
     if layout is None:
         return end_to_end_starts(lengths, num_sequences)
     check_regions(lengths, layout)

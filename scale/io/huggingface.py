@@ -73,7 +73,7 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
     """Write a folder that `transformers` loads, in float32: whole, or not at all.
 
-    Of several processes all call this, process 0 writes, and all return when it has.
+    With several processes, all must call this; process 0 writes, and all return when it has.
 
     Raises:
         InputError: No Llama architecture can hold the model, or `path` has files already.

@@ -22,8 +22,8 @@ def model_flops(
         config: Gives L layers, H heads and Q, the head dimension.
         params: N, all parameters, embedding included.
         row_length: T, the tokens of a row.
-        labels: How many positions of a row meet the vocabulary (default: all); the 6 V D of the
-            unembedding count for these alone.
+        labels: How many positions of a row have logits (default: all); the 6 V D of the unembedding
+            count for these alone.
 
     Returns:
         FLOPs a token, forward and backward.

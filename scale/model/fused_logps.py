@@ -60,17 +60,17 @@ def _logps_forward(hidden, unembedding, labels, chunk):
     return logps, (hidden, unembedding, labels, logps.log_normalizers, logits)
 
 
-def _logps_backward(chunk, residuals, slopes):
+def _logps_backward(chunk, residuals, cotangents):
     hidden, unembedding, labels, log_z, logits = residuals
     weights = unembedding.astype(hidden.dtype)
 
     def step(total, part):
-        hidden, labels, log_z, logits, slopes = part
+        hidden, labels, log_z, logits, cotangents = part
         logits = _logits(hidden, weights) if logits is None else logits
-        by_hidden, by_weights = _gradients(hidden, weights, labels, logits, log_z, slopes)
+        by_hidden, by_weights = _gradients(hidden, weights, labels, logits, log_z, cotangents)
         return total + by_weights, by_hidden
 
-    parts = hidden, labels, log_z, logits, slopes
+    parts = hidden, labels, log_z, logits, cotangents
     total, by_hidden = _scan_chunks(step, _zeros(unembedding), parts, labels, chunk)
     return by_hidden, total.astype(unembedding.dtype), None
 
@@ -113,8 +113,8 @@ def _weighted_forward(hidden, unembedding, labels, weights, chunk):
         hidden, labels, weights = part
         logits = _logits(hidden, narrow)
         logps, log_z = _at_labels(logits, labels)
-        slopes = TokenLogps(weights, jnp.zeros_like(weights))
-        by_hidden, by_weights = _gradients(hidden, narrow, labels, logits, log_z, slopes)
+        cotangents = TokenLogps(weights, jnp.zeros_like(weights))
+        by_hidden, by_weights = _gradients(hidden, narrow, labels, logits, log_z, cotangents)
         return total + by_weights, (logps, by_hidden)
 
     start, parts = _zeros(unembedding), (hidden, labels, weights)
@@ -122,10 +122,11 @@ def _weighted_forward(hidden, unembedding, labels, weights, chunk):
     return jnp.sum(weights * logps), (by_hidden, total.astype(unembedding.dtype), logps)
 
 
-def _weighted_backward(chunk, residuals, slope):
+def _weighted_backward(chunk, residuals, cotangent):
     by_hidden, total, logps = residuals
-    scaled = (slope * by_hidden).astype(by_hidden.dtype), (slope * total).astype(total.dtype)
-    return *scaled, None, slope * logps
+    by_hidden = (cotangent * by_hidden).astype(by_hidden.dtype)
+    by_unembedding = (cotangent * total).astype(total.dtype)
+    return by_hidden, by_unembedding, None, cotangent * logps
 
 
 weighted_logp.defvjp(_weighted_forward, _weighted_backward)
@@ -144,15 +145,15 @@ def _at_labels(logits: Float[Array, "*R N V"], labels: Int[Array, "*R N"]) -> To
     return TokenLogps(logit - log_z, log_z)
 
 
-def _gradients(hidden, unembedding, labels, logits, log_z, slopes):
+def _gradients(hidden, unembedding, labels, logits, log_z, cotangents):
     """The gradients by hidden states and unembedding.
 
     d logp_n / d logits_n = onehot(label_n) - softmax_n;  d log Z_n / d logits_n = softmax_n
     """
     softmax = jnp.exp(logits - log_z[..., None])
     is_label = labels[..., None] == jnp.arange(len(unembedding))
-    by_logp = slopes.logps[..., None]
-    by_softmax = slopes.log_normalizers[..., None] - by_logp
+    by_logp = cotangents.logps[..., None]
+    by_softmax = cotangents.log_normalizers[..., None] - by_logp
     by_logits = (jnp.where(is_label, by_logp, 0.0) + by_softmax * softmax).astype(hidden.dtype)
     einsum = partial(jnp.einsum, preferred_element_type=_at_least_float32(hidden))
     by_hidden = einsum("...nv,vd->...nd", by_logits, unembedding)

@@ -60,7 +60,7 @@ def _move(
     take = jax.vmap(lambda x, i: jnp.take(x, i, axis=0, mode="fill", fill_value=0))
     return linear_call(
         lambda residuals, x: take(x, residuals[0]),
-        lambda residuals, slope: take(slope, residuals[1]),
+        lambda residuals, cotangent: take(cotangent, residuals[1]),
         (indices, inverse),
         x,
     )

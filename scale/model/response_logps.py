@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a transformer; only label positions meet the vocabulary."""
+"""Log-probabilities of responses; only positions that predict a label have logits."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ def total_logp(model: Transformer, inputs: Inputs) -> Float[Array, ""]:
 
 
 def chunk_size(model: Transformer, inputs: Inputs) -> int:
-    """How many labels of each packed sequence meet the vocabulary at a time.
+    """How many positions of each packed sequence have logits at a time.
 
     Chunks are cut along the labels, not the sequences: a batch split over devices stays split.
     """

@@ -132,7 +132,7 @@ def draw_tokens(
     """Draw a token from each row of logits.
 
     Args:
-        logits: Of the next token [B, V].
+        logits: Logits of the next token [B, V].
         key: The source of randomness.
         temperature: Divides the log-probabilities; 0 takes the most probable token.
 

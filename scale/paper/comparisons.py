@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
         method: A row of `METHODS`.
         baseline: Another one, or pi_ref.
         difference: Mean over prompts.
-        p: Of the Wald test, after Holm's adjustment.
+        p: The p-value of the Wald test, after Holm's adjustment.
     """
 
     rho: float

@@ -226,7 +226,7 @@ def legend(length_biases: Sequence[float], num_reward_models: int) -> list[Patch
 
 
 def reward_model_names(length_biases: Sequence[float], num_reward_models: int) -> list[str]:
-    """The length biases of the reward models; numbers where there are not as many."""
+    """The length bias of each reward model, or its number where the biases are not known."""
     if len(length_biases) == num_reward_models:
         return [f"b = {bias:g}" for bias in length_biases]
     return [f"reward model {i + 1}" for i in range(num_reward_models)]

@@ -30,7 +30,7 @@ def write_report(
 
     Args:
         out: The folder to write to.
-        outcomes: Of the selected policies.
+        outcomes: The outcomes of the selected policies.
         stages: The findings of the stages before them, by name.
         completions: The human's completion of each prompt.
         length_biases: Those of the ensemble's reward models.

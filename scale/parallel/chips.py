@@ -14,11 +14,11 @@ class Chip:
     Attributes:
         flops: Peak bfloat16 FLOP/s.
         hbm_bytes: The size of its memory.
-        hbm_bandwidth: Of its memory.
-        link_bandwidth: Of one link between chips; a chip has two links in every dimension of the
-            torus, one for each neighbour.
-        dcn_bandwidth: Between slices, through the data-centre network: the chip's share of its
-            host's.
+        hbm_bandwidth: The bandwidth of its memory.
+        link_bandwidth: The bandwidth of one link between chips; a chip has two links in every
+            dimension of the torus, one for each neighbour.
+        dcn_bandwidth: The bandwidth between slices, through the data-centre network: the chip's
+            share of its host's.
         devices: JAX devices of a chip, which share it evenly; v4 and v5p join their two cores into
             one (megacore).
     """

@@ -49,7 +49,7 @@ def initialise_worker(free_cores: Queue) -> None:
 def exit_with_parent() -> None:
     """Wait for the parent's end, then exit: two runs must never write one folder.
 
-    Otherwise a run that is started again meets the workers of the first one.
+    Otherwise, when a killed run is started again, the workers of the first one still write.
     """
     parent = multiprocessing.parent_process()
     if parent:

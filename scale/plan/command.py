@@ -18,7 +18,7 @@ class Plan(StepConfig):
     and speed limit.
 
     A row has --tokens positions: half are the prompt's, half the responses', of which a method with
-    a KL term has three and the others two; only the responses' half meets the vocabulary.
+    a KL term has three and the others two; only the responses' half has logits.
     """
 
     search: bool = False

@@ -90,7 +90,7 @@ def shard_bytes(tree: Any) -> int:
     """Bytes of a tree on one device.
 
     Args:
-        tree: Of arrays with shardings.
+        tree: Arrays with shardings.
 
     Returns:
         The sum over its leaves.

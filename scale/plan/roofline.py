@@ -15,8 +15,8 @@ class Bound:
     """The time of a step in which every part of the machine works at its peak, all at once.
 
     Attributes:
-        seconds: Of `compute`, of `memory`, and of `network AXIS` for every mesh axis with traffic.
-            `memory` is an estimate, rather too long, as `Counts.hbm_bytes` is.
+        seconds: The time of `compute`, of `memory`, and of `network AXIS` for every mesh axis with
+            traffic. `memory` is an estimate, rather too long, as `Counts.hbm_bytes` is.
         mfu: Model FLOPs utilization at this time: no step has a higher one.
     """
 

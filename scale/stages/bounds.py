@@ -28,7 +28,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(ABOVE_ZERO.split(), (SMALLEST, LARGEST)),
     **dict.fromkeys(WITHIN_ZERO_AND_ONE.split(), (0.0, 1.0)),
 }
-"""By the name of the option; another option may be any finite number."""
+"""Bounds by option name; options not listed may be any finite number."""
 
 
 def require_bounds(options: Any) -> None:

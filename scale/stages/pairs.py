@@ -48,7 +48,7 @@ def make_pairs(row: dict[str, Any], chosen: str, rejected: str) -> list[dict[str
 
 
 def response(row: dict[str, Any], index: int | None) -> str:
-    """A sample, empty where it was cut short or says nothing; of None, the human's completion."""
+    """A sample, empty where it was cut short or is blank; for None, the human's completion."""
     if index is None:
         return row["completion"]
     text = row["samples"][index]

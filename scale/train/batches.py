@@ -33,7 +33,7 @@ class BatchPlan:
 
     dataset: Dataset
     rows: np.ndarray
-    """Rows of the dataset, of each step [steps, B]."""
+    """The rows of the dataset in each step [steps, B]."""
     shapes: list[BatchShape]
     """The shape of each step."""
     runtime: Runtime
@@ -131,8 +131,8 @@ def merge_sizes(
 
     Args:
         sizes: [steps, 3].
-        cost: The cost of one step of each row.
-        compile_cost: The cost of each different row.
+        cost: Sizes [n, 3] -> FLOPs of one step [n].
+        compile_cost: FLOPs of one compilation.
 
     Returns:
         [steps, 3].

@@ -265,7 +265,7 @@ FAULTS = {
         "mask-dropped", MASK, f"{MASK}; mask = np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]"),
     "padding scored": tokens("mask-dropped", MASK, f"{MASK}; mask = np.maximum.accumulate(mask, axis=1)"),
     "padding counted": tokens("mask-dropped", COUNT, "len(mask[0])"),
-    "slot 0 counted": tokens(
+    "position 0 counted": tokens(
         "mask-dropped", COUNT, COUNT.replace("mask", 'inputs["completion_mask"]')),
     "prompt scored as chosen": tokens("mask-dropped", CHOSEN, "(segments[:, 1:] == 0) | (segments[:, 1:] == 1)"),
     "padding scored as rejected": tokens("mask-dropped", REJECTED, "(segments[:, 1:] == -1) | (segments[:, 1:] == 2)"),

@@ -17,8 +17,8 @@ class Counts:
     """Totals of one execution, for one device.
 
     Attributes:
-        flops: Of matrix products, and of custom calls that state theirs.
-        hbm_bytes: Read and written in main memory; an estimate, rather too high.
+        flops: FLOPs of matrix products, and of custom calls that state theirs.
+        hbm_bytes: Bytes read and written in main memory; an estimate, rather too high.
         collective_bytes: Bytes sent, by the mesh axes over which a group extends, in the mesh's
             order: `fsdp`, `data+fsdp`.
         uncounted: Executions of what cannot be counted: `tpu_custom_call NAME`, whose FLOPs are

@@ -1,7 +1,7 @@
 """How often a loop runs: by `known_trip_count` (CPU), else by its counter, limit and step (TPU).
 
-The state of a loop is a tuple. A scalar that depends on it is known here as a `Linear`: a number,
-plus at most one element of the state.
+The state of a loop is a tuple. A scalar that depends on it is known here as a `Linear`: `number`,
+or `number + state[element]`.
 """
 
 import re
@@ -13,7 +13,7 @@ from scale.plan.hlo.parse import Computation, Instruction
 State: TypeAlias = dict[int, int]
 """The elements of a loop's state that are known numbers."""
 Linear: TypeAlias = tuple[int, int | None]
-"""A number, and the index of the element of the state that is added to it, if there is one."""
+"""(number, element) stands for number + state[element]; (number, None) for the number alone."""
 _SIGNS = {"add": 1, "subtract": -1}
 _INTEGER = re.compile(r"[su]\d+\[\]")
 
@@ -94,7 +94,17 @@ class Loops:
         constants: State,
         arguments: list[Linear | None] | None = None,
     ) -> Linear | None:
-        """A scalar in terms of the loop's state; `arguments` are those of a fusion."""
+        """A scalar as number + state[element], None where it is something else.
+
+        Args:
+            computation: Where the scalar stands.
+            name: The name of its instruction.
+            constants: Elements of the state that keep one known number; they become numbers.
+            arguments: What a fusion is called with, where the scalar stands in one.
+
+        Returns:
+            The number and the element.
+        """
         scalar = computation.instructions[name]
         if not _INTEGER.match(scalar.shape):
             return None
@@ -122,7 +132,7 @@ def _element(computation: Computation, element: Instruction, constants: State) -
 
 
 def _sum(sign: int, left: Linear | None, right: Linear | None) -> Linear | None:
-    """left + sign * right, None where two elements, or a negative one, would be in it."""
+    """left + sign * right, None where it is not number + state[element]."""
     if left is None or right is None:
         return None
     if right[1] is not None and (left[1] is not None or sign < 0):
