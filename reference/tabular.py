@@ -231,15 +231,8 @@ def _distil_one(ref, rewards, beta, gamma):
     """One prompt: minimise over logits theta 2 Var_y(e) + gamma KL, e = r - beta (theta - ref).
 
     Damped Newton: each step is halved until the gradient's norm falls. A constant added to theta
-    changes nothing; `beta**2 / Y` on that direction makes the system solvable.
-
-    Args:
-        ref: log pi_ref [Y], in nats.
-        rewards: r [Y], in nats.
-        beta, gamma: as in `distil`.
-
-    Returns:
-        log pi [Y], in nats.
+    changes nothing; `beta**2 / Y` on that direction makes the system solvable. `ref` is log pi_ref
+    [Y], `rewards` r [Y], and the result log pi [Y], in nats.
     """
     centring = np.eye(len(ref)) - 1 / len(ref)
 
