@@ -23,7 +23,8 @@ Row = dict[str, Any]
 Prompt = str | list[Row]
 
 ROLES = ("system", "user", "assistant")
-RESPONSES = ("chosen", "rejected", "completion")
+SIDES = ("chosen", "rejected")
+RESPONSES = (*SIDES, "completion")
 SCORES = ("score_chosen", "score_rejected")
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps")
 COMPARISON = ("info", "summaries", "choice")

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from scale.data.formats import SIDES
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 
@@ -18,8 +19,7 @@ def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndar
 
     Source: section 6.1.
     """
-    fields = ("chosen", "rejected")
-    lengths = [[len(tokenizer.response_ids(row[field])) for field in fields] for row in rows]
+    lengths = [[len(tokenizer.response_ids(row[field])) for field in SIDES] for row in rows]
     chosen, rejected = np.array(lengths).T
     return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)
 

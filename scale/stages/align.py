@@ -13,7 +13,8 @@ import tyro
 from minipref.batch import Batch
 from minipref.methods import METHODS, Method
 from minipref.training import Hyperparameters
-from scale.data.dataset import REF_LOGPS, Dataset, Limits, limits_text, read_targets, take
+from scale.data.dataset import REF_LOGPS, Dataset, Limits, limits_text, read_targets
+from scale.data.formats import SIDES
 from scale.data.rows import read, require
 from scale.errors import InputError
 from scale.io import model_folder
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     MethodName = str
 else:
     MethodName = Literal[tuple(METHODS)]
-SIDES = ("chosen", "rejected")
 MONITORED = (*SIDES, "ref_sample")
 MONITORED_ROWS = 128
 
@@ -137,7 +137,7 @@ class Align(Alignment):
             return policy, dataset, None
         monitored = self.dataset(policy, self.validation, held_out, MONITORED)
         first = np.arange(min(MONITORED_ROWS, len(monitored)))
-        return policy, dataset, take(monitored.all, first)
+        return policy, dataset, monitored.batch(first, monitored.shape(len(first)))
 
     def dataset(
         self,

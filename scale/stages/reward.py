@@ -14,6 +14,7 @@ from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state
 from scale.data.dataset import Dataset, Limits, batch_indices
+from scale.data.formats import SIDES
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import read, split
 from scale.errors import InputError
@@ -29,8 +30,6 @@ from scale.train.metrics import LoggerName
 from scale.train.optimizer import make_optimizer
 from scale.train.steps import reward_step
 from scale.train.throughput import throughput_of
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
+from scale.data.formats import SIDES
 from scale.data.length_bias import longer_side, longer_wins
 from scale.data.rows import provenance, read, write
 from scale.errors import InputError
@@ -17,8 +18,6 @@ from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, rewards, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import Stage
-
-SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)

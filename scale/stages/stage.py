@@ -56,9 +56,9 @@ def execute(stage: Stage) -> dict[str, Any]:
         InputError: An option or an input cannot be used, or the folder is another run's.
     """
     require_bounds(stage)
-    path, record = stage.out / "stage.json", describe(stage)
     if stage.out.is_file():
         raise InputError(f"--out {stage.out}: is a file")
+    path, record = stage.out / "stage.json", describe(stage)
     old = read_json(path) if path.exists() else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):

@@ -13,6 +13,7 @@ from rich.table import Table
 from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import read_targets
+from scale.data.formats import SIDES
 from scale.data.rows import read
 from scale.errors import InputError
 from scale.files import read_json, write_csv
@@ -144,7 +145,7 @@ class Sweep(Alignment):
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
     """Refuse rows that lack a method's columns, before anything is trained."""
-    num_reward_models = read_targets(rows[:1], ("chosen", "rejected")).rewards.shape[2]
+    num_reward_models = read_targets(rows[:1], SIDES).rewards.shape[2]
     for stage in {stage.method: stage for stage in stages}.values():
         require_columns(stage.data, rows, stage.fields)
         stage.check(num_reward_models)
