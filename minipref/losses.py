@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from minipref.methods import METHODS, Method, method_loss
 from minipref.objectives import bradley_terry, log_ratio_margin, sampled_forward_kl
-from minipref.weights import nearest_shares
+from minipref.weights import nearest_shares, promote
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, Float[Array, "..."]]
@@ -157,8 +157,7 @@ def _row(method: str) -> Method:
 
 
 def _log_probabilities(policy: ArrayLike, ref: ArrayLike) -> tuple[Array, Array]:
-    dtype = jnp.result_type(jnp.float32, policy, ref)
-    policy, ref = jnp.asarray(policy, dtype), jnp.asarray(ref, dtype)
+    policy, ref = promote(policy, ref)
     if policy.ndim != 2 or policy.shape[1] < 2 or not len(policy):
         raise ValueError(
             f"policy_logps has shape {policy.shape}: pass [B, 2 + S], the log-probabilities of "
@@ -180,7 +179,7 @@ def _checked_rewards(method: str, row: Method, rewards: ArrayLike | None, batch:
         return jnp.zeros((0, batch, 2))
     if rewards is None:
         raise ValueError(f"{method} distils rewards: pass rewards=[K, B, 2] of chosen and rejected")
-    rewards = jnp.asarray(rewards, jnp.result_type(jnp.float32, rewards))
+    (rewards,) = promote(rewards)
     if rewards.ndim != 3 or rewards.shape[1:] != (batch, 2) or not len(rewards):
         raise ValueError(
             f"rewards has shape {rewards.shape}: pass [K, B, 2], the rewards of chosen and "

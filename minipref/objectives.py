@@ -14,10 +14,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
-from minipref.weights import Margins, RewardMargins, Scalar, Weights, hull_weights
+from minipref.weights import Margins, RewardMargins, Scalar, Weights, hull_weights, promote
 
 Loss: TypeAlias = Float[Array, ""]
 
@@ -38,7 +37,7 @@ def sequence_logp(token_logps: Float[Array, " T"], mask: Shaped[Array, " T"]) ->
         The response's log-probability, a scalar in nats.
     Source: section 3.1, where pi(y | x) is the probability of a sequence.
     """
-    (token_logps,) = _wide(token_logps)
+    (token_logps,) = promote(token_logps)
     return jnp.sum(jnp.where(mask, token_logps, 0.0))
 
 
@@ -57,7 +56,7 @@ def log_ratio_margin(
         The margin h, a scalar in nats.
     Source: the argument of Eq. 6 and Eq. 7.
     """
-    logps = _wide(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
+    logps = promote(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     policy_chosen, policy_rejected, ref_chosen, ref_rejected = logps
     return (policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)  # Eq. 6
 
@@ -74,7 +73,7 @@ def bradley_terry(reward_margin: Scalar) -> Loss:
         The loss, a scalar in nats.
     Source: Eq. 2.
     """
-    (reward_margin,) = _wide(reward_margin)
+    (reward_margin,) = promote(reward_margin)
     return -jax.nn.log_sigmoid(reward_margin)  # Eq. 2
 
 
@@ -91,7 +90,7 @@ def dpo(margin: Scalar, beta: Scalar) -> Loss:
         The loss, a scalar in nats.
     Source: Eq. 6.
     """
-    margin, beta = _wide(margin, beta)
+    margin, beta = promote(margin, beta)
     return bradley_terry(beta * margin)  # Eq. 6
 
 
@@ -111,7 +110,7 @@ def ipo(margin: Scalar, tau: Scalar) -> Loss:
         The loss, a scalar in nats squared.
     Source: section 7.1; Azar et al. (2024), Eq. 17.
     """
-    margin, tau = _wide(margin, tau)
+    margin, tau = promote(margin, tau)
     return (margin - 1.0 / tau) ** 2  # section 7.1
 
 
@@ -129,7 +128,7 @@ def distillation(margin: Scalar, reward_margin: Scalar, beta: Scalar) -> Loss:
         The loss, a scalar in nats squared.
     Source: Eq. 7.
     """
-    margin, reward_margin, beta = _wide(margin, reward_margin, beta)
+    margin, reward_margin, beta = promote(margin, reward_margin, beta)
     return (reward_margin - beta * margin) ** 2  # Eq. 7
 
 
@@ -149,7 +148,7 @@ def mean_distillation(margins: Margins, reward_margins: RewardMargins, beta: Sca
         The loss, a scalar in nats squared.
     Source: Eq. 7.
     """
-    margins, reward_margins, beta = _wide(margins, reward_margins, beta)
+    margins, reward_margins, beta = promote(margins, reward_margins, beta)
     return _batch_distillation(margins, jnp.mean(reward_margins, axis=0), beta)
 
 
@@ -190,7 +189,7 @@ def hull_distillation(margins: Margins, reward_margins: RewardMargins, beta: Sca
         The loss, a scalar in nats squared.
     Source: ours, after Theorem 2 and Eq. 11.
     """
-    margins, reward_margins, beta = _wide(margins, reward_margins, beta)
+    margins, reward_margins, beta = promote(margins, reward_margins, beta)
     weights = hull_weights(margins, reward_margins, beta)
     return _batch_distillation(margins, _mix(weights, reward_margins), beta)
 
@@ -212,7 +211,7 @@ def forward_kl(
         The divergence [...], in nats.
     Source: Eq. 9.
     """
-    ref_logps, policy_logps = _wide(ref_logps, policy_logps)
+    ref_logps, policy_logps = promote(ref_logps, policy_logps)
     possible = jnp.exp(ref_logps) > 0
     ref, policy = jnp.where(possible, ref_logps, 0.0), jnp.where(possible, policy_logps, 0.0)
     return jnp.sum(jnp.where(possible, jnp.exp(ref) * (ref - policy), 0.0), axis=-1)  # Eq. 9
@@ -232,7 +231,7 @@ def sampled_forward_kl(ref_logp: Scalar, policy_logp: Scalar) -> Loss:
         The estimate, a scalar in nats.
     Source: the second term of Eq. 11.
     """
-    ref_logp, policy_logp = _wide(ref_logp, policy_logp)
+    ref_logp, policy_logp = promote(ref_logp, policy_logp)
     return ref_logp - policy_logp  # Eq. 11
 
 
@@ -253,7 +252,7 @@ def pessimistic(loss: Scalar, kl: Scalar, gamma: Scalar) -> Loss:
         The pessimistic loss, a scalar.
     Source: Eq. 11 (with a distillation), Eq. 13 (with DPO).
     """
-    loss, kl, gamma = _wide(loss, kl, gamma)
+    loss, kl, gamma = promote(loss, kl, gamma)
     return loss + gamma * kl  # Eq. 11, Eq. 13
 
 
@@ -278,7 +277,7 @@ def rlhf(
         The value, a scalar in nats.
     Source: Eq. 1.
     """
-    policy_logps, ref_logps, rewards, beta = _wide(policy_logps, ref_logps, rewards, beta)
+    policy_logps, ref_logps, rewards, beta = promote(policy_logps, ref_logps, rewards, beta)
     reverse_kl = forward_kl(policy_logps, ref_logps)
     return jnp.sum(jnp.exp(policy_logps) * rewards, axis=-1) - beta * reverse_kl  # Eq. 1
 
@@ -309,12 +308,6 @@ def pessimistic_rlhf(
     reference = values(ref_logps, ref_logps, rewards, beta)
     advantages = values(policy_logps, ref_logps, rewards, beta) - reference
     return jnp.min(jnp.mean(advantages, axis=-1))  # Eq. 8
-
-
-def _wide(*inputs: Shaped[ArrayLike, "..."]) -> tuple[Array, ...]:
-    """The inputs as arrays of one dtype, at least float32."""
-    dtype = jnp.result_type(jnp.float32, *inputs)
-    return tuple(jnp.asarray(x, dtype) for x in inputs)
 
 
 def _mix(weights: Weights, reward_margins: RewardMargins) -> Margins:

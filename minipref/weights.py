@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Float, Real, Shaped
 
 from minipref.simplex import nearest_mixture
 
@@ -87,6 +87,11 @@ def hull_weights(margins: Margins, reward_margins: RewardMargins, beta: Scalar) 
 
 def _residuals(margins: Margins, reward_margins: RewardMargins, beta: Scalar) -> RewardMargins:
     """rho_k - beta h [K, B], in float32 at least."""
-    dtype = jnp.result_type(jnp.float32, margins, reward_margins, beta)
-    margins, reward_margins = jnp.asarray(margins, dtype), jnp.asarray(reward_margins, dtype)
-    return reward_margins - jnp.asarray(beta, dtype) * margins
+    margins, reward_margins, beta = promote(margins, reward_margins, beta)
+    return reward_margins - beta * margins
+
+
+def promote(*inputs: Shaped[ArrayLike, "..."]) -> tuple[Array, ...]:
+    """The inputs as arrays of one dtype, float32 at least."""
+    dtype = jnp.result_type(jnp.float32, *inputs)
+    return tuple(jnp.asarray(x, dtype) for x in inputs)

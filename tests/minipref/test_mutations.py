@@ -56,7 +56,10 @@ MUTATIONS = {
     "farthest model": ("jnp.argmin(losses)", "jnp.argmax(losses)"),
     "sum over the batch": ("jnp.mean(jax.vmap(distillation", "jnp.sum(jax.vmap(distillation"),
     "minimum over pairs": ("jnp.mean(jax.vmap(distillation", "jnp.min(jax.vmap(distillation"),
-    "hull's residuals without beta": ("jnp.asarray(beta, dtype) * margins", "margins"),
+    "hull's residuals without beta": (
+        "return reward_margins - beta * margins",
+        "return reward_margins - margins",
+    ),
     "hull stuck at a corner": ("~(jnp.max(descent) > 4 * ridge)", "jnp.array(True)"),
     "KL reversed": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(policy) * (policy - ref)"),
     "KL negated": ("jnp.exp(ref) * (ref - policy)", "jnp.exp(ref) * (policy - ref)"),
