@@ -63,7 +63,7 @@ def mixture_loss(
     model: Carried, batch: Batch, hyperparameters: Hyperparameters, progress: Scalar
 ) -> tuple[Scalar, Metrics]:
     """Eq. 11 with a mixture of the rewards in place of the nearest of them."""
-    logps, ref = response_logps(model.policy, batch.inputs), batch.targets.ref_logps
+    logps, ref = response_logps(model.policy, batch.inputs).logps, batch.targets.ref_logps
     margins = jax.vmap(log_ratio_margin)(logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1])
     rewards, (beta, gamma) = batch.targets.rewards, hyperparameters
     reward_margins = (rewards[:, 0] - rewards[:, 1]) @ model.weights

@@ -168,7 +168,7 @@ def score(
 
     @partial(jax.grad, has_aux=True)
     def total(model: Any) -> tuple[Array, Array]:
-        logps = response_logps(model, batch)[: shape[0]]
+        logps = response_logps(model, batch).logps[: shape[0]]
         return logps.sum(), logps
 
     lowest = float(jnp.finfo(runtime.dtype).min)

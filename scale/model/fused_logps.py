@@ -53,8 +53,8 @@ def _logps_forward(hidden, unembedding, labels, chunk):
 
     def step(_, part):
         hidden, labels = part
-        logits = _logits(hidden, weights)
-        return None, (_at_labels(logits, labels), logits if one_chunk else None)
+        logps, logits = _chunk_logps(hidden, weights, labels)
+        return None, (logps, logits if one_chunk else None)
 
     _, (logps, logits) = _scan_chunks(step, None, (hidden, labels), labels, chunk)
     return logps, (hidden, unembedding, labels, logps.log_normalizers, logits)
@@ -111,8 +111,7 @@ def _weighted_forward(hidden, unembedding, labels, weights, chunk):
 
     def step(total, part):
         hidden, labels, weights = part
-        logits = _logits(hidden, narrow)
-        logps, log_z = _at_labels(logits, labels)
+        (logps, log_z), logits = _chunk_logps(hidden, narrow, labels)
         cotangents = TokenLogps(weights, jnp.zeros_like(weights))
         by_hidden, by_weights = _gradients(hidden, narrow, labels, logits, log_z, cotangents)
         return total + by_weights, (logps, by_hidden)
@@ -139,10 +138,11 @@ def _logits(
     return jnp.einsum("...nd,vd->...nv", hidden, unembedding, preferred_element_type=dtype)
 
 
-def _at_labels(logits: Float[Array, "*R N V"], labels: Int[Array, "*R N"]) -> TokenLogps:
+def _chunk_logps(hidden, unembedding, labels) -> tuple[TokenLogps, Float[Array, "*R N V"]]:
+    logits = _logits(hidden, unembedding)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     logit = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return TokenLogps(logit - log_z, log_z)
+    return TokenLogps(logit - log_z, log_z), logits
 
 
 def _gradients(hidden, unembedding, labels, logits, log_z, cotangents):

@@ -21,7 +21,7 @@ from scale.parallel.sharding import runtime_of
 
 ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at half the speed
 
-jitted_logps = eqx.filter_jit(response_logps)
+jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 jitted_rewards = eqx.filter_jit(ensemble_rewards)
 
 

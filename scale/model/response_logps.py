@@ -20,13 +20,8 @@ class ResponseLogps(NamedTuple):
     log_normalizers: Float[Array, "R L"]
 
 
-def response_logps(model: Transformer, inputs: Inputs) -> Float[Array, "B n"]:
-    """log pi(y_i | x) of each response, in nats and float32."""
-    return response_logps_and_normalizers(model, inputs).logps
-
-
-def response_logps_and_normalizers(model: Transformer, inputs: Inputs) -> ResponseLogps:
-    """`response_logps`, and the log-normalizers that a z-loss reads."""
+def response_logps(model: Transformer, inputs: Inputs) -> ResponseLogps:
+    """The log-probability of each response, and what a z-loss reads (nats, float32)."""
     hidden = gather(model(inputs), inputs.logit_positions)
     chunk = chunk_size(model, inputs)
     logps, normalizers = fused_token_logps(hidden, model.unembedding, inputs.labels, chunk)

@@ -9,13 +9,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from minipref.batch import Batch
+from minipref.batch import Batch, Inputs
 from minipref.losses import Metrics, preference_loss, reward_loss, sft_loss, z_loss
 from minipref.methods import METHODS
 from minipref.reward_models import RewardModel
 from minipref.training import Hyperparameters, LossFn, TrainState, init_state, train_step
-from scale.model.response_logps import response_logps, response_logps_and_normalizers, total_logp
+from scale.model.response_logps import response_logps, total_logp
 from scale.model.transformer import Transformer
 from scale.parallel.sharding import constrain, initialise, runtime_of
 from scale.train.optimizer import OptimizerConfig, Schedule, learning_rate, make_optimizer
@@ -49,9 +50,10 @@ def policy_loss(
     progress: Any,
 ) -> Loss:
     """The loss of a row of `METHODS`, and the z-loss where it has a weight."""
-    logps, penalty, metrics = logps_and_penalty(model, batch, z_loss_weight)
+    logps, log_normalizers = response_logps(model, batch.inputs)
+    penalty, penalty_metrics = z_loss_penalty(log_normalizers, batch.inputs, z_loss_weight)
     row, (beta, gamma) = METHODS[method], hyperparameters
-    loss, pair_metrics = preference_loss(
+    loss, metrics = preference_loss(
         method,
         logps,
         batch.targets.ref_logps,
@@ -60,7 +62,7 @@ def policy_loss(
         gamma=None if row.gamma is None else gamma,
         progress=progress,
     )
-    return loss + penalty, pair_metrics | metrics
+    return loss + penalty, metrics | penalty_metrics
 
 
 def language_model_loss(z_loss_weight: float, model: Transformer, batch: Batch, *_: Any) -> Loss:
@@ -68,7 +70,8 @@ def language_model_loss(z_loss_weight: float, model: Transformer, batch: Batch, 
     num_tokens = batch.inputs.response_mask.sum()
     if not z_loss_weight:
         return sft_loss(total_logp(model, batch.inputs), num_tokens)
-    logps, penalty, metrics = logps_and_penalty(model, batch, z_loss_weight)
+    logps, log_normalizers = response_logps(model, batch.inputs)
+    penalty, metrics = z_loss_penalty(log_normalizers, batch.inputs, z_loss_weight)
     return sft_loss(logps, num_tokens)[0] + penalty, metrics
 
 
@@ -77,13 +80,12 @@ def reward_model_loss(model: RewardModel, batch: Batch, *_: Any) -> Loss:
     return reward_loss(model(batch.inputs))
 
 
-def logps_and_penalty(model: Transformer, batch: Batch, weight: float) -> tuple[Any, Any, Metrics]:
-    """The log-probabilities of the responses, the weighted z-loss, and its metric."""
+def z_loss_penalty(log_normalizers: Array, inputs: Inputs, weight: float) -> Loss:
+    """The weighted z-loss and its metric; neither without a weight."""
     if not weight:
-        return response_logps(model, batch.inputs), 0.0, {}
-    logps, log_normalizers = response_logps_and_normalizers(model, batch.inputs)
-    penalty = z_loss(log_normalizers, batch.inputs.response_mask)
-    return logps, weight * penalty, {"z_loss": penalty}
+        return 0.0, {}
+    penalty = z_loss(log_normalizers, inputs.response_mask)
+    return weight * penalty, {"z_loss": penalty}
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)

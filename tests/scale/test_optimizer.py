@@ -13,7 +13,7 @@ import pytest
 from minipref.batch import Batch, Targets
 from minipref.training import Hyperparameters
 from scale.model.config import ModelConfig
-from scale.model.response_logps import response_logps_and_normalizers
+from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
 from scale.train.optimizer import OptimizerConfig, Schedule, learning_rate, make_optimizer
 from scale.train.steps import policy_step, sft_step, start_state
@@ -124,7 +124,7 @@ def make_model():
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.3, jnp.float32), like)
 
 
-jitted_logps = eqx.filter_jit(response_logps_and_normalizers)
+jitted_logps = eqx.filter_jit(response_logps)
 
 
 def after_a_step(optimizer, method=None):

@@ -128,7 +128,8 @@ def test_rows_of_a_sequence_do_not_see_each_other(model, num_sequences):
     """Rows share no token but the end, and the embedding is no output layer: its gradient says
     what is seen."""
     inputs = packed(num_sequences).inputs
-    gradient = eqx.filter_jit(eqx.filter_grad(lambda m, row: response_logps(m, inputs)[row].sum()))
+    gradient_of_row = eqx.filter_grad(lambda m, row: response_logps(m, inputs).logps[row].sum())
+    gradient = eqx.filter_jit(gradient_of_row)
     for row, (prompt, responses) in enumerate(ROWS):
         embedding = np.asarray(gradient(model, jnp.asarray(row)).embedding)
         seen = np.flatnonzero(np.abs(embedding).sum(1))

@@ -22,7 +22,7 @@ PROMPTS = [[5, 6], [7, 2, 3, 4, 6], [3, 3, 7]]
 # tokens.
 FLOAT32 = 5e-5
 
-jitted_logps = eqx.filter_jit(response_logps)
+jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 jitted_hidden = eqx.filter_jit(Transformer.__call__)
 
 
