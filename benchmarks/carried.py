@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from benchmarks.machine import describe
 from minipref.batch import Batch
-from minipref.losses import Metrics, Scalar
+from minipref.losses import Metrics
 from minipref.methods import ANNEALED, gamma_at
-from minipref.objectives import distillation, log_ratio_margin, pessimistic, sampled_forward_kl
+from minipref.objectives import Loss, distillation, log_ratio_margin, pessimistic, sampled_forward_kl
 from minipref.training import Hyperparameters, TrainState, init_state, train_step
 from scale.console import console
 from scale.data.dataset import batch_indices, take
@@ -60,8 +61,8 @@ class Carried(eqx.Module):
 
 
 def mixture_loss(
-    model: Carried, batch: Batch, hyperparameters: Hyperparameters, progress: Scalar
-) -> tuple[Scalar, Metrics]:
+    model: Carried, batch: Batch, hyperparameters: Hyperparameters, progress: ArrayLike
+) -> tuple[Loss, Metrics]:
     """Eq. 11 with a mixture of the rewards in place of the nearest of them."""
     logps, ref = response_logps(model.policy, batch.inputs).logps, batch.targets.ref_logps
     margins = jax.vmap(log_ratio_margin)(logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1])

@@ -13,10 +13,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from minipref.methods import METHODS, Method, method_loss
-from minipref.objectives import bradley_terry, log_ratio_margin, sampled_forward_kl
+from minipref.objectives import Loss, bradley_terry, log_ratio_margin, sampled_forward_kl
 from minipref.weights import nearest_shares, promote
 
-Scalar = Float[Array, ""]
 Metrics = dict[str, Float[Array, "..."]]
 
 
@@ -29,7 +28,7 @@ def preference_loss(
     beta: ArrayLike | None = None,
     gamma: ArrayLike | Sequence[ArrayLike] | None = None,
     progress: ArrayLike = 1.0,
-) -> tuple[Scalar, Metrics]:
+) -> tuple[Loss, Metrics]:
     """The loss of one row of `METHODS` on a batch of preference pairs.
 
     pair_loss(h, rho) + gamma(progress) mean_s KL_s
@@ -90,7 +89,7 @@ def pair_metrics(
     policy_logps: Float[Array, "B n"],
     ref_logps: Float[Array, "B n"],
     margins: Float[Array, " B"],
-    beta: Scalar,
+    beta: ArrayLike,
 ) -> Metrics:
     """Batch means of log-probabilities and implicit rewards, under TRL's names."""
     rewards = beta * (policy_logps[:, :2] - ref_logps[:, :2])
@@ -104,7 +103,7 @@ def pair_metrics(
     }
 
 
-def reward_loss(rewards: Float[Array, "B n"]) -> tuple[Scalar, Metrics]:
+def reward_loss(rewards: Float[Array, "B n"]) -> tuple[Loss, Metrics]:
     """The loss that fits a reward model to preferences, over the batch.
 
     mean_b -log sigmoid(r(chosen_b) - r(rejected_b))
@@ -122,7 +121,7 @@ def reward_loss(rewards: Float[Array, "B n"]) -> tuple[Scalar, Metrics]:
     return jax.vmap(bradley_terry)(margins).mean(), metrics
 
 
-def sft_loss(logps: Float[Array, "..."], num_tokens: ArrayLike) -> tuple[Scalar, Metrics]:
+def sft_loss(logps: Float[Array, "..."], num_tokens: ArrayLike) -> tuple[Loss, Metrics]:
     """The negative log-likelihood of responses, in nats a token.
 
     Args:
@@ -135,7 +134,7 @@ def sft_loss(logps: Float[Array, "..."], num_tokens: ArrayLike) -> tuple[Scalar,
     return -jnp.sum(logps) / num_tokens, {}
 
 
-def z_loss(log_normalizers: Float[Array, "R L"], mask: Bool[Array, "R L"]) -> Scalar:
+def z_loss(log_normalizers: Float[Array, "R L"], mask: Bool[Array, "R L"]) -> Loss:
     """The mean of log^2 Z over the masked positions; 0 where logits are log-probabilities.
 
     Args:

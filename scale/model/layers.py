@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from scale.model.attention import Attend
 from scale.model.config import ModelConfig
 from scale.parallel.mesh import Runtime
 
@@ -203,7 +204,14 @@ class Block(eqx.Module):
         self.mlp_out = normal(keys[4], (f, d), f)
         self.config = config
 
-    def __call__(self, x, rotation, attend, cache, cache_index):
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        rotation: Rotation,
+        attend: Attend,
+        cache: Cache | None,
+        cache_index: int | Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], Cache]:
         """The residual stream after this block.
 
         Args:
@@ -227,11 +235,11 @@ class Block(eqx.Module):
         x = x + attended
         return x + self.mlp(self.normalise(x, self.mlp_norm)), new
 
-    def normalise(self, x, scale):
+    def normalise(self, x: Array, scale: Array) -> Array:
         """The configured norm."""
         return NORMS[self.config.norm](x, scale, self.config.norm_eps)
 
-    def heads(self, h, rotation):
+    def heads(self, h: Float[Array, "B T D"], rotation: Rotation) -> tuple[Array, Cache]:
         """Queries [B, T, H, k], and keys and values [B, T, G, k] as a `Cache`."""
         q = project("btd,dhk->bthk", h, self.query)
         kv = project("btd,dcgk->btcgk", h, self.key_value)
@@ -242,7 +250,7 @@ class Block(eqx.Module):
             q, k = self.normalise(q, self.query_norm), self.normalise(k, self.key_norm)
         return apply_rope(q, rotation), Cache(apply_rope(k, rotation), v)
 
-    def mlp(self, h):
+    def mlp(self, h: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """SwiGLU."""
         gate, up = (project("btd,df->btf", h, self.gate_up[:, i]) for i in (0, 1))
         return project("btf,fd->btd", jax.nn.swish(gate) * up, self.mlp_out)
