@@ -28,7 +28,13 @@ from benchmarks.machine import describe
 from minipref.batch import Batch
 from minipref.losses import Metrics
 from minipref.methods import ANNEALED, gamma_at
-from minipref.objectives import Loss, distillation, log_ratio_margin, pessimistic, sampled_forward_kl
+from minipref.objectives import (
+    Loss,
+    distillation,
+    log_ratio_margin,
+    pessimistic,
+    sampled_forward_kl,
+)
 from minipref.training import Hyperparameters, TrainState, init_state, train_step
 from scale.console import console
 from scale.data.dataset import batch_indices, take

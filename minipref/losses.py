@@ -89,7 +89,7 @@ def pair_metrics(
     policy_logps: Float[Array, "B n"],
     ref_logps: Float[Array, "B n"],
     margins: Float[Array, " B"],
-    beta: ArrayLike,
+    beta: Array,
 ) -> Metrics:
     """Batch means of log-probabilities and implicit rewards, under TRL's names."""
     rewards = beta * (policy_logps[:, :2] - ref_logps[:, :2])

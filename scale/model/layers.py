@@ -246,7 +246,7 @@ class Block(eqx.Module):
         if self.query_bias is not None and self.key_value_bias is not None:
             q, kv = q + self.query_bias.astype(q.dtype), kv + self.key_value_bias.astype(q.dtype)
         k, v = jnp.moveaxis(kv, 2, 0)
-        if self.query_norm is not None:
+        if self.query_norm is not None and self.key_norm is not None:
             q, k = self.normalise(q, self.query_norm), self.normalise(k, self.key_norm)
         return apply_rope(q, rotation), Cache(apply_rope(k, rotation), v)
 
