@@ -14,6 +14,7 @@ import equinox as eqx
 import jax
 
 from minipref.reward_models import RewardModel, stack
+from scale.data import village
 from scale.data.chat_template import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
 from scale.data.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+VILLAGE = Path("village")  # the true reward of `scale.data.village`, where a judge is asked for
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,10 @@ def is_pretrained(path: Path) -> bool:
 
 
 def located(path: Path) -> Path:
-    """The file or folder that a path means: `smollm2` is a file of its package."""
+    """The file or folder that a path means: `smollm2` is a file of its package, `village` a module
+    of ours."""
+    if path == VILLAGE:
+        return Path(village.__file__)
     return smollm2_path() if str(path) == "smollm2" else path
 
 

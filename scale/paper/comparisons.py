@@ -1,6 +1,6 @@
-"""Which method is better: paired tests over prompts, and what they say of the paper's claims."""
+"""Which method is better: tests over seeds, paired by seed and prompt, and the paper's claims."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -8,14 +8,15 @@ import numpy as np
 
 from minipref.methods import METHODS
 from scale.paper.results import Outcome
-from scale.statistics import holm, value_at, wald_p
+from scale.statistics import holm, p_value, seed_means, value_at
 
-SIGNIFICANT = 0.05
+SIGNIFICANT = 0.01
 REFERENCE = "pi_ref"
 
 Key = tuple[float, str]  # rho and method
 Cells = dict[Key, list[Outcome]]  # the seeds of each
-Values = dict[Key, np.ndarray]  # advantages of each prompt, the mean over seeds
+Seeds = list[np.ndarray]  # for each seed, a value of each of its prompts
+Values = dict[Key, Seeds]  # advantages over pi_ref
 
 
 class Comparison(NamedTuple):
@@ -25,8 +26,8 @@ class Comparison(NamedTuple):
         rho: Length bias.
         method: A row of `METHODS`.
         baseline: Another one, or pi_ref.
-        difference: Mean over prompts.
-        p: The p-value of the Wald test, after Holm's adjustment.
+        difference: Mean over seeds and prompts.
+        p: Of the test that it is 0, after Holm's adjustment.
     """
 
     rho: float
@@ -57,8 +58,8 @@ def by_cell(outcomes: Sequence[Outcome]) -> Cells:
 
 
 def final_values(cells: Cells) -> Values:
-    """Advantages of each prompt at the end of training, the mean over seeds."""
-    return {key: np.mean([o.advantages() for o in seeds], axis=0) for key, seeds in cells.items()}
+    """Advantages at the end of training."""
+    return {key: [outcome.advantages() for outcome in seeds] for key, seeds in cells.items()}
 
 
 def against_reference(values: Values) -> list[Comparison]:
@@ -68,21 +69,36 @@ def against_reference(values: Values) -> list[Comparison]:
 
 def between_methods(values: Values) -> list[Comparison]:
     """Every two methods of one rho."""
-    return adjusted({(*a, b[1]): values[a] - values[b] for a, b in same_rho(values)})
+    return adjusted({(*a, b[1]): minus(values[a], values[b]) for a, b in same_rho(values)})
+
+
+def minus(ours: Seeds, theirs: Seeds) -> Seeds:
+    """The differences of two methods, paired by seed and prompt."""
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
 def at_equal_kl(cells: Cells) -> list[Comparison]:
-    """Every two methods of one rho at the largest KL that all seeds of both reach.
+    """Every two methods of one rho, in each seed at the largest KL that both reach.
 
-    A pair is left out where a path is not known there, because its first point after pi_ref is
-    beyond that KL.
+    A pair of methods is left out where a path is not known there, because its first point after
+    pi_ref is beyond that KL.
     """
     differences = {}
     for a, b in same_rho(cells):
-        kl = min(trace(outcome)[0].max() for outcome in cells[a] + cells[b])
-        if all(trace(outcome)[0][1] <= kl for outcome in cells[a] + cells[b]):
-            differences[*a, b[1]] = mean_at(kl, cells[a]) - mean_at(kl, cells[b])
+        seeds = [equal_kl_difference(*both) for both in zip(cells[a], cells[b], strict=True)]
+        known = [values for values in seeds if values is not None]
+        if len(known) == len(seeds):
+            differences[*a, b[1]] = known
     return adjusted(differences)
+
+
+def equal_kl_difference(ours: Outcome, theirs: Outcome) -> np.ndarray | None:
+    """The difference of two policies of one seed, for each prompt; None where it is not known."""
+    paths = [trace(ours), trace(theirs)]
+    kl = min(kls.max() for kls, _ in paths)
+    if any(kls[1] > kl for kls, _ in paths):
+        return None
+    return value_at(kl, *paths[0]) - value_at(kl, *paths[1])
 
 
 def same_rho(keys: Iterable[Key]) -> list[tuple[Key, Key]]:
@@ -96,79 +112,9 @@ def trace(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
     return np.array([0.0, *kls]), np.stack([np.zeros_like(values[0]), *values])
 
 
-def mean_at(kl: float, seeds: Sequence[Outcome]) -> np.ndarray:
-    return np.mean([value_at(kl, *trace(outcome)) for outcome in seeds], axis=0)
-
-
-def adjusted(differences: dict[tuple[float, str, str], np.ndarray]) -> list[Comparison]:
-    p = holm({key: wald_p(values) for key, values in differences.items()})
-    return [Comparison(*key, float(values.mean()), p[key]) for key, values in differences.items()]
-
-
-class Claim(NamedTuple):
-    """That each of `better` beats each other one of `worse` at the rhos for which `where` holds."""
-
-    text: str
-    better: tuple[str, ...]
-    worse: tuple[str, ...]
-    where: Callable[[float], bool] = lambda rho: True
-
-
-def low(rho: float) -> bool:
-    return rho <= 0.5
-
-
-def high(rho: float) -> bool:
-    return rho > 0.6
-
-
-PAPERS = ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo")
-DISTILLED = ("d-dpo", "dp-dpo", "e-dpo")
-PLAIN = ("dpo", "ipo")
-BEST = "is the best of the paper's six"
-CLAIMS = (
-    Claim("the paper's six improve on pi_ref", PAPERS, (REFERENCE,)),
-    Claim("d-dpo, dp-dpo and e-dpo beat dpo and ipo, rho <= 0.5", DISTILLED, PLAIN, low),
-    Claim("e-dpo beats d-dpo and dp-dpo, rho <= 0.5", ("e-dpo",), ("d-dpo", "dp-dpo"), low),
-    Claim(f"e-dpo {BEST}, rho < 0.5", ("e-dpo",), PAPERS, lambda rho: rho < 0.5),
-    Claim(f"d-dpo {BEST}, rho > 0.6", ("d-dpo",), PAPERS, high),
-    Claim("d-dpo beats dpo and ipo, rho > 0.6", ("d-dpo",), PLAIN, high),
-    Claim("d-dpo, dp-dpo and e-dpo beat p-dpo", DISTILLED, ("p-dpo",)),
-    Claim("ours: hull beats e-dpo", ("hull",), ("e-dpo",)),
-    Claim("ours: hull beats the plain mean", ("hull",), ("mean",)),
-    Claim("ours: e-dpo beats the plain mean", ("e-dpo",), ("mean",)),
-)
-
-
-class Evidence(NamedTuple):
-    """What the comparisons say of a claim: how many there are, and how they come out."""
-
-    claim: str
-    tested: int
-    ahead: int
-    significantly_ahead: int
-    significantly_behind: int
-
-    @property
-    def verdict(self) -> str:
-        ahead, behind = self.significantly_ahead, self.significantly_behind
-        if not self.tested:
-            return "not tested"
-        if ahead == self.tested:
-            return "yes"
-        if ahead:
-            return "mixed" if behind else "in part"
-        return "no" if behind else "undecided"
-
-
-def evidence(claim: Claim, comparisons: Sequence[Comparison]) -> Evidence:
-    """The comparisons that a claim is about, counted."""
-    both = [c for comparison in comparisons for c in (comparison, comparison.flipped())]
-    tested = [
-        c
-        for c in both
-        if claim.where(c.rho) and c.method in claim.better and c.baseline in claim.worse
+def adjusted(differences: dict[tuple[float, str, str], Seeds]) -> list[Comparison]:
+    p = holm({key: p_value(seeds) for key, seeds in differences.items()})
+    return [
+        Comparison(*key, float(seed_means(seeds).mean()), p[key])
+        for key, seeds in differences.items()
     ]
-    real = [c.difference > 0 for c in tested if c.significant]
-    ahead = sum(c.difference > 0 for c in tested)
-    return Evidence(claim.text, len(tested), ahead, sum(real), len(real) - sum(real))

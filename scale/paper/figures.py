@@ -68,8 +68,13 @@ def bare(ax: Axes) -> None:
     ax.grid(axis="y", alpha=0.25, linewidth=0.6)
 
 
-def figure2(path: Path, points: dict[tuple[float, str], Point]) -> None:
-    """Draw Figure 2: the advantage over the length bias, one line a method."""
+def figure2(
+    path: Path, points: dict[tuple[float, str], Point], behind: dict[tuple[float, str], Point]
+) -> None:
+    """Draw Figure 2: the advantage over the length bias, one line a method.
+
+    The intervals `behind` are those of another run with more seeds: broad pale bars.
+    """
     rhos = sorted({rho for rho, _ in points})
     methods = in_order([method for _, method in points])
     figure = Figure(figsize=(8, 4.8))
@@ -79,8 +84,12 @@ def figure2(path: Path, points: dict[tuple[float, str], Point]) -> None:
     for method, offset in zip(methods, dodge(rhos, len(methods)), strict=True):
         line = {rho: points[rho, method] for rho in rhos if (rho, method) in points}
         draw_line(ax, method, offset, line)
+        for rho in line.keys() & {rho for rho, name in behind if name == method}:
+            _, low, high = behind[rho, method]
+            color = look(method).color
+            ax.plot([rho + offset] * 2, [low, high], color=color, alpha=0.25, linewidth=7)
     ax.set(xticks=rhos, xlim=(rhos[0] - gap(rhos) / 3, rhos[-1] + gap(rhos) / 3))
-    ax.set(xlabel="length bias ρ of the training pairs", ylabel="oracle reward over $\\pi_{ref}$")
+    ax.set(xlabel="length bias ρ of the training pairs", ylabel="reward over $\\pi_{ref}$")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     save(figure, path)
 

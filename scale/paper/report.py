@@ -1,5 +1,6 @@
 """`report.md`: what a run found. This module computes values; `report.md.jinja` has the words."""
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,49 +10,62 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
+from scale.data.village import assess, read_page
 from scale.files import atomic
-from scale.paper import comparisons, figures
-from scale.paper.comparisons import CLAIMS, SIGNIFICANT, Cells, Comparison, Key
+from scale.paper import claims, comparisons, figures
+from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Cells, Comparison, Key
+from scale.paper.contents import contents, sampled_texts
 from scale.paper.figures import Point
-from scale.paper.results import Outcome
-from scale.statistics import bootstrap_interval, seed_interval
+from scale.paper.results import Outcome, summaries
 
 NUM_PROMPTS = 4
+STUDY = Path(__file__).parent / "study.csv"
 
 
 def write_report(
     out: Path,
     outcomes: Sequence[Outcome],
-    stages: dict[str, dict[str, Any]],
+    stages: dict[str, list[dict[str, Any]]],
     completions: dict[str, str],
     length_biases: Sequence[float] = (),
+    has_truth: bool = False,
 ) -> None:
     """Write `report.md` and its figures.
 
     Args:
         out: The folder to write to.
         outcomes: The outcomes of the selected policies.
-        stages: The findings of the stages before them, by name.
-        completions: The human's completion of each prompt.
+        stages: For each stage before them, by name, the findings of each seed.
+        completions: The human's completion of each prompt of the first seed.
         length_biases: Those of the ensemble's reward models.
+        has_truth: Whether prompts are pages of a village, so that samples can be assessed.
     """
     cells = comparisons.by_cell(outcomes)
-    points = points_of(cells)
-    figures.figure2(out / "figure2.png", points)
+    rows = summaries(outcomes)
+    points = points_of(rows)
+    figures.figure2(out / "figure2.png", points, study() if has_truth else {})
     weights = figures.ensemble(out / "ensemble.png", outcomes, length_biases)
     context = {
         "stages": stages,
-        "cells": [summary(key, seeds, points) for key, seeds in cells.items()],
+        "has_truth": has_truth,
+        "cells": [summary(key, seeds, points, has_truth) for key, seeds in cells.items()],
+        "reference_contents": reference_contents(cells, completions) if has_truth else {},
         "num_seeds": max(map(len, cells.values())),
         "num_points": len(outcomes[0].steps) + 1,
         "collapse_rho": figures.collapse(out / "collapse.png", outcomes),
         **tests(cells),
         **ensemble(weights, length_biases),
-        **samples(cells, completions),
+        **samples(cells, completions, has_truth),
     }
     text = template("report.md.jinja").render(context)
     with atomic(out / "report.md") as temporary:
         temporary.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
+
+
+def study() -> dict[Key, Point]:
+    """The points of the study (`python -m benchmarks.study`), which this package carries."""
+    with STUDY.open(encoding="utf-8") as file:
+        return points_of(list(csv.DictReader(file)))
 
 
 def template(name: str) -> Any:
@@ -64,12 +78,14 @@ def template(name: str) -> Any:
     return environment.get_template(name)
 
 
-def points_of(cells: Cells) -> dict[Key, Point]:
-    """The final advantage of each cell, with its interval over prompts."""
+def points_of(rows: Sequence[dict[str, Any]]) -> dict[Key, Point]:
+    """The advantage of each cell, with its interval, from the rows of a `summary.csv`."""
     return {
-        key: (float(values.mean()), *bootstrap_interval(values))
-        for key, values in comparisons.final_values(cells).items()
-    }
+        (float(row["rho"]), row["method"]): (
+            float(row["advantage"]), float(row["low"]), float(row["high"])
+        )
+        for row in rows
+    }  # fmt: skip
 
 
 def best_of(points: dict[Key, Point]) -> set[Key]:
@@ -78,11 +94,12 @@ def best_of(points: dict[Key, Point]) -> set[Key]:
     return {max((k for k in points if k[0] == rho), key=lambda k: points[k][0]) for rho in rhos}
 
 
-def summary(key: Key, seeds: Sequence[Outcome], points: dict[Key, Point]) -> dict[str, Any]:
-    """One method at one rho: its row of the results, and its seeds."""
+def summary(
+    key: Key, seeds: Sequence[Outcome], points: dict[Key, Point], has_truth: bool
+) -> dict[str, Any]:
+    """One method at one rho: its row of the results."""
     names = ("win", "tie", "loss", "kl", "tokens")
     findings = {name: np.mean([o.findings[-1][name] for o in seeds]) for name in names}
-    means = np.array([outcome.advantages().mean() for outcome in seeds])
     return findings | {
         "rho": key[0],
         "method": key[1],
@@ -90,23 +107,36 @@ def summary(key: Key, seeds: Sequence[Outcome], points: dict[Key, Point]) -> dic
         "is_best": key in best_of(points),
         "betas": dict.fromkeys(outcome.policy.beta for outcome in seeds),
         "learning_rates": dict.fromkeys(outcome.policy.learning_rate for outcome in seeds),
-        "seeds": means,
-        "over_seeds": (means.mean(), *seed_interval(means)) if len(seeds) > 1 else None,
+        "seeds": [outcome.advantages().mean() for outcome in seeds],
+        "contents": contents(sampled_texts(last_rows(seeds))) if has_truth else {},
+    }
+
+
+def last_rows(seeds: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The rows of all seeds at the end of training."""
+    return [row for outcome in seeds for row in outcome.rows[-1]]
+
+
+def reference_contents(cells: Cells, completions: dict[str, str]) -> dict[str, dict[str, float]]:
+    """What the humans of the first seed and pi_ref write of the test pages."""
+    rows = last_rows(next(iter(cells.values())))
+    prompts = [row["prompt"] for row in rows if row["prompt"] in completions]
+    human = [(prompt, completions[prompt]) for prompt in prompts]
+    return {
+        "human": contents(human),
+        REFERENCE: contents(sampled_texts(rows, "reference_samples")),
     }
 
 
 def tests(cells: Cells) -> dict[str, Any]:
     """All comparisons, and what they say of the claims."""
     values = comparisons.final_values(cells)
-    reference = comparisons.against_reference(values)
-    final, equal_kl = comparisons.between_methods(values), comparisons.at_equal_kl(cells)
     return {
         "significant": SIGNIFICANT,
-        "reference": reference,
-        "final": final,
-        "equal_kl": equal_kl,
-        "final_claims": [comparisons.evidence(claim, reference + final) for claim in CLAIMS],
-        "equal_kl_claims": [comparisons.evidence(claim, equal_kl) for claim in CLAIMS],
+        "reference": comparisons.against_reference(values),
+        "final": comparisons.between_methods(values),
+        "equal_kl": comparisons.at_equal_kl(cells),
+        "verdicts": claims.verdicts(values),
     }
 
 
@@ -132,17 +162,23 @@ def ensemble(weights: figures.Weights, length_biases: Sequence[float]) -> dict[s
     return {"weights": weights, "reward_models": names, "opposite": opposite}
 
 
-def samples(cells: Cells, completions: dict[str, str]) -> dict[str, Any]:
+def samples(cells: Cells, completions: dict[str, str], has_truth: bool) -> dict[str, Any]:
     """First samples of each method at the middle rho, for prompts at fixed places."""
     rhos = sorted({rho for rho, _ in cells})
     middle = rhos[len(rhos) // 2]
     rows = {method: seeds[0].rows[-1] for (rho, method), seeds in cells.items() if rho == middle}
-    prompts = [prompt_text(row["prompt"]) for row in next(iter(rows.values()))]
-    places = sorted({len(prompts) * i // NUM_PROMPTS for i in range(NUM_PROMPTS)})
-    shown_samples = [
-        (prompts[i], completions.get(prompts[i], ""), {name: rows[name][i] for name in rows})
-        for i in places
-    ]
+    some = next(iter(rows.values()))
+    places = sorted({len(some) * i // NUM_PROMPTS for i in range(NUM_PROMPTS)})
+    shown_samples = []
+    for i in places:
+        prompt = prompt_text(some[i]["prompt"])
+        texts = {"human": completions.get(prompt, ""), REFERENCE: some[i]["reference_samples"][0]}
+        texts |= {method: rows[method][i]["samples"][0] for method in rows}
+        assessed = {n: assess(read_page(prompt), t) for n, t in texts.items() if has_truth}
+        facts = len(read_page(prompt).facts) if has_truth else 0
+        shown_samples.append(
+            {"prompt": prompt, "texts": texts, "assessed": assessed, "num_facts": facts}
+        )
     return {"samples_rho": middle, "samples": shown_samples}
 
 
@@ -169,11 +205,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
 
 
-def terminal_table(outcomes: Sequence[Outcome]) -> Table:
-    """Methods by rhos: the advantage with half the width of its 95% interval, the best one bold."""
-    points = points_of(comparisons.by_cell(outcomes))
+def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Methods by rhos, from the rows of `summary.csv`: the advantage and half its 95% interval."""
+    points = points_of(rows)
     rhos = sorted({rho for rho, _ in points})
-    title = "oracle reward over pi_ref (± half the 95% interval)"
+    title = "reward over pi_ref (± half the 95% interval over seeds and prompts)"
     table = Table("method", title=title, title_justify="left")
     for rho in rhos:
         table.add_column(f"rho {rho:g}", justify="right")

@@ -1,13 +1,16 @@
 """What a run produced: `results.csv`, and per-prompt outcomes for the report."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from minipref.methods import METHODS
 from scale.files import write_csv
 from scale.stages.align import MethodName
+from scale.statistics import interval, seed_means
 
 
 class Policy(NamedTuple):
@@ -29,9 +32,9 @@ class Policy(NamedTuple):
 class Outcome(NamedTuple):
     """A selected policy on the test prompts, at each snapshot and, last, at the end of training.
 
-    For each of those points, `rows` has one row a prompt: prompt, sample, reward, reference_reward,
-    win, tie, loss, kl, tokens. `findings` has their means: advantage, low, high, win, tie, loss,
-    kl, tokens.
+    For each of those points, `rows` has one row a prompt: prompt, samples, reference_samples,
+    reward, reference_reward, win, tie, loss, kl, tokens. `findings` has their means: advantage,
+    low, high, win, tie, loss, kl, tokens.
     """
 
     policy: Policy
@@ -40,11 +43,12 @@ class Outcome(NamedTuple):
     findings: list[dict[str, float]]
 
     def advantages(self, point: int = -1) -> np.ndarray:
-        """Oracle reward minus pi_ref's, for each test prompt."""
+        """Reward minus pi_ref's, for each test prompt."""
         return np.array([row["reward"] - row["reference_reward"] for row in self.rows[point]])
 
 
 OPTIONS = ("method", "rho", "seed", "beta", "learning_rate")
+SUMMARY = ("rho", "method", "advantage", "low", "high", "seeds")
 COLUMNS = (
     *(*OPTIONS, "selected", "validation_advantage", "validation_kl"),
     *("advantage", "low", "high", "win", "tie", "loss", "kl", "tokens"),
@@ -55,6 +59,20 @@ def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Out
     """One row a policy; the test columns are empty where it was not selected."""
     findings = {outcome.policy.path: outcome.findings[-1] for outcome in outcomes}
     write_csv(path, COLUMNS, (csv_row(policy, findings.get(policy.path)) for policy in policies))
+
+
+def summaries(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The advantage of each (rho, method) with its interval over seeds and prompts."""
+    order = list(METHODS)
+    outcomes = sorted(outcomes, key=lambda o: (o.policy.rho, order.index(o.policy.method)))
+    rows = []
+    for (rho, method), cell in groupby(outcomes, key=lambda o: (o.policy.rho, o.policy.method)):
+        seeds = [outcome.advantages() for outcome in cell]
+        values = (seed_means(seeds).mean(), *interval(seeds))
+        mean, low, high = (float(f"{value:.6g}") for value in values)
+        row = (rho, method, mean, low, high, len(seeds))
+        rows.append(dict(zip(SUMMARY, row, strict=True)))
+    return rows
 
 
 def csv_row(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:

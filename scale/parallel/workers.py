@@ -7,8 +7,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from typing import Any
@@ -58,21 +58,23 @@ def exit_with_parent() -> None:
 
 
 def execute_all(
-    pool: ProcessPoolExecutor,
+    pool: ProcessPoolExecutor | None,
     chains: Sequence[Sequence[Any]],
     label: str,
     run: Callable[[Any], Any],
+    needs: Sequence[Set[int]] = (),
 ) -> list[list[Any]]:
-    """Run chains of stages: each chain in order, different chains in any order.
+    """Run chains of stages: each chain in order, different chains as soon as they can.
 
     The first error cancels the chains that have not started and is raised here; complete stages
     stay complete.
 
     Args:
-        pool: The workers.
+        pool: The workers. None: this process runs the chains in their order.
         chains: The stages of each chain.
         label: What the progress bar shows.
         run: Runs one stage.
+        needs: For each chain the indices of those that must be complete before it. Default: none.
 
     Returns:
         The results of `run` for each chain's stages.
@@ -80,13 +82,22 @@ def execute_all(
     Raises:
         KeyboardInterrupt: On SIGTERM, here and in the workers, which save their current step.
     """
-    futures = [pool.submit(run_chain, run, chain) for chain in chains]
+    if pool is None:
+        return [run_chain(run, chain) for chain in chains]
+    results: dict[int, list[Any]] = {}
+    waiting = dict(enumerate(chains))
+    running: dict[Future, int] = {}
     try:
         with sigterm_to_workers():
-            return [future.result() for future in track(futures, label)]
+            for _ in track(chains, label):
+                ready = [i for i in waiting if not needs or needs[i] <= results.keys()]
+                running |= {pool.submit(run_chain, run, waiting.pop(i)): i for i in ready}
+                done = next(as_completed(running))
+                results[running.pop(done)] = done.result()
     except BaseException:
         pool.shutdown(cancel_futures=True)
         raise
+    return [results[i] for i in range(len(chains))]
 
 
 def run_chain(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from scale.data.length_bias import largest, longer_side, subsample
+from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
 from scale.io import model_folder
 from scale.stages.stage import Stage
@@ -34,5 +34,8 @@ class Bias(Stage):
         size = min(self.size, largest(sides, self.rho))
         chosen = subsample(sides, self.rho, size, np.random.default_rng(self.seed))
         write(self.out / "rows.parquet", [rows[i] for i in chosen], provenance(self.data))
-        share = float((sides[chosen] > 0).mean())
-        return {"pairs": size, "share of pairs whose longer side wins": share}
+        return {
+            "pairs": size,
+            "share of pairs whose longer side wins": float((sides[chosen] > 0).mean()),
+            "that share of --data": longer_wins(sides),
+        }

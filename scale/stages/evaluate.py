@@ -12,18 +12,19 @@ from scale.data.rows import read, write
 from scale.errors import InputError
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
-from scale.model.inference import generate, rewards, sequence_logps
+from scale.model.inference import generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.stages.judge import Judge, load_judge
 from scale.stages.stage import Stage
 from scale.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Compare samples of policies with samples of pi_ref under an oracle reward model.
+    """Compare samples of policies with samples of pi_ref under a judge.
 
     `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean
-    reward of pi_ref, shares of wins, ties and losses, KL, tokens, one sample.
+    reward of pi_ref, shares of wins, ties and losses, KL, tokens, the samples and those of pi_ref.
     """
 
     data: Path
@@ -33,7 +34,8 @@ class Evaluate(Stage):
     reference: Path
     """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
     rewards: Path
-    """Folder of the oracle reward model (several: their mean reward), which no policy distilled."""
+    """The judge: a folder of reward models that no policy distilled (their mean reward), or
+    `village` for the true reward of its summaries."""
     n: int = 2
     """Samples of each prompt."""
     seed: int = 0
@@ -48,13 +50,13 @@ class Evaluate(Stage):
             raise InputError("--policies: name at least one folder")
         runtime = make_runtime(self.runtime)
         reference = model_folder.load_policy(self.reference, runtime)
-        oracle = model_folder.load_rewards(self.rewards, runtime)
+        judge = load_judge(self.rewards, runtime)
         prompts = read(self.data, need=("prompt",))
-        baseline = self.outcomes(reference, reference, oracle, prompts, self.seed)
+        baseline = self.outcomes(reference, reference, judge, prompts, self.seed)
         tables = []
         for i, path in enumerate(self.policies):
             policy = model_folder.load_policy(path, runtime)
-            outcomes = self.outcomes(policy, reference, oracle, prompts, self.seed + 1)
+            outcomes = self.outcomes(policy, reference, judge, prompts, self.seed + 1)
             tables.append(per_prompt(i, outcomes, baseline))
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
         return {"policies": [summary(table) for table in tables]}
@@ -63,7 +65,7 @@ class Evaluate(Stage):
         self,
         policy: ModelFolder,
         reference: ModelFolder,
-        oracle: ModelFolder,
+        judge: Judge,
         rows: list[dict],
         seed: int,
     ) -> dict[str, Any]:
@@ -79,16 +81,17 @@ class Evaluate(Stage):
             texts = {name: text for name, (text, _) in zip(fields, pairs, strict=True)}
             complete = {f"{name}_complete": c for name, (_, c) in zip(fields, pairs, strict=True)}
             sampled.append(row | texts | complete)
-        own, ref, judged = (
+        own, ref = (
             folder.make_dataset(sampled, fields, self.limits).all.inputs
-            for folder in (policy, reference, oracle)
+            for folder in (policy, reference)
         )
+        _, values = judge.rewards(sampled, fields, self.limits)
         tokens = [(own.response_ids == i).sum(1) for i in range(self.n)]
         return {
             "prompts": dataset.select(rows),
-            "texts": [row[fields[0]] for row in sampled],
+            "texts": [[row[name] for name in fields] for row in sampled],
             "tokens": np.stack(tokens, axis=1),
-            "rewards": rewards(oracle.model, judged).mean(-1),
+            "rewards": values.mean(-1),
             "kl": sequence_logps(policy.model, own) - sequence_logps(reference.model, ref),
         }
 
@@ -108,10 +111,11 @@ def per_prompt(
         "tokens": outcomes["tokens"].mean(1),
     }
     table = np.stack(list(columns.values()), axis=1).astype(float).tolist()
+    texts = zip(outcomes["prompts"], outcomes["texts"], baseline["texts"], strict=True)
     return [
-        {"policy": policy, "prompt": row["prompt"], "sample": text}
+        {"policy": policy, "prompt": row["prompt"], "samples": own, "reference_samples": ref}
         | dict(zip(columns, values, strict=True))
-        for row, text, values in zip(outcomes["prompts"], outcomes["texts"], table, strict=True)
+        for (row, own, ref), values in zip(texts, table, strict=True)
     ]
 
 

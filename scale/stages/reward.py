@@ -13,7 +13,7 @@ import numpy as np
 from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state
-from scale.data.dataset import Dataset, Limits, batch_indices
+from scale.data.dataset import Dataset, Limits
 from scale.data.formats import SIDES
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import read, split
@@ -25,6 +25,7 @@ from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.parallel.processes import shard_batch
 from scale.parallel.sharding import initialise, runtime_of
 from scale.stages.stage import TOKENS, Stage
+from scale.train.batches import common_shape, row_order
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
 from scale.train.optimizer import make_optimizer
@@ -98,17 +99,19 @@ class Reward(Stage):
     def fit(
         self, models: RewardModel, dataset: Dataset, subsets: list[np.ndarray]
     ) -> RewardModel:
-        training, runtime = self.training, runtime_of(models)
-        shape, schedule = dataset.shape(training.batch_size), training.schedule
+        training, runtime, schedule = self.training, runtime_of(models), self.training.schedule
         optimizer = make_optimizer("adam", schedule, training.learning_rate)
+        orders = np.stack(
+            [
+                rows[row_order(len(rows), training, training.seed + k)]
+                for k, rows in enumerate(subsets)
+            ]
+        )
+        shape = common_shape(dataset, orders.reshape(-1, training.batch_size), runtime)
         trunk: Any = models.trunk
 
         def batch_fn(step: int) -> Batch:
-            batches = []
-            for k, rows in enumerate(subsets):
-                seed = training.seed + k
-                window = batch_indices(len(rows), training.batch_size, seed, step)
-                batches.append(dataset.batch(rows[window], shape))
+            batches = [dataset.batch(rows, shape) for rows in orders[:, step]]
             return shard_batch(jax.tree.map(lambda *a: np.stack(a), *batches), runtime, axis=1)
 
         start = eqx.filter_vmap(lambda model: init_state(model, optimizer, training.steps))

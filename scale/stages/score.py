@@ -9,14 +9,14 @@ import numpy as np
 
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import SIDES
-from scale.data.length_bias import longer_side, longer_wins
 from scale.data.rows import provenance, read, write
 from scale.errors import InputError
 from scale.files import fingerprint
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
-from scale.model.inference import generate, rewards, sequence_logps
+from scale.model.inference import generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.stages.judge import Judge, load_judge
 from scale.stages.stage import Stage
 
 
@@ -27,13 +27,14 @@ class Score(Stage):
     data: Path
     """Preference rows."""
     rewards: Path | None = None
-    """Folder of reward models: adds `score_chosen` and `score_rejected`, a number for each."""
+    """Folder of reward models, or `village` for the true reward of its summaries: adds
+    `score_chosen` and `score_rejected`, a number for each model."""
     reference: Path | None = None
     """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2. It adds
     `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a `ref_sample`, which is
     drawn where the rows have none."""
     relabel: bool = False
-    """Let the (first) reward model decide which response is chosen; adds no scores."""
+    """Let the (first) reward decide which response is chosen, and drop ties; adds no scores."""
     seed: int = 0
     """Seed of the reference samples."""
     limits: Limits = field(default_factory=Limits)
@@ -51,9 +52,9 @@ class Score(Stage):
             )
         runtime = make_runtime(self.runtime)
         if self.rewards:
-            models = model_folder.load_rewards(self.rewards, runtime)
-            rows, findings = self.with_rewards(models, rows)
-            hashes["labelled by" if self.relabel else "rewards"] = models.hashes["model"]
+            judge = load_judge(self.rewards, runtime)
+            rows, findings = self.with_rewards(judge, rows)
+            hashes["labelled by" if self.relabel else "rewards"] = judge.identity
         if self.reference:
             reference = model_folder.load_policy(self.reference, runtime)
             rows = self.with_reference(reference, rows)
@@ -62,19 +63,16 @@ class Score(Stage):
         return {"rows": len(rows)} | findings
 
     def with_rewards(
-        self, models: ModelFolder, rows: list[dict]
+        self, judge: Judge, rows: list[dict]
     ) -> tuple[list[dict], dict[str, Any]]:
         """Rows with the rewards as columns, or relabelled by them; and the findings."""
-        dataset = models.make_dataset(rows, SIDES, self.limits, str(self.data))
-        rows = dataset.select(rows)
-        values = rewards(models.model, dataset.all.inputs).astype(float)
+        rows, values = judge.rewards(rows, SIDES, self.limits, str(self.data))
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
-            rows = [relabelled(row, m) for row, m in zip(rows, margins[:, 0], strict=True)]
-            share = longer_wins(longer_side(models.tokenizer, rows))
-            return rows, {
-                "share of pairs whose longer side wins": share,
-                "share of labels kept": float((margins[:, 0] >= 0).mean()),
+            first = margins[:, 0]
+            return [relabelled(row, m) for row, m in zip(rows, first, strict=True) if m], {
+                "share of pairs without a tie": float((first != 0).mean()),
+                "share of labels kept": float((first > 0).sum() / max((first != 0).sum(), 1)),
             }
         scored = [
             row | {"score_chosen": chosen.tolist(), "score_rejected": rejected.tolist()}

@@ -5,7 +5,7 @@ was begun with other options or inputs is refused.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -116,6 +116,22 @@ def input_paths(stage: Stage) -> Iterator[tuple[str, Path]]:
         paths = value if isinstance(value, tuple) else (value,)
         if field.name != "out" and is_path(value):
             yield from ((f"--{field.name.replace('_', '-')}", path) for path in paths)
+
+
+def needs(chains: Sequence[Sequence[Stage]]) -> list[set[int]]:
+    """For each chain of stages, the other chains that write what it reads."""
+    writers = {stage.out: i for i, chain in enumerate(chains) for stage in chain}
+    return [
+        {
+            writers[folder]
+            for stage in chain
+            for _, path in input_paths(stage)
+            for folder in (path, *path.parents)
+            if folder in writers
+        }
+        - {i}
+        for i, chain in enumerate(chains)
+    ]
 
 
 def is_path(value: Any) -> bool:

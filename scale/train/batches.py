@@ -80,15 +80,34 @@ def plan_batches(
     if dataset.layout:
         shapes = [dataset.layout.shape(size)] * training.steps
         return BatchPlan(dataset, row_order(len(dataset), training, training.seed), shapes, runtime)
-    if size % runtime.batch_shards:
-        raise InputError(
-            f"--training.batch-size {size}: does not divide among {runtime.batch_shards} devices"
-        )
+    require_divisible(size, runtime)
     all_seeds = dict.fromkeys((training.seed, *seeds))
     orders = [row_order(len(dataset), training, seed) for seed in all_seeds]
     lengths = dataset.tokens.lengths[np.concatenate(orders)]
     shapes = choose_shapes(lengths, model)[: training.steps]
     return BatchPlan(dataset, orders[0], shapes, runtime)
+
+
+def common_shape(dataset: Dataset, rows: np.ndarray, runtime: Runtime) -> BatchShape:
+    """One shape for all batches of these rows [batches, B].
+
+    Raises:
+        InputError: The batch does not divide among the devices.
+    """
+    size, num_sequences = rows.shape[1], runtime.batch_shards
+    if dataset.layout:
+        return dataset.layout.shape(size)
+    require_divisible(size, runtime)
+    sizes = smallest_sizes(dataset.tokens.lengths[rows], num_sequences).max(0)
+    return BatchShape(num_sequences, *map(int, sizes))
+
+
+def require_divisible(batch_size: int, runtime: Runtime) -> None:
+    if batch_size % runtime.batch_shards:
+        raise InputError(
+            f"--training.batch-size {batch_size}: does not divide among "
+            f"{runtime.batch_shards} devices"
+        )
 
 
 def row_order(n: int, training: TrainingConfig, seed: int) -> np.ndarray:

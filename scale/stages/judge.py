@@ -1,0 +1,89 @@
+"""What a response is worth: by reward models, or by the village's true reward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from scale.data.dataset import Limits
+from scale.data.village import assess, read_page
+from scale.errors import InputError
+from scale.files import fingerprint
+from scale.io import model_folder
+from scale.io.model_folder import VILLAGE, ModelFolder, located
+from scale.model.inference import rewards
+from scale.parallel.mesh import Runtime
+
+Rows = list[dict[str, Any]]
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Gives rewards to responses."""
+
+    @property
+    def identity(self) -> str:
+        """A hash, for the provenance of the columns that it computes."""
+
+    def rewards(
+        self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
+    ) -> tuple[Rows, np.ndarray]:
+        """The rows that it can read, and the rewards [N, n, K] of their n responses.
+
+        Args:
+            rows: Rows with `prompt` and the fields.
+            fields: The columns that hold responses.
+            limits: Length limits; the true reward has none.
+            source: The name of the user's file, for messages.
+        """
+
+
+@dataclass(frozen=True)
+class RewardModels:
+    """K reward models as a judge."""
+
+    folder: ModelFolder
+
+    @property
+    def identity(self) -> str:
+        return self.folder.hashes["model"]
+
+    def rewards(
+        self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
+    ) -> tuple[Rows, np.ndarray]:
+        dataset = self.folder.make_dataset(rows, fields, limits, source)
+        return dataset.select(rows), rewards(self.folder.model, dataset.all.inputs).astype(float)
+
+
+class TrueReward:
+    """The village's true reward as a judge, with K = 1."""
+
+    @property
+    def identity(self) -> str:
+        return fingerprint(located(VILLAGE))
+
+    def rewards(
+        self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
+    ) -> tuple[Rows, np.ndarray]:
+        values = [true_rewards(i, row, fields, source) for i, row in enumerate(rows, 1)]
+        return rows, np.array(values).reshape(len(rows), len(fields), 1)
+
+
+def true_rewards(
+    number: int, row: dict[str, Any], fields: Sequence[str], source: str
+) -> list[float]:
+    """The true rewards of the responses of one row."""
+    try:
+        diary = read_page(row["prompt"])
+    except ValueError as error:
+        raise InputError(f"{source}: row {number}: field 'prompt': {error}") from error
+    return [assess(diary, row[field]).reward for field in fields]
+
+
+def load_judge(path: Path, runtime: Runtime) -> Judge:
+    """The judge that an option names: a folder of reward models, or `village`."""
+    if path == VILLAGE:
+        return TrueReward()
+    return RewardModels(model_folder.load_rewards(path, runtime))
