@@ -202,6 +202,8 @@ def read_page(prompt: str) -> Diary:
             person = person or match["who"]
         if match and fact and match["who"] in (person, *PRONOUNS):
             facts.append(fact.format(**match.groupdict()))
+    if not person:
+        raise ValueError(f"no person in {prompt!r}")
     return Diary(person, tuple(facts))
 
 

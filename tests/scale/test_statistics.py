@@ -4,7 +4,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scale.statistics import bootstrap_interval, holm, seed_interval, value_at, wald_p
+from scale.statistics import bootstrap_interval, holm, interval, p_value, value_at, wald_p
 
 VALUES = np.array([0.3, -0.1, 0.8, 0.4, 0.2, 0.5])
 
@@ -28,12 +28,39 @@ def test_one_value_or_no_difference_proves_nothing():
     assert wald_p(np.zeros(5)) == 1.0
 
 
-def test_seed_interval_by_hand():
-    """Means 1 and 3: mean 2, standard error 1, and Student's t of one degree of freedom, 12.706."""
-    assert seed_interval(np.array([1.0, 3.0])) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
-    expected = scipy.stats.t.interval(0.95, len(VALUES) - 1, VALUES.mean(), scipy.stats.sem(VALUES))
-    assert seed_interval(VALUES) == pytest.approx(expected)
-    assert seed_interval(np.full(3, 0.5)) == (0.5, 0.5)
+def test_interval_and_p_by_hand():
+    """Means 1 and 3: mean 2, standard error 1, and Student's t of one degree of freedom, 12.706.
+
+    That distribution is Cauchy's, so p = 1 - 2 atan(2) / pi.
+    """
+    seeds = [np.array([0.0, 2.0]), np.array([3.0])]
+    assert interval(seeds) == pytest.approx((2 - 12.706, 2 + 12.706), abs=1e-3)
+    assert p_value(seeds) == pytest.approx(1 - 2 * np.arctan(2) / np.pi)
+    assert interval([np.full(4, 0.5)] * 3) == (0.5, 0.5)
+    assert p_value([np.zeros(4)] * 3) == 1.0
+
+
+def test_one_seed_has_the_interval_and_the_test_over_prompts():
+    assert interval([VALUES]) == bootstrap_interval(VALUES)
+    assert p_value([VALUES]) == wald_p(VALUES)
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_sd"), [(3, 0.0), (3, 0.05), (3, 0.5), (10, 0.05)])
+def test_intervals_over_seeds_and_prompts_are_calibrated(num_seeds, seed_sd):
+    """2,000 runs with a mean of 0.3: the interval holds it in 95% +- 1.5% of them.
+
+    Each seed has 40 prompts of its own, whose values have standard deviation 0.8, so that a mean
+    over prompts has 0.13. The standard error of the share is 0.5%.
+    """
+    rng = np.random.default_rng(num_seeds)
+    inside = rejected = 0
+    for _ in range(2000):
+        seeds = rng.normal(0.3, seed_sd, (num_seeds, 1)) + rng.normal(0, 0.8, (num_seeds, 40))
+        low, high = interval(list(seeds))
+        inside += low <= 0.3 <= high
+        rejected += p_value(list(seeds - 0.3)) < 0.05
+    assert inside / 2000 == pytest.approx(0.95, abs=0.015)
+    assert rejected == 2000 - inside
 
 
 def test_bootstrap_interval_is_near_the_normal_one():
