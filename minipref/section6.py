@@ -5,7 +5,6 @@ draws worlds. A function takes ONE world, except `study`, which sweeps worlds (o
 rhos) and betas. Methods and numbers of steps are static.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -182,7 +181,6 @@ def evaluate(world: World, rewards: Models, policy_logps: Table, beta: Scalar) -
     )
 
 
-@partial(jax.jit, static_argnums=2)
 def study(
     worlds: World,
     rewards: Float[Array, "W models X Y"],
@@ -192,6 +190,7 @@ def study(
     """Train and evaluate a policy for each world and each beta.
 
     Worlds of several rhos may be stacked into one call. They go in batches that fit into a cache.
+    Compile it with `jit`; the features of the worlds are not read.
 
     Args:
         worlds: A `World` whose arrays have a leading axis [W, ...].
@@ -207,6 +206,7 @@ def study(
         return evaluate(world, models, train(world, models, method, beta), beta)
 
     def outcomes(case):
-        return jax.vmap(outcome, (None, None, 0))(*case, betas)
+        world, models = case
+        return jax.vmap(outcome, (None, None, 0))(world, models, betas)
 
     return lax.map(outcomes, (worlds, rewards), batch_size=BATCH)
