@@ -22,7 +22,7 @@ from minipref.weights import Weights, ensemble_weights, nearest_shares
 
 MODELS = {"none": slice(0, 0), "single": slice(0, 1), "ensemble": slice(1, None)}
 RIDGE, RATE, STEPS = 1.0, 0.3, 50
-BATCH = 16  # worlds
+BATCH = 20  # worlds
 
 Models = Float[Array, "models X Y"]
 
@@ -69,7 +69,7 @@ def fit_reward_model(
     differences: Float[Array, "B F"],
     included: Float[Array, " B"],
     ridge: Scalar = RIDGE,
-    steps: int = 12,
+    steps: int = 8,
 ) -> Float[Array, " F"]:
     """The linear reward model that explains preferences best, by Newton's method.
 

@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     nearest: np.ndarray
 
 
-def fit_reward_model(differences, included, ridge=RIDGE, steps=12):
+def fit_reward_model(differences, included, ridge=RIDGE, steps=8):
     """The linear reward model that explains preferences best, by Newton's method.
 
     argmin_theta sum_b included_b -log sigmoid(theta . differences_b) + ridge |theta|^2 / 2

@@ -57,7 +57,7 @@ def interval(values: np.ndarray) -> Interval:
     return Interval(float(values.mean()), *seed_interval(values))
 
 
-def rows(studies: Studies) -> Iterator[dict[str, str | float]]:
+def rows(studies: Studies) -> Iterator[dict[str, Any]]:
     """One row of the CSV for each study, rho and method."""
     for variation, study in studies.values():
         for (rho, method), cell in study.cells.items():
@@ -68,7 +68,7 @@ def rows(studies: Studies) -> Iterator[dict[str, str | float]]:
             yield head | means | {"low": low, "high": high, "worlds": worlds}
 
 
-def selection(cell: Cell, smallest: np.ndarray) -> dict[str, np.ndarray | float]:
+def selection(cell: Cell, smallest: Any) -> dict[str, np.ndarray | float]:
     """Which reward models e-DPO follows, and how often that is the one of smallest margins."""
     selected = cell.values("selected")
     matches = np.argmax(selected, axis=1) == smallest[-len(selected) :]
@@ -76,14 +76,19 @@ def selection(cell: Cell, smallest: np.ndarray) -> dict[str, np.ndarray | float]
     return {"selected": selected.mean(0), "nearest": nearest, "smallest": float(matches.mean())}
 
 
-def report(studies: Studies, seconds: float) -> str:
-    """The text of `section6.md`; `section6.md.jinja` has the words."""
+def report(studies: Studies, minutes: tuple[float, float]) -> str:
+    """The text of `section6.md`; `section6.md.jinja` has the words.
+
+    Args:
+        studies: The results.
+        minutes: How long they took, by the clock and in CPU time.
+    """
     variation, main = studies[VARIATIONS[0].name]
     rhos, cells = variation.rhos, main.cells
     means = {key: interval(cell.values("advantage")) for key, cell in cells.items()}
     context = {
         "machine": describe(),
-        "minutes": seconds / 60,
+        "minutes": minutes,
         "num_worlds": variation.worlds,
         "betas": BETAS,
         "biases": BIASES,
@@ -183,8 +188,8 @@ def main(
         if method in METHODS
     }
     figure2(out / "section6.png", points)
-    texts = {"section6.csv": table(studies)}
-    texts["section6.md"] = report(studies, time.perf_counter() - start)
+    minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
+    texts = {"section6.csv": table(studies), "section6.md": report(studies, minutes)}
     for name, text in texts.items():
         with atomic(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -18,7 +18,7 @@ RHOS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # section 6.1
 BETAS = (0.03, 0.1, 0.3, 1.0, 3.0)
 CONSTANT = "e-dpo, gamma constant"  # Figure B.5
 CONSTANT_METHOD = METHODS["e-dpo"]._replace(gamma=(1e-2, 1e-2))
-TOGETHER = 200  # worlds in one call; all studies call the same compiled programs
+TOGETHER = 200  # worlds in one call, a multiple of `BATCH`: all studies call the same programs
 
 
 class Variation(NamedTuple):
@@ -73,10 +73,10 @@ class Margins(NamedTuple):
         smallest: The model of the ensemble with the least mean square margin [W].
     """
 
-    labels: np.ndarray
-    single: np.ndarray
-    mean: np.ndarray
-    smallest: np.ndarray
+    labels: jax.Array
+    single: jax.Array
+    mean: jax.Array
+    smallest: jax.Array
 
 
 class Study(NamedTuple):
@@ -137,7 +137,7 @@ def run(variation: Variation) -> Study:
     margins = {}
     for rho in variation.rhos:
         worlds, rewards = worlds_at(rho, variation)
-        margins[rho] = Margins(*map(np.asarray, margins_of(worlds, rewards)))
+        margins[rho] = margins_of(worlds, rewards)
         cells |= {(rho, name): cell for name, cell in trained(variation, worlds, rewards)}
     return Study(cells, margins)
 
@@ -173,11 +173,11 @@ def outcomes(worlds: World, rewards: jax.Array, method: Method) -> Outcome:
         compiled_study(
             method._replace(gamma=None),
             method.gamma,
-            *jax.tree.map(lambda a, start=start: a[start : start + TOGETHER], case),
+            *jax.tree.map(lambda array, i=start: array[i : i + TOGETHER], case),
         )
         for start in range(0, len(rewards), TOGETHER)
     ]
-    return Outcome(*map(np.concatenate, zip(*parts, strict=True)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -194,9 +194,10 @@ def margins_of(worlds: World, rewards: jax.Array) -> Margins:
     [true] = jnp.moveaxis(pair_margins(worlds.rewards[:, None], worlds.pairs), 1, 0)
     models = pair_margins(rewards, worlds.pairs)
     single, ensemble = models[:, 0], models[:, 1:]
-    orders = jnp.ones_like(true), single, jnp.mean(ensemble, axis=1)
-    right = (jnp.mean(order * true > 0, axis=-1) for order in orders)
-    return Margins(*right, jnp.argmin(jnp.mean(ensemble**2, axis=-1), axis=1))
+    orders = jnp.stack([jnp.ones_like(true), single, jnp.mean(ensemble, axis=1)])
+    labels, by_single, by_mean = jnp.mean(orders * true > 0, axis=-1)
+    smallest = jnp.argmin(jnp.mean(ensemble**2, axis=-1), axis=1)
+    return Margins(labels, by_single, by_mean, smallest)
 
 
 @jax.vmap

@@ -15,7 +15,7 @@ SIX = ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo")
 COLLAPSE = (("p-dpo", "dpo"), ("dp-dpo", "d-dpo"))  # Figure B.1: with and without the KL term
 
 
-class Test(NamedTuple):
+class Contrast(NamedTuple):
     """One of the comparisons that a claim is about.
 
     Attributes:
@@ -39,7 +39,7 @@ class Claim(NamedTuple):
     """A claim, and the tests of it: (cells, rhos) -> tests."""
 
     text: str
-    tests: Callable[[Cells, Sequence[float]], Iterator[Test]]
+    tests: Callable[[Cells, Sequence[float]], Iterator[Contrast]]
 
 
 class Verdict(NamedTuple):
@@ -80,55 +80,55 @@ def difference(cells: Cells, rho: float, better: str, worse: str) -> np.ndarray:
 
 def beats(
     better: Sequence[str], worse: Sequence[str], where: Callable[[float], bool] = bool
-) -> Callable[[Cells, Sequence[float]], Iterator[Test]]:
+) -> Callable[[Cells, Sequence[float]], Iterator[Contrast]]:
     """Each of `better` is ahead of each other one of `worse`, at the rhos for which `where` holds.
 
     A rho is above 0, so `bool` holds everywhere.
     """
 
-    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Test]:
+    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
         for rho in filter(where, rhos):
             for a in better:
                 for b in (name for name in worse if name != a):
-                    yield Test(rho, f"{a} - {b}", difference(cells, rho, a, b))
+                    yield Contrast(rho, f"{a} - {b}", difference(cells, rho, a, b))
 
     return tests
 
 
-def adds_little(cells: Cells, rhos: Sequence[float]) -> Iterator[Test]:
+def adds_little(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
     """p-DPO is ahead of DPO by less than `LITTLE`."""
     for rho in rhos:
-        yield Test(rho, "dpo - p-dpo", difference(cells, rho, "dpo", "p-dpo"), -LITTLE)
+        yield Contrast(rho, "dpo - p-dpo", difference(cells, rho, "dpo", "p-dpo"), -LITTLE)
 
 
-def annealing(cells: Cells, rhos: Sequence[float]) -> Iterator[Test]:
+def annealing(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
     """e-DPO with an annealed gamma and with a constant one are within `LITTLE` (two tests)."""
     for rho in rhos:
         annealed_ahead = difference(cells, rho, "e-dpo", CONSTANT)
-        yield Test(rho, "annealed - constant", annealed_ahead, -LITTLE)
-        yield Test(rho, "constant - annealed", -annealed_ahead, -LITTLE)
+        yield Contrast(rho, "annealed - constant", annealed_ahead, -LITTLE)
+        yield Contrast(rho, "constant - annealed", -annealed_ahead, -LITTLE)
 
 
-def mitigates(field: str, sign: int) -> Callable[[Cells, Sequence[float]], Iterator[Test]]:
+def mitigates(field: str, sign: int) -> Callable[[Cells, Sequence[float]], Iterator[Contrast]]:
     """The KL term raises (sign 1) or lowers (-1) a field, at the beta of the method without it."""
 
-    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Test]:
+    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
         for rho in rhos:
             for pessimistic, plain in COLLAPSE:
                 best = cells[rho, plain].best
                 with_kl, without = (cells[rho, n].values(field, best) for n in (pessimistic, plain))
-                yield Test(rho, f"{pessimistic} against {plain}", sign * (with_kl - without))
+                yield Contrast(rho, f"{pessimistic} against {plain}", sign * (with_kl - without))
 
     return tests
 
 
-def opposite(field: str) -> Callable[[Cells, Sequence[float]], Iterator[Test]]:
+def opposite(field: str) -> Callable[[Cells, Sequence[float]], Iterator[Contrast]]:
     """The mean length bias of e-DPO's reward models is on the other side of .5 than rho."""
 
-    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Test]:
+    def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
         for rho in (rho for rho in rhos if rho != 0.5):
             bias = cells[rho, "e-dpo"].values(field) @ np.array(BIASES) - 0.5
-            yield Test(rho, "mean bias", np.sign(0.5 - rho) * bias)
+            yield Contrast(rho, "mean bias", np.sign(0.5 - rho) * bias)
 
     return tests
 
@@ -171,7 +171,7 @@ def verdicts(
     ]
 
 
-def verdict(claim: Claim, tested: Sequence[tuple[Test, float]]) -> Verdict:
+def verdict(claim: Claim, tested: Sequence[tuple[Contrast, float]]) -> Verdict:
     """The tests of one claim, counted, with their adjusted p-values."""
     effects = [float(test.effect.mean()) for test, _ in tested]
     names: dict[bool | None, list[str]] = {True: [], False: [], None: []}
