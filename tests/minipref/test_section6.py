@@ -95,11 +95,11 @@ def test_studies_agree_in_float32(name):
 def test_a_study_in_batches_is_the_worlds_one_by_one():
     """More worlds than a batch holds, and not a multiple of it."""
     narrow = [jnp.asarray(a, "float32" if a.dtype.kind == "f" else None) for a in worlds()]
-    many = section6.World(*(jnp.tile(a, (6,) + (1,) * (a.ndim - 1)) for a in narrow))
-    rewards = jnp.tile(jnp.asarray(ref_rewards(), "float32"), (6, 1, 1, 1))
+    many = section6.World(*(jnp.tile(a, (8,) + (1,) * (a.ndim - 1)) for a in narrow))
+    rewards = jnp.tile(jnp.asarray(ref_rewards(), "float32"), (8, 1, 1, 1))
     together = section6.study(many, rewards, METHODS["d-dpo"], jnp.array(BETAS))
-    assert together.advantage.shape == (18, 2) and section6.BATCH < 18
-    for start in range(3, 18, 3):
+    assert together.advantage.shape == (24, 2) and section6.BATCH < 24
+    for start in range(3, 24, 3):
         np.testing.assert_allclose(
             together.advantage[start : start + 3], together.advantage[:3], atol=1e-4
         )
