@@ -38,13 +38,15 @@ def interval(seeds: Sequence[np.ndarray]) -> tuple[float, float]:
     Returns:
         Its ends. With one seed: the bootstrap's over prompts.
     """
+    return student_interval(seed_means(seeds)) if len(seeds) > 1 else bootstrap_interval(seeds[0])
+
+
+def student_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's 95% interval of the mean of independent values [N], N >= 2."""
     from scipy.stats import sem, t
 
-    if len(seeds) == 1:
-        return bootstrap_interval(seeds[0])
-    means = seed_means(seeds)
-    half = t.ppf(0.975, len(means) - 1) * sem(means)
-    return float(means.mean() - half), float(means.mean() + half)
+    half = t.ppf(0.975, len(values) - 1) * sem(values)
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def p_value(seeds: Sequence[np.ndarray]) -> float:

@@ -24,7 +24,7 @@ from minipref.methods import METHODS
 from reference.worlds import BIASES
 from scale.files import atomic
 from scale.paper.figures import figure2
-from scale.statistics import seed_interval
+from scale.statistics import student_interval
 
 PAIRS = (
     ("d-dpo", "dpo"), ("e-dpo", "d-dpo"), ("p-dpo", "dpo"), ("dp-dpo", "d-dpo"), ("hull", "e-dpo"),
@@ -54,7 +54,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: np.ndarray) -> Interval:
-    return Interval(float(values.mean()), *seed_interval(values))
+    return Interval(float(values.mean()), *student_interval(values))
 
 
 def rows(studies: Studies) -> Iterator[dict[str, Any]]:
@@ -62,7 +62,7 @@ def rows(studies: Studies) -> Iterator[dict[str, Any]]:
     for variation, study in studies.values():
         for (rho, method), cell in study.cells.items():
             means = {field: round(float(cell.values(field).mean()), 4) for field in FIELDS}
-            low, high = (round(x, 4) for x in seed_interval(cell.values("advantage")))
+            low, high = (round(x, 4) for x in student_interval(cell.values("advantage")))
             head = {"study": variation.name, "rho": rho, "method": method, "beta": cell.beta}
             worlds = len(cell.values("advantage"))
             yield head | means | {"low": low, "high": high, "worlds": worlds}
@@ -187,7 +187,7 @@ def main(
         for (rho, method), mean in means.items()
         if method in METHODS
     }
-    figure2(out / "section6.png", points)
+    figure2(out / "section6.png", points, behind={})
     minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
     texts = {"section6.csv": table(studies), "section6.md": report(studies, minutes)}
     for name, text in texts.items():

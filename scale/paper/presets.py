@@ -1,5 +1,7 @@
 """The hyperparameters that the search selected, and section 6.1's own sizes and grids."""
 
+import csv
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,19 +10,20 @@ from scale.data.dataset import Limits
 from scale.model.config import ModelConfig
 from scale.train.loop import TrainingConfig
 
-LEARNING_RATE = 3e-3  # of a method that was not searched
+LEARNING_RATE = 1e-3  # of a method that was not searched
 
-# method -> rho -> (beta, learning rate), by `python -m benchmarks.search`
-SEARCHED: dict[str, dict[float, tuple[float, float]]] = {
-    "dpo": {0.2: (3.0, 1e-3), 0.5: (0.03, 3e-3), 0.8: (0.3, 3e-3)},
-    "ipo": {0.2: (1.0, 3e-3), 0.5: (0.03, 3e-3), 0.8: (0.1, 3e-3)},
-    "d-dpo": {0.2: (3.0, 3e-3), 0.5: (0.01, 3e-3), 0.8: (0.3, 3e-3)},
-    "p-dpo": {0.2: (0.01, 3e-3), 0.5: (0.1, 3e-3), 0.8: (0.3, 3e-3)},
-    "dp-dpo": {0.2: (3.0, 3e-3), 0.5: (0.03, 1e-2), 0.8: (0.3, 3e-3)},
-    "e-dpo": {0.2: (0.3, 3e-3), 0.5: (3.0, 3e-3), 0.8: (0.3, 3e-3)},
-    "hull": {0.2: (0.03, 1e-2), 0.5: (0.03, 1e-2), 0.8: (0.03, 1e-2)},
-    "mean": {0.2: (0.03, 3e-3), 0.5: (0.01, 3e-3), 0.8: (0.1, 3e-3)},
-}
+SEARCHED_FILE = Path(__file__).parent / "searched.csv"  # written by `python -m benchmarks.search`
+
+
+@cache
+def searched_table() -> dict[str, dict[float, tuple[float, float]]]:
+    """method -> rho -> (beta, learning rate)."""
+    table: dict[str, dict[float, tuple[float, float]]] = {}
+    with SEARCHED_FILE.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            values = float(row["beta"]), float(row["learning_rate"])
+            table.setdefault(row["method"], {})[float(row["rho"])] = values
+    return table
 
 
 def searched(method: str, rho: float) -> tuple[float, float]:
@@ -33,9 +36,10 @@ def searched(method: str, rho: float) -> tuple[float, float]:
     Returns:
         beta and the learning rate.
     """
-    if method not in SEARCHED:
+    table = searched_table()
+    if method not in table:
         return METHODS[method].beta, LEARNING_RATE
-    by_rho = SEARCHED[method]
+    by_rho = table[method]
     return by_rho[min(by_rho, key=lambda other: abs(other - rho))]
 
 

@@ -207,11 +207,13 @@ def evaluation_interval(steps: int, snapshots: int) -> int:
 
 
 def validation_metrics(model: Transformer, batch: Batch) -> dict[str, float]:
-    """Held-out log-probs of chosen and rejected, and the sampled forward KL to pi_ref (nats)."""
+    """Held-out log-probs of chosen and rejected, the sampled forward KL to pi_ref (nats), and the
+    share of pairs whose chosen response has the higher implicit reward."""
     logps = sequence_logps(model, batch.inputs)
-    kl = (batch.targets.ref_logps - logps)[:, 2]
+    ratios = logps - np.asarray(batch.targets.ref_logps)
     return {
+        "validation/rewards/accuracies": float((ratios[:, 0] > ratios[:, 1]).mean()),
         "validation/logps/chosen": float(logps[:, 0].mean()),
         "validation/logps/rejected": float(logps[:, 1].mean()),
-        "validation/kl": float(kl.mean()),
+        "validation/kl": float(-ratios[:, 2].mean()),
     }
