@@ -799,6 +799,26 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
     assert sum(execute(stage).values()) == 200
 
 
+@pytest.mark.parametrize("name", ["checkpoints/mine", "tokens/mine", "config.json"])
+def test_a_folder_that_no_stage_began_is_left_as_it_is(tmp_path, name):
+    """The user's own files, which a stage would overwrite or remove with its scratch folders."""
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(1))
+    (tmp_path / "o" / name).parent.mkdir(parents=True)
+    (tmp_path / "o" / name).write_text("mine")
+    refused(Corpus(out=tmp_path / "o", data=data), "o: is not empty, and no stage began it")
+    assert [path.read_text() for path in (tmp_path / "o").rglob("*") if path.is_file()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("mine", r"o/stage\.json: cannot be read"), ("{}", "o: holds a None stage")]
+)
+def test_a_stage_file_of_another_program_is_refused(tmp_path, text, named):
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(1))
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/stage.json").write_text(text)
+    refused(Corpus(out=tmp_path / "o", data=data), named)
+
+
 def test_too_few_rows_for_a_part_are_an_error(tmp_path):
     rows = jsonl(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
     with pytest.raises(InputError, match="1 rows are too few for a"):
