@@ -632,6 +632,23 @@ def test_pairs_stage(tmp_path):
     assert max(counts) <= 3
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"samples": None}, "row 2: field 'samples': must be a list of texts; `sample` adds it"),
+        ({"samples": "ab"}, "row 2: field 'samples'"),
+        ({"samples": []}, "row 2: field 'samples'"),
+        ({"samples": [1, 2]}, "row 2: field 'samples'"),
+        ({"complete": None}, "row 2: field 'complete': must be a list of 2 booleans; `sample`"),
+        ({"complete": [True]}, "row 2: field 'complete'"),
+        ({"complete": [1, 1]}, "row 2: field 'complete'"),
+    ],
+)
+def test_pairs_of_rows_without_their_samples_are_refused(tmp_path, change, named):
+    rows = [sampled("a", "b"), sampled("a", "b") | change]
+    refused(Pairs(out=tmp_path / "a", data=jsonl(tmp_path / "rows.jsonl", rows)), named)
+
+
 def test_corpus_stage(tmp_path):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(200)]
     data = jsonl(tmp_path / "rows.jsonl", [*rows, {"prompt": "P0 ", "completion": "again"}])
