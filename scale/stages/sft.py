@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from scale.data.dataset import Limits
+from scale.data.dataset import Dataset, Limits
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.io import model_folder
@@ -59,14 +59,20 @@ class Sft(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
+        held_out = read(self.validation, need=("prompt", "completion")) if self.validation else []
         start = self.start(rows, make_runtime(self.runtime))
         cache = self.out / TOKENS
         dataset = start.make_dataset(rows, ["completion"], self.limits, str(self.data), cache)
+        validation = (
+            start.make_dataset(held_out, ["completion"], self.limits, str(self.validation))
+            if held_out
+            else None
+        )
         batches = plan_batches(dataset, self.training, start.model)
         trained = replace(start, model=self.fit(start.model, batches))
         model_folder.save(self.out, trained.model, trained.config, trained.tokenizer)
         findings = {"rows": len(dataset), "parameters": parameter_count(trained.model)}
-        return findings | batches.findings | self.validate(trained)
+        return findings | batches.findings | validate(trained.model, validation)
 
     def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
         """The model and tokenizer to train: those of --init, or new ones."""
@@ -96,14 +102,14 @@ class Sft(Stage):
             throughput=throughput,
         )
 
-    def validate(self, trained: ModelFolder) -> dict[str, float]:
-        """The loss on --validation."""
-        if not self.validation:
-            return {}
-        rows, source = read(self.validation, need=("prompt", "completion")), str(self.validation)
-        inputs = trained.make_dataset(rows, ["completion"], self.limits, source).all.inputs
-        logp = sequence_logps(trained.model, inputs).sum()
-        return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
+
+def validate(model: Transformer, dataset: Dataset | None) -> dict[str, float]:
+    """The loss on --validation."""
+    if dataset is None:
+        return {}
+    inputs = dataset.all.inputs
+    logp = sequence_logps(model, inputs).sum()
+    return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
 
 
 def as_text(prompt: str | list[dict[str, str]]) -> str:

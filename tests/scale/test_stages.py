@@ -541,6 +541,25 @@ def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp
         execute(stage)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("no row", r"held\.jsonl:1: malformed JSON"),
+        (
+            json.dumps(made_rows(1)[0] | {"prompt": "alpha " * 60}),
+            r"held\.jsonl: all 1 rows are long",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_faulty_held_out_rows_are_refused_before_training(chain, tmp_path, name, text, named):
+    (tmp_path / "held.jsonl").write_text(text)
+    refused(
+        replace(getattr(chain, name), out=tmp_path / "a", validation=tmp_path / "held.jsonl"), named
+    )
+    assert not (tmp_path / "a").exists()
+
+
 # ---- samples and pairs
 
 
