@@ -433,6 +433,18 @@ def test_missing_fields_of_completions(tmp_path, row, field):
     assert fault(jsonl(tmp_path, row), SFT).startswith(f"rows.jsonl:1: field '{field}': missing")
 
 
+@pytest.mark.parametrize(
+    "column",
+    [{"ref_sample": "s"}, {"ref_sample_logps": -1.0}, {"ref_chosen_logps": -1.0}],
+)
+def test_columns_of_pi_ref_are_in_all_rows_or_in_none(tmp_path, column):
+    [name] = column
+    path = jsonl(tmp_path, PAIR | column, PAIR)
+    assert fault(path) == f"rows.jsonl:2: field '{name}': no value, but rows.jsonl:1 has a value"
+    path = jsonl(tmp_path, PAIR, PAIR | column)
+    assert fault(path) == f"rows.jsonl:2: field '{name}': a value, but rows.jsonl:1 has no value"
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 turns = st.lists(st.builds(dict, role=st.sampled_from(["user", "assistant"]), content=texts)).map(
