@@ -264,6 +264,6 @@ _COLUMNS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(SCORES, _score),
     **dict.fromkeys(LOGPS, _logp),
     "ref_sample": _text,
-    "ref_sample_complete": _flag,
+    **dict.fromkeys((f"{name}_complete" for name in (*RESPONSES, "ref_sample")), _flag),
 }
 """How the columns that the stages add are checked; all others go through `_extra`."""

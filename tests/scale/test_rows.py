@@ -311,6 +311,10 @@ ROW_FAULTS = {
         PAIR | {"ref_sample_complete": 1},
         "field 'ref_sample_complete': must be true or false, not a number",
     ),
+    "end of a response": (
+        PAIR | {"chosen_complete": "yes"},
+        "field 'chosen_complete': must be true or false, not text",
+    ),
     "no post": ({"info": {}, "summaries": [], "choice": 0}, "field 'info.post': missing"),
     "blank post": (
         {"info": {"post": " "}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
