@@ -270,6 +270,10 @@ ROW_FAULTS = {
         PAIR | {"score_chosen": 10**400, "score_rejected": 1},
         "field 'score_chosen': must be fin",
     ),
+    "infinite in float32": (
+        PAIR | {"ref_chosen_logps": -3.5e38},
+        "field 'ref_chosen_logps': too large for float32: -3.5e+38",
+    ),
     "NaN of several": (
         PAIR | {"score_chosen": [0, 1, math.nan], "score_rejected": [1, 2, 3]},
         "field 'score_chosen[2]': must be finite, not nan",
@@ -450,7 +454,7 @@ def test_columns_of_pi_ref_are_in_all_rows_or_in_none(tmp_path, column):
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 turns = st.lists(st.builds(dict, role=st.sampled_from(["user", "assistant"]), content=texts)).map(
     lambda before: [*before, user("last")]
 )
