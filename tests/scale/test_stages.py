@@ -803,7 +803,14 @@ def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
             {"training": replace(FEW, learning_rate=float("nan"))},
             "--training.learning-rate: must be above 0, not nan",
         ),
-        ({"training": replace(FEW, seed=-1)}, "--training.seed: must be at least 0, not -1"),
+        (
+            {"training": replace(FEW, seed=-1)},
+            "--training.seed: must be within 0 and 4294967295, not -1",
+        ),
+        (
+            {"training": replace(FEW, seed=2**32)},
+            "--training.seed: must be within 0 and 4294967295, not 4294967296",
+        ),
         (
             {"training": replace(FEW, batch_size=0)},
             "--training.batch-size: must be at least 1, not 0",
@@ -818,6 +825,20 @@ def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, messag
     with pytest.raises(InputError, match=message):
         execute(stage)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"rope_base": 0.0}, "--model.rope-base: must be above 0, not 0"),
+        ({"norm_eps": -1.0}, "--model.norm-eps: must be at least 0, not -1"),
+    ],
+)
+def test_bounds_of_a_shape(tmp_path, shape, message):
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(4))
+    stage = Sft(out=tmp_path / "o", data=data, model=replace(MODEL, **shape), limits=LIMITS)
+    refused(stage, message)
+    assert not (tmp_path / "o").exists()
 
 
 def test_bounds_of_shares():
