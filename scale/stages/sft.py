@@ -10,6 +10,7 @@ import jax
 from scale.data.dataset import Dataset, Limits
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
+from scale.errors import InputError
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.config import ModelConfig
@@ -79,6 +80,7 @@ class Sft(Stage):
         if self.init:
             return model_folder.load_policy(self.init, runtime)
         shape = published(self.shape, "--shape") if self.shape else self.model
+        require_divisible(shape)
         longest = max(shape.max_seq_len, self.limits.prompt + self.limits.response)
         config = replace(shape, max_seq_len=longest)
         texts = (as_text(row[name]) for row in rows for name in ("prompt", "completion"))
@@ -100,6 +102,16 @@ class Sft(Stage):
             record=self.record,
             loggers=self.log,
             throughput=throughput,
+        )
+
+
+def require_divisible(shape: ModelConfig) -> None:
+    """Refuse heads that RoPE cannot turn, or that the key/value heads do not divide."""
+    if shape.head_dim % 2:
+        raise InputError(f"--model.head-dim {shape.head_dim}: must be even")
+    if shape.num_heads % shape.num_kv_heads:
+        raise InputError(
+            f"--model.num-kv-heads {shape.num_kv_heads}: does not divide {shape.num_heads} heads"
         )
 
 

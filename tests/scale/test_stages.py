@@ -832,6 +832,8 @@ def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, messag
     [
         ({"rope_base": 0.0}, "--model.rope-base: must be above 0, not 0"),
         ({"norm_eps": -1.0}, "--model.norm-eps: must be at least 0, not -1"),
+        ({"head_dim": 7}, "--model.head-dim 7: must be even"),
+        ({"num_heads": 3, "num_kv_heads": 2}, "--model.num-kv-heads 2: does not divide 3 heads"),
     ],
 )
 def test_bounds_of_a_shape(tmp_path, shape, message):
