@@ -11,13 +11,14 @@ from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import Limits
 from scale.data.rows import read
+from scale.errors import InputError
 from scale.files import write_json
 from scale.model.config import ModelConfig
 from scale.paper.presets import GRID, GRIDS, OPTIONS, searched
 from scale.paper.report import prompt_text, terminal_table, write_report
 from scale.paper.results import Outcome, Policy, write_results
 from scale.parallel.workers import execute_all, workers
-from scale.stages.align import Align, MethodName, snapshot_steps
+from scale.stages.align import Align, MethodName, require_steps, snapshot_steps
 from scale.stages.bias import Bias
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
@@ -27,6 +28,7 @@ from scale.stages.sample import Sample
 from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.stages.stage import Stage, describe, execute
+from scale.stages.sweep import require_distinct
 from scale.train.loop import TrainingConfig
 
 ALL_METHODS: tuple[MethodName, ...] = tuple(METHODS)
@@ -85,6 +87,7 @@ class Paper(Stage):
     """Training of each policy; the seed is the repetition's, the learning rate a candidate."""
 
     def run(self) -> dict[str, Any]:
+        self.check()
         findings = {name: execute(stage) for name, stage in self.shared_stages().items()}
         trained, outcomes = [], []
         with workers(max(len(self.methods), len(REWARD_MODELS) * len(self.rhos))) as pool:
@@ -101,6 +104,14 @@ class Paper(Stage):
         console.print(terminal_table(outcomes))
         console.print(f"{self.seeds} seed{'s' * (self.seeds > 1)}; {self.out / 'report.md'}")
         return {"policies": len(trained)}
+
+    def check(self) -> None:
+        """Refuse what would fail in a later stage, or let two runs write one folder."""
+        for name in ("rhos", "methods", "length_biases"):
+            if not getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')}: none")
+        require_distinct(self, ("rhos", "methods", "betas", "learning_rates"))
+        require_steps(self.snapshots, self.align.steps)
 
     def shared_stages(self) -> dict[str, Stage]:
         """Stages 1 to 3, which do not depend on rho, method or seed, in order."""
