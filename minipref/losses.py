@@ -114,8 +114,17 @@ def reward_loss(rewards: Float[Array, "B n"]) -> tuple[Loss, Metrics]:
     Returns:
         The loss in nats, with `rewards/accuracies` and `rewards/margins`. A tie is not accurate.
 
+    Raises:
+        ValueError: There is no pair, or no second response.
+
     Source: Eq. 2.
     """
+    (rewards,) = promote(rewards)
+    if rewards.ndim != 2 or rewards.shape[1] < 2 or not len(rewards):
+        raise ValueError(
+            f"rewards has shape {rewards.shape}: pass [B, n], the rewards of chosen, rejected and "
+            "any other responses, for B >= 1 pairs"
+        )
     margins = rewards[:, 0] - rewards[:, 1]
     metrics = {"rewards/accuracies": (margins > 0).mean(), "rewards/margins": margins.mean()}
     return jax.vmap(bradley_terry)(margins).mean(), metrics
@@ -131,6 +140,7 @@ def sft_loss(logps: Float[Array, "..."], num_tokens: ArrayLike) -> tuple[Loss, M
     Returns:
         The loss, without metrics.
     """
+    (logps,) = promote(logps)
     return -jnp.sum(logps) / num_tokens, {}
 
 

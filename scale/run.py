@@ -85,7 +85,7 @@ def main() -> None:
     command = parse(sys.argv[1:])
     try:
         start(command)
-    except (InputError, FloatingPointError, BrokenProcessPool, OSError) as error:
+    except (InputError, FloatingPointError, MemoryError, BrokenProcessPool, OSError) as error:
         console.quiet = False  # also in a process that does not print otherwise
         console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(2)

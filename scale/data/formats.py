@@ -28,6 +28,7 @@ RESPONSES = (*SIDES, "completion")
 SCORES = ("score_chosen", "score_rejected")
 LOGPS = ("ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps")
 COMPARISON = ("info", "summaries", "choice")
+LARGEST = 2.0**128 - 2.0**104  # of float32
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -229,6 +230,8 @@ def _number(name: str, value: Any) -> float:
         raise FieldError(name, f"must be a number, not {type_name(value)}")
     if not abs(value) <= sys.float_info.max:
         raise FieldError(name, f"must be finite, not {value}")
+    if abs(value) > LARGEST:
+        raise FieldError(name, f"too large for float32: {value}")
     return float(value)
 
 
@@ -264,6 +267,6 @@ _COLUMNS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(SCORES, _score),
     **dict.fromkeys(LOGPS, _logp),
     "ref_sample": _text,
-    "ref_sample_complete": _flag,
+    **dict.fromkeys((f"{name}_complete" for name in (*RESPONSES, "ref_sample")), _flag),
 }
 """How the columns that the stages add are checked; all others go through `_extra`."""

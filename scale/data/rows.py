@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale.data.formats import (
+    LOGPS,
     SCORES,
     FieldError,
     Prompt,
@@ -40,7 +41,8 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
 
     Raises:
         InputError: A row is malformed, lacks a field, has a blank prompt, `chosen` or `completion`,
-            or differs from the first row in its format or in its number of scores.
+            or differs from the first row in its format, in its number of scores or in which columns
+            of pi_ref it has.
     """
     records = list(_records(path))
     if not records:
@@ -49,6 +51,9 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
     rows = [_parsed(place, record, need) for place, record in records]
     _check_alike(places, "mixed formats", [format_name(record) for _, record in records])
     _check_alike(places, f"field {SCORES[0]!r}", [score_width(row.get(SCORES[0])) for row in rows])
+    for name in ("ref_sample", *LOGPS):
+        held = ["a value" if name in row else "no value" for row in rows]
+        _check_alike(places, f"field {name!r}", held)
     return rows
 
 

@@ -79,6 +79,8 @@ def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         InputError: No Llama architecture can hold the model, or `path` has files already.
     """
     settings = settings_for(model.config, tokenizer)
+    if not path.name:
+        raise InputError(f"{path}: is the current folder; name a new one")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not an empty folder")
     sync_global_devices("export begins")

@@ -12,6 +12,7 @@ import jax
 
 from scale.console import console
 from scale.data.rows import read
+from scale.errors import InputError
 from scale.files import read_json, write_csv, write_json
 from scale.paper.options import Options
 from scale.paper.presets import OPTIONS
@@ -19,7 +20,9 @@ from scale.paper.repetition import REWARD_MODELS, Repetition
 from scale.paper.report import prompt_text, terminal_table, write_report
 from scale.paper.results import SUMMARY, Outcome, Policy, summaries, write_results
 from scale.parallel.workers import execute_all, usable_cores, workers
+from scale.stages.align import require_steps
 from scale.stages.stage import Stage, describe, execute, needs
+from scale.stages.sweep import require_distinct
 
 Evaluation = tuple[dict[str, float], list[dict[str, Any]]]  # means over prompts; a row for each
 
@@ -32,6 +35,7 @@ class Paper(Options):
     """
 
     def run(self) -> dict[str, Any]:
+        self.check()
         repetitions = [Repetition(self, seed) for seed in range(self.seed, self.seed + self.seeds)]
         policies = [
             policy
@@ -48,6 +52,14 @@ class Paper(Options):
             outcomes = self.test(pool, selected)
         self.report(repetitions, policies, outcomes)
         return {"policies": len(policies)}
+
+    def check(self) -> None:
+        """Refuse what would fail in a later stage, or let two runs write one folder."""
+        for name in ("rhos", "methods", "length_biases"):
+            if not getattr(self, name):
+                raise InputError(f"--{name.replace('_', '-')}: none")
+        require_distinct(self, ("rhos", "methods", "betas", "learning_rates"))
+        require_steps(self.snapshots, self.align.steps)
 
     def train(
         self,

@@ -113,7 +113,8 @@ def make_runtime(config: RuntimeConfig, devices: Sequence[Any] | None = None) ->
         The runtime that a model carries.
 
     Raises:
-        InputError: The devices do not form the mesh, or a plan or several processes leave some out.
+        InputError: The devices do not form the mesh or cannot run the attention, or a plan or
+            several processes leave some out.
     """
     available = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(available))
@@ -123,7 +124,10 @@ def make_runtime(config: RuntimeConfig, devices: Sequence[Any] | None = None) ->
             f"mesh {shape}: {size} devices; a plan and several processes must use all {total}"
         )
     kind = config.attention
-    attention = default_attention(available[0].platform) if kind == "auto" else kind
+    platform = available[0].platform
+    attention = default_attention(platform) if kind == "auto" else kind
+    if attention == "splash" and platform != "tpu":
+        raise InputError(f"--runtime.attention splash: runs on TPUs, not on {platform}")
     mesh = make_mesh(shape, available[:size]) if devices or size > 1 else None
     return Runtime(mesh, attention, config.remat, config.dtype)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from minipref.batch import Batch, Inputs, Targets
 from minipref.methods import METHODS
 from minipref.training import Hyperparameters, TrainState
-from scale.data.layout import Layout
+from scale.data.layout import LANES, Layout
 from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
@@ -61,7 +61,12 @@ def row_layout(config: StepConfig) -> Layout:
 
     Returns:
         The layout; responses have a multiple of 8 positions.
+
+    Raises:
+        InputError: The positions do not fill the lanes, so that the step has more than --tokens.
     """
+    if config.tokens % LANES:
+        raise InputError(f"--tokens {config.tokens}: must be a multiple of {LANES}")
     n = 2 if METHODS[config.method].gamma is None else 3
     response = config.tokens // 2 // n // 8 * 8
     return Layout(config.tokens - n * response, response, n)

@@ -96,9 +96,7 @@ class Align(Alignment):
         return self.gamma or self.row.gamma or (0.0, 0.0)
 
     def run(self) -> dict[str, Any]:
-        if (self.snapshots + 1) ** 2 > self.training.steps:
-            steps = self.training.steps
-            raise InputError(f"--snapshots {self.snapshots}: too many for a run of {steps} steps")
+        require_steps(self.snapshots, self.training.steps)
         policy, dataset, validation = self.load()
         batches = plan_batches(dataset, self.training, policy.model, self.shape_seeds)
         throughput = batches.throughput(policy.model)
@@ -193,6 +191,12 @@ def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence
             raise InputError(
                 f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it"
             )
+
+
+def require_steps(snapshots: int, steps: int) -> None:
+    """Refuse more snapshots than a run has steps for."""
+    if (snapshots + 1) ** 2 > steps:
+        raise InputError(f"--snapshots {snapshots}: too many for a run of {steps} steps")
 
 
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:

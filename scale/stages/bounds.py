@@ -16,10 +16,9 @@ AT_LEAST_ONE = """
     mesh batch
 """
 AT_LEAST_ZERO = """
-    seed shape_seeds warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process
-    workers
+    warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process workers norm_eps
 """
-ABOVE_ZERO = "learning_rate learning_rates beta betas"
+ABOVE_ZERO = "learning_rate learning_rates beta betas rope_base"
 WITHIN_ZERO_AND_ONE = "end_lr_ratio rho rhos length_biases validation test"
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -27,6 +26,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(AT_LEAST_ZERO.split(), (0.0, LARGEST)),
     **dict.fromkeys(ABOVE_ZERO.split(), (SMALLEST, LARGEST)),
     **dict.fromkeys(WITHIN_ZERO_AND_ONE.split(), (0.0, 1.0)),
+    **dict.fromkeys(("seed", "shape_seeds"), (0.0, 2.0**32 - 1)),  # JAX drops further bits
 }
 """Bounds by option name; options not listed may be any finite number."""
 
@@ -50,7 +50,7 @@ def out_of_bounds(options: Any, prefix: str = "--") -> Iterator[str]:
         low, high = BOUNDS.get(field.name, (-LARGEST, LARGEST))
         for number in flatten(value):
             if isinstance(number, int | float) and not low <= number <= high:
-                yield f"{name}: must be {bounds_text(low, high)}, not {number:g}"
+                yield f"{name}: must be {bounds_text(low, high)}, not {number:.10g}"
 
 
 def flatten(value: Any) -> list[Any]:
@@ -62,4 +62,4 @@ def flatten(value: Any) -> list[Any]:
 def bounds_text(low: float, high: float) -> str:
     if low in (SMALLEST, -LARGEST):
         return "above 0" if low == SMALLEST else "finite"
-    return f"at least {low:g}" if high == LARGEST else f"within {low:g} and {high:g}"
+    return f"at least {low:g}" if high == LARGEST else f"within {low:g} and {high:.10g}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scale.data.rows import read, write
+from scale.errors import InputError
 from scale.stages.stage import Stage
 
 
@@ -28,6 +29,7 @@ class Pairs(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
+        require_samples(self.data, rows)
         rng = np.random.default_rng(self.seed)
         orders = [rng.permutation(len(rows)) for _ in rows[0]["samples"]]
         unlabelled = [pair for row in rows for pair in to_label(row)]
@@ -39,6 +41,23 @@ class Pairs(Stage):
         write(self.out / "rows.parquet", unlabelled, {})
         write(self.out / "human.parquet", human, {})
         return {"pairs to label": len(unlabelled), "human preferences": len(human)}
+
+
+def require_samples(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Refuse rows without samples, or without a flag for each of them."""
+    for i, row in enumerate(rows, 1):
+        place, samples, complete = f"{path}: row {i}", row.get("samples"), row.get("complete", [])
+        if not samples or not is_list_of(str, samples):
+            raise InputError(f"{place}: field 'samples': must be a list of texts; `sample` adds it")
+        if not is_list_of(bool, complete) or len(complete) != len(samples):
+            raise InputError(
+                f"{place}: field 'complete': must be a list of {len(samples)} booleans; `sample` "
+                "adds it"
+            )
+
+
+def is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def make_pairs(row: dict[str, Any], chosen: str, rejected: str) -> list[dict[str, Any]]:

@@ -63,10 +63,12 @@ class Reward(Stage):
         policy = model_folder.load_policy(self.init, make_runtime(self.runtime))
         dataset = policy.make_dataset(rows, SIDES, self.limits, str(self.data), self.out / TOKENS)
         subsets = self.subsets(policy, dataset.select(rows))
+        source = str(self.validation or f"{self.data}, held out")
+        validation = policy.make_dataset(held_out, SIDES, self.limits, source)
         models = self.fit(self.start(policy, len(subsets)), dataset, subsets)
         model_folder.save(self.out, models, policy.config, policy.tokenizer, len(subsets))
         findings = {"pairs of each reward model": len(subsets[0])}
-        return findings | accuracy(models, policy, held_out, self.limits)
+        return findings | accuracy(models, policy, validation, held_out)
 
     def parts(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows to train on, and the rows to measure the accuracy on."""
@@ -129,10 +131,9 @@ class Reward(Stage):
 
 
 def accuracy(
-    models: RewardModel, policy: ModelFolder, rows: list[dict[str, Any]], limits: Limits
+    models: RewardModel, policy: ModelFolder, dataset: Dataset, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Held-out accuracy of each reward model, and of picking the longer response."""
-    dataset = policy.make_dataset(rows, SIDES, limits)
+    """Accuracy of each reward model on held-out rows, and that of picking the longer response."""
     values = rewards(models, dataset.all.inputs)
     margins = values[:, 0] - values[:, 1]
     return {

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from scale.data.dataset import Limits
+from scale.data.dataset import Dataset, Limits
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
+from scale.errors import InputError
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.config import ModelConfig
@@ -59,20 +60,27 @@ class Sft(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data, need=("prompt", "completion"))
+        held_out = read(self.validation, need=("prompt", "completion")) if self.validation else []
         start = self.start(rows, make_runtime(self.runtime))
         cache = self.out / TOKENS
         dataset = start.make_dataset(rows, ["completion"], self.limits, str(self.data), cache)
+        validation = (
+            start.make_dataset(held_out, ["completion"], self.limits, str(self.validation))
+            if held_out
+            else None
+        )
         batches = plan_batches(dataset, self.training, start.model)
         trained = replace(start, model=self.fit(start.model, batches))
         model_folder.save(self.out, trained.model, trained.config, trained.tokenizer)
         findings = {"rows": len(dataset), "parameters": parameter_count(trained.model)}
-        return findings | batches.findings | self.validate(trained)
+        return findings | batches.findings | validate(trained.model, validation)
 
     def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
         """The model and tokenizer to train: those of --init, or new ones."""
         if self.init:
             return model_folder.load_policy(self.init, runtime)
         shape = published(self.shape, "--shape") if self.shape else self.model
+        require_divisible(shape)
         longest = max(shape.max_seq_len, self.limits.prompt + self.limits.response)
         config = replace(shape, max_seq_len=longest)
         texts = (as_text(row[name]) for row in rows for name in ("prompt", "completion"))
@@ -96,14 +104,24 @@ class Sft(Stage):
             throughput=throughput,
         )
 
-    def validate(self, trained: ModelFolder) -> dict[str, float]:
-        """The loss on --validation."""
-        if not self.validation:
-            return {}
-        rows, source = read(self.validation, need=("prompt", "completion")), str(self.validation)
-        inputs = trained.make_dataset(rows, ["completion"], self.limits, source).all.inputs
-        logp = sequence_logps(trained.model, inputs).sum()
-        return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
+
+def require_divisible(shape: ModelConfig) -> None:
+    """Refuse heads that RoPE cannot turn, or that the key/value heads do not divide."""
+    if shape.head_dim % 2:
+        raise InputError(f"--model.head-dim {shape.head_dim}: must be even")
+    if shape.num_heads % shape.num_kv_heads:
+        raise InputError(
+            f"--model.num-kv-heads {shape.num_kv_heads}: does not divide {shape.num_heads} heads"
+        )
+
+
+def validate(model: Transformer, dataset: Dataset | None) -> dict[str, float]:
+    """The loss on --validation."""
+    if dataset is None:
+        return {}
+    inputs = dataset.all.inputs
+    logp = sequence_logps(model, inputs).sum()
+    return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
 
 
 def as_text(prompt: str | list[dict[str, str]]) -> str:

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from scale.console import console
 from scale.errors import InputError
-from scale.files import fingerprint, read_json, write_json
+from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.model_folder import located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
@@ -56,10 +56,9 @@ def execute(stage: Stage) -> dict[str, Any]:
         InputError: An option or an input cannot be used, or the folder is another run's.
     """
     require_bounds(stage)
-    if stage.out.is_file():
-        raise InputError(f"--out {stage.out}: is a file")
+    refuse_foreign(stage.out)
     path, record = stage.out / "stage.json", describe(stage)
-    old = read_json(path) if path.exists() else record
+    old = read_json_object(path) if path.exists() else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)
@@ -81,6 +80,18 @@ def execute(stage: Stage) -> dict[str, Any]:
         text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
         console.print(f"  {name}: {text}")
     return findings
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a file, and a folder that no stage began: its files might be overwritten or removed.
+
+    A process of the same run may be about to write `stage.json` under a hidden name.
+    """
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file")
+    names = [path.name for path in out.iterdir()] if out.exists() else []
+    if "stage.json" not in names and not all(name.startswith(".") for name in names):
+        raise InputError(f"--out {out}: is not empty, and no stage began it; name another --out")
 
 
 def discard_unstarted(out: Path) -> None:
@@ -150,9 +161,9 @@ def as_json(value: Any) -> Any:
 
 def refuse_other(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Refuse a folder that another stage, other options or other inputs began."""
-    if old["stage"] != new["stage"]:
+    if old.get("stage") != new["stage"]:
         raise InputError(
-            f"--out {stage.out}: holds a {old['stage']} stage, not {new['stage']}; "
+            f"--out {stage.out}: holds a {old.get('stage')} stage, not {new['stage']}; "
             "name another --out"
         )
     before, after = flat(old["options"]), flat(new["options"])

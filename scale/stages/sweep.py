@@ -19,7 +19,7 @@ from scale.errors import InputError
 from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
-from scale.stages.stage import execute
+from scale.stages.stage import Stage, execute
 from scale.train.metrics import LoggerName
 
 RESULTS = {
@@ -101,11 +101,7 @@ class Sweep(Alignment):
             raise InputError("--methods: none")
         if self.gammas and all(METHODS[name].gamma is None for name in self.methods):
             raise InputError(f"--gammas: none of {', '.join(self.methods)} has a KL term")
-        for name in ("methods", "betas", "gammas", "learning_rates"):
-            values = [text(value) for value in getattr(self, name)]
-            if len(set(values)) < len(values):
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} {' '.join(values)}: the same twice, to six digits")
+        require_distinct(self, ("methods", "betas", "gammas", "learning_rates"))
 
     def grid(self, method: MethodName) -> product:
         """Betas x KL weights x learning rates x seeds of one method; None is the method's own."""
@@ -141,6 +137,15 @@ class Sweep(Alignment):
             )
         most = 1 if alone else len(usable_cores())
         return min(self.workers or most, most)
+
+
+def require_distinct(stage: Stage, names: Sequence[str]) -> None:
+    """Refuse an option that names a value twice: two runs would write one folder."""
+    for name in names:
+        values = [text(value) for value in getattr(stage, name)]
+        if len(set(values)) < len(values):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {' '.join(values)}: the same twice, to six digits")
 
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:

@@ -89,7 +89,7 @@ def train(
         The trained model.
 
     Raises:
-        KeyboardInterrupt: On SIGTERM, after the current step and a checkpoint of it.
+        KeyboardInterrupt: On SIGTERM or Ctrl-C, after the current step and a checkpoint of it.
         FloatingPointError: The loss or a weight is not finite; nothing of it is saved.
         InputError: The checkpoint is another run's.
     """
@@ -117,7 +117,7 @@ def train(
             if stop or (due and step < num_steps):
                 checkpoints.save(step, state)
             if stop:
-                raise KeyboardInterrupt("SIGTERM")
+                raise KeyboardInterrupt
             if due:
                 monitor.throughput.begin(step)
     timing.finish(num_steps - start, folder)
@@ -175,20 +175,31 @@ def prefetch(pool: Executor, batch_fn: Callable[[int], Any], steps: Iterable[int
 
 @contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Whether to stop after a step, the same for all processes: a SIGTERM came.
+    """Whether to stop after a step, the same for all processes: a SIGTERM or Ctrl-C came.
 
-    Meanwhile SIGTERM does not end the process. With several processes, the handler is that of
+    Meanwhile neither ends the process, but a second Ctrl-C does: JAX's own callbacks would swallow
+    a KeyboardInterrupt in the middle of a step. With several processes, the handler is that of
     `jax.distributed`, and all processes stop at the first step that none of them had started.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point
         return
     notice = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: notice.set())
+
+    def stop(number: Any, _: Any) -> None:
+        notice.set()
+        if number == signal.SIGINT:
+            signal.signal(number, previous[number])
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    for number in previous:
+        signal.signal(number, stop)
     try:
         yield lambda _: notice.is_set()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> None:

@@ -37,6 +37,20 @@ def test_a_reward_loss_reads_the_first_two_responses_alone():
     assert slope[0, 2] == 0 and slope[0, 0] == -slope[0, 1] != 0
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (0, 2)])
+def test_a_reward_loss_of_no_pair_is_refused(shape):
+    """An index beyond a JAX array is the last one's: the margin of one response would be 0."""
+    with pytest.raises(ValueError, match=r"rewards has shape .*: pass \[B, n\]"):
+        mp.reward_loss(jnp.zeros(shape))
+
+
+def test_half_precision_is_summed_in_float32():
+    loss, _ = mp.sft_loss(jnp.full(50_000, -2, jnp.float16), 50_000)
+    assert loss == 2 and loss.dtype == jnp.float32
+    loss, _ = mp.reward_loss(jnp.asarray([[-6e4, 6e4]], jnp.float16))
+    assert loss == pytest.approx(1.2e5, rel=1e-3)
+
+
 def test_z_loss_by_hand():
     """log Z of 3 and -1 count, 100 is masked: (9 + 1) / 2."""
     mask = jnp.asarray([[True, True, False]])

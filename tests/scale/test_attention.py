@@ -22,7 +22,7 @@ from scale.model.config import ModelConfig
 from scale.model.response_logps import response_logps
 from scale.model.splash import SharedPrefixMask, block_sizes, splash
 from scale.model.transformer import Transformer, saves_products
-from scale.parallel.mesh import Runtime, default_attention
+from scale.parallel.mesh import Runtime, RuntimeConfig, default_attention, make_runtime
 
 ROOT = Path(__file__).parents[2]
 # Regions of 136, 60 and 60 positions in blocks of 128: none ends where a block does.
@@ -238,6 +238,11 @@ def test_where_cudnn_fits(monkeypatch, kind, capability, dtype, size, length, fi
     monkeypatch.setattr(jax, "devices", lambda: [device])
     q, k = jnp.zeros((1, length, 2, size), dtype), jnp.zeros((1, length, 1, size), dtype)
     assert cudnn_fits(q, k) is fits
+
+
+def test_splash_is_refused_where_there_is_no_tpu():
+    with pytest.raises(InputError, match=r"--runtime.attention splash: runs on TPUs, not on cpu"):
+        make_runtime(RuntimeConfig(attention="splash"))
 
 
 def test_splash_needs_a_layout():

@@ -238,6 +238,12 @@ def test_a_palm_shaped_model_cannot_be_exported(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_current_folder_cannot_be_replaced_by_an_export(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="is the current folder; name a new one"):
+        export(Path(), random_model(LLAMA), OURS)
+
+
 def test_an_export_overwrites_nothing_and_leaves_nothing_half_written(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")

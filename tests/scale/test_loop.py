@@ -119,13 +119,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tmp_path, num_reward_
 
 
 @pytest.mark.parametrize("last", [1, 2, 5, 6])
-def test_sigterm_saves_the_step_under_way(tmp_path, last):
-    """A preemption notice during a step, on a checkpoint's step or between, or at the last: nothing
-    is lost."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_step_under_way(tmp_path, last, number):
+    """A preemption notice or Ctrl-C during a step, on a checkpoint's step or between, or at the
+    last: nothing is lost."""
 
     def noticed_step(state, batch):
         if state.step == last:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return one_step(state, batch)
 
     whole = run(tmp_path / "whole", eval_fn=eval_fn)
@@ -133,6 +134,7 @@ def test_sigterm_saves_the_step_under_way(tmp_path, last):
         run(tmp_path / "cut", step_fn=noticed_step, eval_fn=eval_fn)
     assert [record["step"] for record in records(tmp_path / "cut")][-1] == last + 1
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
     drawn = []
     resumed = run(tmp_path / "cut", noting(drawn), eval_fn=eval_fn)
     assert drawn == list(range(last + 1, STEPS))

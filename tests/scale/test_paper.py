@@ -19,12 +19,13 @@ import pytest
 
 from minipref.methods import METHODS
 from scale.data.dataset import Limits
+from scale.errors import InputError
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.paper.pipeline import PRESETS, Paper, best, by_cell, by_method
 from scale.paper.presets import LEARNING_RATE, SEARCHED, searched
 from scale.paper.results import COLUMNS, Outcome, Policy, write_results
-from scale.stages.stage import input_paths
+from scale.stages.stage import execute, input_paths
 from scale.train.loop import TrainingConfig
 
 OPTIONS = shlex.split("""
@@ -151,6 +152,24 @@ def test_stages_read_what_earlier_stages_wrote() -> None:
     assert paper.alignment(policy).data == Path(
         "runs/paper/seed-0/rho-0.5/ensemble/scored/rows.parquet"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rhos": ()}, "--rhos: none"),
+        ({"length_biases": ()}, "--length-biases: none"),
+        ({"rhos": (0.5, 0.5)}, "--rhos 0.5 0.5: the same twice, to six digits"),
+        ({"methods": ("dpo", "dpo")}, "--methods dpo dpo: the same twice"),
+        ({"snapshots": 11}, "--snapshots 11: too many for a run of 120 steps"),
+    ],
+)
+def test_bad_options_are_named_before_the_first_stage(
+    tmp_path: Path, options: dict, named: str
+) -> None:
+    with pytest.raises(InputError, match=named):
+        execute(replace(Paper(), out=tmp_path / "o", **options))
+    assert not (tmp_path / "o").exists()
 
 
 def test_cells_keep_their_candidates_together() -> None:

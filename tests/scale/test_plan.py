@@ -70,6 +70,12 @@ def test_half_of_a_row_is_its_responses(method, layout):
     assert row == Layout(*layout) and row.length == 2048
 
 
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_a_row_that_would_be_compiled_longer_is_refused(tokens):
+    with pytest.raises(InputError, match=f"--tokens {tokens}: must be a multiple of 128"):
+        row_layout(Plan(tokens=tokens))
+
+
 def test_blocks_that_the_mask_skips_are_not_counted():
     """Blocks of 512 x 512: the prompt's first row has 1, its second 2, a response's row 3."""
     assert visited_pairs(Layout(1024, 512, 2)) == (1 + 2 + 3 + 3) * 512**2

@@ -270,6 +270,10 @@ ROW_FAULTS = {
         PAIR | {"score_chosen": 10**400, "score_rejected": 1},
         "field 'score_chosen': must be fin",
     ),
+    "infinite in float32": (
+        PAIR | {"ref_chosen_logps": -3.5e38},
+        "field 'ref_chosen_logps': too large for float32: -3.5e+38",
+    ),
     "NaN of several": (
         PAIR | {"score_chosen": [0, 1, math.nan], "score_rejected": [1, 2, 3]},
         "field 'score_chosen[2]': must be finite, not nan",
@@ -310,6 +314,10 @@ ROW_FAULTS = {
     "sample's end": (
         PAIR | {"ref_sample_complete": 1},
         "field 'ref_sample_complete': must be true or false, not a number",
+    ),
+    "end of a response": (
+        PAIR | {"chosen_complete": "yes"},
+        "field 'chosen_complete': must be true or false, not text",
     ),
     "no post": ({"info": {}, "summaries": [], "choice": 0}, "field 'info.post': missing"),
     "blank post": (
@@ -433,8 +441,20 @@ def test_missing_fields_of_completions(tmp_path, row, field):
     assert fault(jsonl(tmp_path, row), SFT).startswith(f"rows.jsonl:1: field '{field}': missing")
 
 
+@pytest.mark.parametrize(
+    "column",
+    [{"ref_sample": "s"}, {"ref_sample_logps": -1.0}, {"ref_chosen_logps": -1.0}],
+)
+def test_columns_of_pi_ref_are_in_all_rows_or_in_none(tmp_path, column):
+    [name] = column
+    path = jsonl(tmp_path, PAIR | column, PAIR)
+    assert fault(path) == f"rows.jsonl:2: field '{name}': no value, but rows.jsonl:1 has a value"
+    path = jsonl(tmp_path, PAIR, PAIR | column)
+    assert fault(path) == f"rows.jsonl:2: field '{name}': a value, but rows.jsonl:1 has no value"
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-finite = st.floats(allow_nan=False, allow_infinity=False)
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 turns = st.lists(st.builds(dict, role=st.sampled_from(["user", "assistant"]), content=texts)).map(
     lambda before: [*before, user("last")]
 )

@@ -184,10 +184,13 @@ def test_a_damaged_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
     assert failing(argv, monkeypatch, capsys).startswith(f"error: {model}")
 
 
-def test_a_loss_that_is_not_finite_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error", [FloatingPointError("o: loss is nan at step 3"), MemoryError("Unable to allocate")]
+)
+def test_a_run_that_cannot_go_on_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, error):
     def explode(stage):
-        raise FloatingPointError("o: loss is nan at step 3")
+        raise error
 
     monkeypatch.setattr(run, "execute", explode)
     argv = ["corpus", "--out", tmp_path]
-    assert failing(argv, monkeypatch, capsys) == "error: o: loss is nan at step 3"
+    assert failing(argv, monkeypatch, capsys) == f"error: {error}"

@@ -541,6 +541,25 @@ def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp
         execute(stage)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("no row", r"held\.jsonl:1: malformed JSON"),
+        (
+            json.dumps(made_rows(1)[0] | {"prompt": "alpha " * 60}),
+            r"held\.jsonl: all 1 rows are long",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["sft", "reward"])
+def test_faulty_held_out_rows_are_refused_before_training(chain, tmp_path, name, text, named):
+    (tmp_path / "held.jsonl").write_text(text)
+    refused(
+        replace(getattr(chain, name), out=tmp_path / "a", validation=tmp_path / "held.jsonl"), named
+    )
+    assert not (tmp_path / "a").exists()
+
+
 # ---- samples and pairs
 
 
@@ -630,6 +649,23 @@ def test_pairs_stage(tmp_path):
     assert 5 <= len(elsewhere) <= 15
     counts = [sum(r["rejected"] == f"human {i}" for r in elsewhere) for i in range(5)]
     assert max(counts) <= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"samples": None}, "row 2: field 'samples': must be a list of texts; `sample` adds it"),
+        ({"samples": "ab"}, "row 2: field 'samples'"),
+        ({"samples": []}, "row 2: field 'samples'"),
+        ({"samples": [1, 2]}, "row 2: field 'samples'"),
+        ({"complete": None}, "row 2: field 'complete': must be a list of 2 booleans; `sample`"),
+        ({"complete": [True]}, "row 2: field 'complete'"),
+        ({"complete": [1, 1]}, "row 2: field 'complete'"),
+    ],
+)
+def test_pairs_of_rows_without_their_samples_are_refused(tmp_path, change, named):
+    rows = [sampled("a", "b"), sampled("a", "b") | change]
+    refused(Pairs(out=tmp_path / "a", data=jsonl(tmp_path / "rows.jsonl", rows)), named)
 
 
 def test_corpus_stage(tmp_path):
@@ -767,7 +803,14 @@ def test_limits_are_kept_whether_or_not_a_method_has_a_kl(chain, tmp_path):
             {"training": replace(FEW, learning_rate=float("nan"))},
             "--training.learning-rate: must be above 0, not nan",
         ),
-        ({"training": replace(FEW, seed=-1)}, "--training.seed: must be at least 0, not -1"),
+        (
+            {"training": replace(FEW, seed=-1)},
+            "--training.seed: must be within 0 and 4294967295, not -1",
+        ),
+        (
+            {"training": replace(FEW, seed=2**32)},
+            "--training.seed: must be within 0 and 4294967295, not 4294967296",
+        ),
         (
             {"training": replace(FEW, batch_size=0)},
             "--training.batch-size: must be at least 1, not 0",
@@ -784,6 +827,22 @@ def test_numbers_out_of_bounds_name_their_option(chain, tmp_path, change, messag
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"rope_base": 0.0}, "--model.rope-base: must be above 0, not 0"),
+        ({"norm_eps": -1.0}, "--model.norm-eps: must be at least 0, not -1"),
+        ({"head_dim": 7}, "--model.head-dim 7: must be even"),
+        ({"num_heads": 3, "num_kv_heads": 2}, "--model.num-kv-heads 2: does not divide 3 heads"),
+    ],
+)
+def test_bounds_of_a_shape(tmp_path, shape, message):
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(4))
+    stage = Sft(out=tmp_path / "o", data=data, model=replace(MODEL, **shape), limits=LIMITS)
+    refused(stage, message)
+    assert not (tmp_path / "o").exists()
+
+
 def test_bounds_of_shares():
     stage = Bias(out=Path("o"), data=Path("d"), tokenizer=Path("t"), rho=1.5)
     assert list(out_of_bounds(stage)) == ["--rho: must be within 0 and 1, not 1.5"]
@@ -797,6 +856,26 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
         execute(stage)
     jsonl(rows, [{"prompt": f"p{i}", "completion": "c"} for i in range(200)])
     assert sum(execute(stage).values()) == 200
+
+
+@pytest.mark.parametrize("name", ["checkpoints/mine", "tokens/mine", "config.json"])
+def test_a_folder_that_no_stage_began_is_left_as_it_is(tmp_path, name):
+    """The user's own files, which a stage would overwrite or remove with its scratch folders."""
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(1))
+    (tmp_path / "o" / name).parent.mkdir(parents=True)
+    (tmp_path / "o" / name).write_text("mine")
+    refused(Corpus(out=tmp_path / "o", data=data), "o: is not empty, and no stage began it")
+    assert [path.read_text() for path in (tmp_path / "o").rglob("*") if path.is_file()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("mine", r"o/stage\.json: cannot be read"), ("{}", "o: holds a None stage")]
+)
+def test_a_stage_file_of_another_program_is_refused(tmp_path, text, named):
+    data = jsonl(tmp_path / "rows.jsonl", made_rows(1))
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/stage.json").write_text(text)
+    refused(Corpus(out=tmp_path / "o", data=data), named)
 
 
 def test_too_few_rows_for_a_part_are_an_error(tmp_path):
