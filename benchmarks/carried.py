@@ -42,12 +42,12 @@ from scale.data.rows import provenance, read, write
 from scale.io import model_folder
 from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.paper.figures import records
 from scale.paper.pipeline import PRESETS, Paper
 from scale.stages.align import MONITORED, Align, MethodName
 from scale.stages.evaluate import Evaluate
 from scale.stages.stage import execute
 from scale.train.loop import train
+from scale.train.metrics import records
 from scale.train.optimizer import Schedule, make_optimizer
 
 SPEED = 30.0

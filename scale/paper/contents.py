@@ -7,23 +7,29 @@ import numpy as np
 
 from scale.data.village import assess, read_page
 
+CONTENTS = (
+    *("facts", "false", "repeated", "padded", "false_share", "grammatical", "words"),
+    "true_reward",
+)
 Texts = Iterable[tuple[str, str]]  # prompts and summaries of them
 
 
 def contents(texts: Texts) -> dict[str, float]:
-    """Means over summaries: counts of statements, shares of summaries, words."""
+    """Means over summaries.
+
+    Returns:
+        Counts of facts, of false and of repeated statements; shares of summaries with padding, with
+        a false statement, of good grammar; words; the true reward.
+    """
     assessed = [(assess(read_page(prompt), text), text) for prompt, text in texts]
-    columns: dict[str, list[Any]] = {
-        "facts": [len(a.true) for a, _ in assessed],
-        "false": [len(a.false) for a, _ in assessed],
-        "repeated": [a.repeated for a, _ in assessed],
-        "padded": [a.padded for a, _ in assessed],
-        "with a false statement": [bool(a.false) for a, _ in assessed],
-        "grammatical": [a.grammatical for a, _ in assessed],
-        "words": [len(text.split()) for _, text in assessed],
-        "reward": [a.reward for a, _ in assessed],
-    }
-    return {name: float(np.mean(values)) for name, values in columns.items()}
+    rows = [
+        (
+            *(len(a.true), len(a.false), a.repeated, a.padded, bool(a.false), a.grammatical),
+            *(len(text.split()), a.reward),
+        )
+        for a, text in assessed
+    ]
+    return dict(zip(CONTENTS, np.mean(rows, axis=0).tolist(), strict=True))
 
 
 def sampled_texts(rows: Iterable[dict[str, Any]], column: str = "samples") -> Texts:

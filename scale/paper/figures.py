@@ -3,7 +3,6 @@
 A method's label is that of its row in `METHODS`; its colour and marker follow from its place there.
 """
 
-import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.patches import Patch
 from minipref.methods import METHODS, mean_weights
 from scale.files import atomic
 from scale.paper.results import Outcome
+from scale.train.metrics import records
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, with grey for their yellow
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#8C8C8C", "#0072B2", "#D55E00", "#CC79A7", "#000000")
@@ -162,12 +162,6 @@ def logged(seeds: Sequence[Outcome], metric: str) -> Curve:
     if not logs:
         return np.array([]), np.array([])
     return np.array(list(logs[0])), np.mean([list(log.values()) for log in logs], axis=0)
-
-
-def records(path: Path, metric: str) -> dict[int, float | list[float]]:
-    """A metric's values by step; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {line["step"]: line[metric] for line in map(json.loads, lines) if metric in line}
 
 
 def ensemble(path: Path, outcomes: Sequence[Outcome], length_biases: Sequence[float]) -> Weights:

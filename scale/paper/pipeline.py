@@ -142,7 +142,8 @@ class Paper(Options):
         outcomes: Sequence[Outcome],
     ) -> None:
         """Write what the run found, and print the table."""
-        write_results(self.out / "results.csv", policies, outcomes)
+        has_truth = self.data is None
+        write_results(self.out / "results.csv", policies, outcomes, has_truth)
         rows = summaries(outcomes)
         write_csv(self.out / "summary.csv", SUMMARY, rows)
         write_json(self.out / "config.json", describe(self)["options"])
@@ -152,7 +153,6 @@ class Paper(Options):
         }
         tests = read(repetitions[0].out / "corpus/test.parquet", need=("prompt", "completion"))
         completions = {prompt_text(row["prompt"]): row["completion"] for row in tests}
-        has_truth = self.data is None
         write_report(self.out, outcomes, findings, completions, self.length_biases, has_truth)
         console.print(terminal_table(rows))
         console.print(f"{self.seeds} seed{'s' * (self.seeds > 1)}; {self.out / 'report.md'}")

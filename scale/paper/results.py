@@ -9,8 +9,10 @@ import numpy as np
 
 from minipref.methods import METHODS
 from scale.files import write_csv
+from scale.paper.contents import CONTENTS, contents, sampled_texts
 from scale.stages.align import MethodName
 from scale.statistics import interval, seed_means
+from scale.train.metrics import records
 
 
 class Policy(NamedTuple):
@@ -49,16 +51,44 @@ class Outcome(NamedTuple):
 
 OPTIONS = ("method", "rho", "seed", "beta", "learning_rate")
 SUMMARY = ("rho", "method", "advantage", "low", "high", "seeds")
+MONITORED = {
+    "chosen_logps": "validation/logps/chosen",
+    "rejected_logps": "validation/logps/rejected",
+    "forward_kl": "validation/kl",
+    "implicit_accuracy": "validation/rewards/accuracies",
+}
+"""Columns of the last value on held-out pairs; of the log-probs, its change over training."""
 COLUMNS = (
     *(*OPTIONS, "selected", "validation_advantage", "validation_kl"),
     *("advantage", "low", "high", "win", "tie", "loss", "kl", "tokens"),
+    *CONTENTS,
+    *MONITORED,
+    "nearest",
 )
 
 
-def write_results(path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome]) -> None:
+def write_results(
+    path: Path, policies: Sequence[Policy], outcomes: Sequence[Outcome], has_truth: bool
+) -> None:
     """One row a policy; the test columns are empty where it was not selected."""
-    findings = {outcome.policy.path: outcome.findings[-1] for outcome in outcomes}
-    write_csv(path, COLUMNS, (csv_row(policy, findings.get(policy.path)) for policy in policies))
+    selected = {outcome.policy.path: tested_values(outcome, has_truth) for outcome in outcomes}
+    write_csv(path, COLUMNS, (csv_row(policy, selected.get(policy.path)) for policy in policies))
+
+
+def tested_values(outcome: Outcome, has_truth: bool) -> dict[str, Any]:
+    """The findings of a policy on test prompts, what its samples say, and the end of its log."""
+    values: dict[str, Any] = dict(outcome.findings[-1])
+    if has_truth:
+        values |= contents(sampled_texts(outcome.rows[-1]))
+    log = outcome.policy.path / "metrics.jsonl"
+    for column, metric in MONITORED.items():
+        logged = [*records(log, metric).values()]
+        if logged:
+            values[column] = logged[-1] - logged[0] if "logps" in metric else logged[-1]
+    nearest = [*records(log, "ensemble/nearest").values()]
+    if nearest and len(nearest[0]) > 1:
+        values["nearest"] = np.mean(nearest, axis=0)
+    return values
 
 
 def summaries(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -75,9 +105,14 @@ def summaries(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     return rows
 
 
-def csv_row(policy: Policy, findings: dict[str, float] | None) -> dict[str, Any]:
+def csv_row(policy: Policy, tested: dict[str, Any] | None) -> dict[str, Any]:
     """A policy's options, and its validation and test values to six digits where it has them."""
     values = {"validation_advantage": policy.validation, "validation_kl": policy.validation_kl}
-    values |= findings or {}
-    row = {name: getattr(policy, name) for name in OPTIONS} | {"selected": int(bool(findings))}
-    return row | {name: f"{value:.6g}" for name, value in values.items() if value is not None}
+    values |= tested or {}
+    row = {name: getattr(policy, name) for name in OPTIONS} | {"selected": int(bool(tested))}
+    return row | {name: digits(value) for name, value in values.items() if value is not None}
+
+
+def digits(value: float | np.ndarray) -> str:
+    """A number, or several with spaces between them, to six digits."""
+    return " ".join(f"{number:.6g}" for number in np.atleast_1d(value))

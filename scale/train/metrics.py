@@ -171,3 +171,9 @@ def scalars(record: Record) -> dict[str, float]:
         if name != "step"
         for index, value in np.ndenumerate(values)
     }
+
+
+def records(path: Path, metric: str) -> dict[int, Any]:
+    """A metric's values by step; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {line["step"]: line[metric] for line in map(json.loads, lines) if metric in line}
