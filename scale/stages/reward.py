@@ -109,8 +109,8 @@ class Reward(Stage):
                 for k, rows in enumerate(subsets)
             ]
         )
-        shape = common_shape(dataset, orders.reshape(-1, training.batch_size), runtime)
         trunk: Any = models.trunk
+        shape = common_shape(dataset, orders.reshape(-1, training.batch_size), trunk)
 
         def batch_fn(step: int) -> Batch:
             batches = [dataset.batch(rows, shape) for rows in orders[:, step]]

@@ -88,18 +88,17 @@ def plan_batches(
     return BatchPlan(dataset, orders[0], shapes, runtime)
 
 
-def common_shape(dataset: Dataset, rows: np.ndarray, runtime: Runtime) -> BatchShape:
+def common_shape(dataset: Dataset, rows: np.ndarray, model: Transformer) -> BatchShape:
     """One shape for all batches of these rows [batches, B].
 
     Raises:
         InputError: The batch does not divide among the devices.
     """
-    size, num_sequences = rows.shape[1], runtime.batch_shards
     if dataset.layout:
-        return dataset.layout.shape(size)
-    require_divisible(size, runtime)
-    sizes = smallest_sizes(dataset.tokens.lengths[rows], num_sequences).max(0)
-    return BatchShape(num_sequences, *map(int, sizes))
+        return dataset.layout.shape(rows.shape[1])
+    require_divisible(rows.shape[1], model.runtime)
+    shapes = choose_shapes(dataset.tokens.lengths[rows], model)
+    return BatchShape(*map(max, zip(*shapes, strict=True)))
 
 
 def require_divisible(batch_size: int, runtime: Runtime) -> None:
@@ -127,6 +126,7 @@ def choose_shapes(
 
     compile_flops = compile_seconds * (throughput_of(model, 1.0, 1.0).peak_flops or CPU_FLOPS)
     sizes = merge_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
+    sizes = coarsen_sizes(sizes, flops, compile_flops)
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 
@@ -172,3 +172,24 @@ def merge_sizes(
     for size, group in zip(merged, groups, strict=True):
         distinct[group] = size
     return distinct[inverse.ravel()]
+
+
+def coarsen_sizes(
+    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
+) -> np.ndarray:
+    """The sizes, rounded up by at most a quarter where all of that costs less than a compilation.
+
+    So short runs over similar rows, such as those of one method at several length biases, have
+    equal shapes, and a process compiles once for them.
+
+    Args:
+        sizes: [steps, 3].
+        cost: Sizes [n, 3] -> FLOPs of one step [n].
+        compile_cost: FLOPs of one compilation.
+
+    Returns:
+        [steps, 3].
+    """
+    multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 2, 0)
+    coarse = -(-sizes // multiple) * multiple
+    return coarse if (cost(coarse) - cost(sizes)).sum() < compile_cost else sizes
