@@ -32,7 +32,7 @@ from scale.paper.repetition import REWARD_MODELS, Repetition
 from scale.paper.results import COLUMNS, Outcome, Policy, write_results
 from scale.stages.evaluate import Evaluate
 from scale.stages.score import Score
-from scale.stages.stage import Stage, input_paths
+from scale.stages.stage import Stage, input_paths, needs
 from scale.train.loop import TrainingConfig
 
 OPTIONS = shlex.split("""
@@ -302,6 +302,35 @@ def test_every_stage_has_the_seed_of_its_repetition() -> None:
                 continue
             training = getattr(stage, "training", stage)
             assert training.seed == seed, stage
+
+
+def test_chains_of_the_pipeline_need_what_is_before_them() -> None:
+    """Two seeds' stages, as `Paper.train` puts them: no chain needs one of the other seed, but that
+    of a method, whose policies are of both."""
+    both = [repetition(seed, rhos=(0.5,), methods=("e-dpo",)) for seed in (0, 1)]
+    chains: list[list[Stage]] = [[s] for one in both for s in one.shared_stages().values()]
+    names = [f"{name} {one.seed}" for one in both for name in one.shared_stages()]
+    chains += [one.reward_stages(0.5, name) for one in both for name in REWARD_MODELS]
+    names += [f"{name} {one.seed}" for one in both for name in REWARD_MODELS]
+    chains.append([one.alignment(policy) for one in both for policy in one.policies(0.5, "e-dpo")])
+    found = [{names[i] for i in before} for before in needs(chains)]
+    by_hand = {
+        "corpus": (),
+        "sft": ("corpus",),
+        "samples, train": ("corpus", "sft"),
+        "pairs, train": ("samples, train",),
+        "labels, train": ("pairs, train", "sft"),
+        "samples, validation": ("corpus", "sft"),
+        "pairs, validation": ("samples, validation",),
+        "labels, validation": ("pairs, validation", "sft"),
+        "single": ("labels, train", "labels, validation", "sft"),
+        "ensemble": ("labels, train", "labels, validation", "sft"),
+    }
+    for name, before in zip(names, found[:-1], strict=True):
+        stage, seed = name.rsplit(" ", 1)
+        assert before == {f"{other} {seed}" for other in by_hand[stage]}, name
+    policies = ("sft", "ensemble", "labels, validation")
+    assert found[-1] == {f"{other} {seed}" for other in policies for seed in (0, 1)}
 
 
 def test_cells_keep_their_candidates_together() -> None:

@@ -109,7 +109,9 @@ def test_who_writes_how():
     assert {len(d.facts) for d in diaries} == {2, 3, 4}
 
 
-@pytest.mark.parametrize("text", ["", "The cat sat.", "It was cold.", "Nora lost a cow in Oslo.", "Nora slept"])
+@pytest.mark.parametrize(
+    "text", ["", "The cat sat.", "It was cold.", "Nora lost a cow in Oslo.", "Nora slept"]
+)
 def test_a_text_that_is_no_page_is_refused(text):
-    with pytest.raises(ValueError, match="not a sentence of a diary|no person"):
+    with pytest.raises(ValueError, match=r"not a sentence of a diary|no person"):
         read_page(text)
