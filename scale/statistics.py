@@ -30,19 +30,22 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 def interval(seeds: Sequence[np.ndarray]) -> tuple[float, float]:
     """The 95% interval of the mean over seeds and prompts.
 
-    mean +- t_{S-1} s / sqrt(S), with s the standard deviation of the seeds' means.
-
     Args:
         seeds: The values of each seed's own prompts, S arrays [N].
 
     Returns:
-        Its ends. With one seed: the bootstrap's over prompts.
+        Student's interval of the seeds' means. With one seed: the bootstrap's over prompts.
+    """
+    return seed_interval(seed_means(seeds)) if len(seeds) > 1 else bootstrap_interval(seeds[0])
+
+
+def seed_interval(means: np.ndarray) -> tuple[float, float]:
+    """Student's 95% interval of the mean of S >= 2 independent means [S].
+
+    mean +- t_{S-1} s / sqrt(S), with s the standard deviation of the means.
     """
     from scipy.stats import sem, t
 
-    if len(seeds) == 1:
-        return bootstrap_interval(seeds[0])
-    means = seed_means(seeds)
     half = t.ppf(0.975, len(means) - 1) * sem(means)
     return float(means.mean() - half), float(means.mean() + half)
 

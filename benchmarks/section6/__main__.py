@@ -187,7 +187,7 @@ def main(
         for (rho, method), mean in means.items()
         if method in METHODS
     }
-    figure2(out / "section6.png", points)
+    figure2(out / "section6.png", points, behind={})
     minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
     texts = {"section6.csv": table(studies), "section6.md": report(studies, minutes)}
     for name, text in texts.items():

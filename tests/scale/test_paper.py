@@ -129,10 +129,11 @@ def test_a_complete_run_is_skipped_and_other_options_are_refused(run: Path, corp
 
 
 VILLAGE_OPTIONS = shlex.split("""
-    --seeds 2 --seed 3 --rhos 0.5 --methods dpo e-dpo --pairs 24 --length-biases 0.4 0.6 --samples 2
-    --model.vocab-size 300 --model.d-model 16 --model.num-heads 2 --model.head-dim 8 --model.d-ff 32
-    --sft.steps 60 --sft.batch-size 64 --sft.learning-rate 0.03
-    --reward.steps 4 --reward.batch-size 8 --align.steps 8 --align.batch-size 4
+    --seeds 2 --seed 3 --rhos 0.5 --methods dpo e-dpo --pairs 64 --length-biases 0.4 0.6 --samples 2
+    --betas 0.1 --learning-rates 0.01 --snapshots 1
+    --model.vocab-size 400 --model.d-model 32 --model.num-heads 2 --model.head-dim 16
+    --model.d-ff 64 --sft.steps 150 --sft.batch-size 32 --sft.learning-rate 0.02
+    --reward.steps 8 --reward.batch-size 8 --align.steps 12 --align.batch-size 8
 """)
 
 
