@@ -6,8 +6,9 @@ Eq. 11 itself has the minimum outside the expectation. Taken so,
 - hull carries simplex weights (a softmax of trained logits) in the training state, and minimises
   over them along with the policy.
 
-The command reads a complete miniature. It trains these two beside the miniature's own e-dpo and
-hull, with the same hyperparameters, and prints the advantage over pi_ref on the validation prompts.
+The command reads the first seed of a complete miniature. It trains these two beside the miniature's
+own e-dpo and hull, with the same hyperparameters, and prints the advantage over pi_ref, by the
+village's true reward, on the validation prompts.
 Those prompts chose the hyperparameters for the minibatch versions.
 """
 
@@ -42,9 +43,9 @@ from scale.data.rows import provenance, read, write
 from scale.io import model_folder
 from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.paper.pipeline import PRESETS, Paper
+from scale.paper.pipeline import PRESETS
+from scale.paper.repetition import Repetition
 from scale.stages.align import MONITORED, Align, MethodName
-from scale.stages.evaluate import Evaluate
 from scale.stages.stage import execute
 from scale.train.loop import train
 from scale.train.metrics import records
@@ -143,12 +144,12 @@ WHOLE: tuple[tuple[MethodName, Callable[[Align, Path], Path]], ...] = (
 )
 
 
-def policies(paper: Paper, rho: float, out: Path) -> dict[str, Path]:
+def policies(repetition: Repetition, rho: float, out: Path) -> dict[str, Path]:
     """Name and folder of the four policies of one rho."""
     paths: dict[str, Path] = {}
     for method, train_whole in WHOLE:
-        [policy] = paper.policies(rho, method, 0)
-        stage = replace(paper.alignment(policy), snapshots=0)
+        [policy] = repetition.policies(rho, method)
+        stage = replace(repetition.alignment(policy), snapshots=0)
         paths[f"{method}, each minibatch"] = policy.path
         paths[f"{method}, whole"] = train_whole(stage, out / f"{method}-{rho:g}")
     return paths
@@ -157,18 +158,13 @@ def policies(paper: Paper, rho: float, out: Path) -> dict[str, Path]:
 def main(options: Options) -> None:
     """Train the policies and print the table."""
     paper = replace(PRESETS["miniature"], out=options.run)
+    repetition = Repetition(paper, 0)
     print(f"{describe()}\n\n| rho | minimum | advantage | low | high | KL |")
     print("|---|---|---|---|---|---|")
     for rho in paper.rhos:
-        paths = policies(paper, rho, options.out)
-        stage = Evaluate(
-            out=options.out / f"validation-{rho:g}",
-            data=options.run / "corpus/validation.parquet",
-            policies=tuple(paths.values()),
-            reference=options.run / "sft",
-            rewards=options.run / "oracle",
-            limits=paper.limits,
-        )
+        paths = policies(repetition, rho, options.out)
+        stage = repetition.evaluation("validation", rho, [*paths.values()])
+        stage = replace(stage, out=options.out / f"validation-{rho:g}")
         for name, result in zip(paths, execute(stage)["policies"], strict=True):
             values = (f"{result[key]:+.3f}" for key in ("advantage", "low", "high", "kl"))
             print(f"| {rho:g} | {name} | {' | '.join(values)} |")

@@ -84,7 +84,7 @@ class Options:
 
 def prepare(folder: Path, pairs: int) -> None:
     """Write an untrained policy, and rows with every column of the score stage."""
-    execute(Corpus(out=folder / "corpus"))
+    execute(Corpus(out=folder / "corpus", source="docstrings"))
     corpus = read(folder / "corpus/train.parquet", need=("prompt", "completion"))
     rows = [*{row["completion"]: row for row in corpus}.values()][:pairs]  # no summary twice
     texts = (row[name] for row in rows for name in ("prompt", "completion"))

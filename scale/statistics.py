@@ -30,13 +30,11 @@ def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:
 def interval(seeds: Sequence[np.ndarray]) -> tuple[float, float]:
     """The 95% interval of the mean over seeds and prompts.
 
-    mean +- t_{S-1} s / sqrt(S), with s the standard deviation of the seeds' means.
-
     Args:
         seeds: The values of each seed's own prompts, S arrays [N].
 
     Returns:
-        Its ends. With one seed: the bootstrap's over prompts.
+        Student's interval of the seeds' means. With one seed: the bootstrap's over prompts.
     """
     return student_interval(seed_means(seeds)) if len(seeds) > 1 else bootstrap_interval(seeds[0])
 
@@ -56,14 +54,17 @@ def p_value(seeds: Sequence[np.ndarray]) -> float:
         seeds: Differences, paired by prompt: S arrays [N].
 
     Returns:
-        It is 1 where all means are 0. With one seed: Wald's test over prompts.
+        It is 1 where all means are equal (up to rounding), as these show no spread to compare with.
+        With one seed: Wald's test over prompts.
     """
     from scipy.stats import ttest_1samp
 
     if len(seeds) == 1:
         return wald_p(seeds[0])
     means = seed_means(seeds)
-    return float(ttest_1samp(means, 0.0).pvalue) if means.any() else 1.0
+    if np.allclose(means, means[0], rtol=1e-9, atol=1e-12):
+        return 1.0
+    return float(ttest_1samp(means, 0.0).pvalue)
 
 
 def seed_means(seeds: Sequence[np.ndarray]) -> np.ndarray:

@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         claim: The claim in words.
-        contrasts: None where its methods or rhos did not run.
+        contrasts: Empty where its methods or rhos did not run.
     """
 
     claim: str

@@ -75,10 +75,13 @@ def true_rewards(
     number: int, row: dict[str, Any], fields: Sequence[str], source: str
 ) -> list[float]:
     """The true rewards of the responses of one row."""
+    prompt, place = row["prompt"], f"{source}: row {number}: field 'prompt'"
+    if not isinstance(prompt, str):
+        raise InputError(f"{place}: a conversation, not a page of a diary")
     try:
-        diary = read_page(row["prompt"])
+        diary = read_page(prompt)
     except ValueError as error:
-        raise InputError(f"{source}: row {number}: field 'prompt': {error}") from error
+        raise InputError(f"{place}: {error}") from error
     return [assess(diary, row[field]).reward for field in fields]
 
 

@@ -62,17 +62,17 @@ class Score(Stage):
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
-    def with_rewards(
-        self, judge: Judge, rows: list[dict]
-    ) -> tuple[list[dict], dict[str, Any]]:
+    def with_rewards(self, judge: Judge, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
         """Rows with the rewards as columns, or relabelled by them; and the findings."""
         rows, values = judge.rewards(rows, SIDES, self.limits, str(self.data))
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
             first = margins[:, 0]
+            if not first.any():
+                raise InputError(f"{self.data}: --relabel: all {len(rows)} pairs are ties")
             return [relabelled(row, m) for row, m in zip(rows, first, strict=True) if m], {
                 "share of pairs without a tie": float((first != 0).mean()),
-                "share of labels kept": float((first > 0).sum() / max((first != 0).sum(), 1)),
+                "share of labels kept": float((first > 0).sum() / (first != 0).sum()),
             }
         scored = [
             row | {"score_chosen": chosen.tolist(), "score_rejected": rejected.tolist()}

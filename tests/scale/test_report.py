@@ -1,4 +1,4 @@
-"""The report and its figures: planted differences, hand-made paths, and a ninth method."""
+"""The report and its figures: planted differences, hand-made paths, claims, and a ninth method."""
 
 import io
 import json
@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
+from scipy.stats import t as student
 
 from minipref.methods import METHODS
 from scale.paper import figures
+from scale.paper import report as report_module
+from scale.paper.claims import CLAIMS, PAPERS, Claim, Contrast, Verdict, verdicts
 from scale.paper.comparisons import (
-    CLAIMS,
-    PAPERS,
     REFERENCE,
-    Claim,
+    SIGNIFICANT,
     Comparison,
-    Evidence,
+    against_reference,
     at_equal_kl,
     between_methods,
     by_cell,
-    evidence,
     final_values,
 )
+from scale.paper.contents import contents
 from scale.paper.figures import choices, dodge, look, reward_model_names
 from scale.paper.report import escape, prompt_text, terminal_table, write_report
-from scale.paper.results import Outcome, Policy
+from scale.paper.results import SUMMARY, Outcome, Policy, summaries
 
 N = 60
 PNG = b"\x89PNG"
@@ -47,9 +48,9 @@ def outcome(folder, method, rho=0.5, seed=0, *, points=((1.0, 0.5),), noise=NOIS
 
 
 def row(i, advantage):
-    sample = f"a | b_{i}"
+    texts = {"samples": [f"a | b_{i}", "second"], "reference_samples": [f"ref {i}", "second"]}
     rewards = {"reward": float(2 + advantage), "reference_reward": 2.0}
-    return {"prompt": f"prompt {i}", "sample": sample} | rewards
+    return {"prompt": f"prompt {i}"} | texts | rewards
 
 
 def log(outcome, steps=40, num_reward_models=0):
@@ -67,8 +68,8 @@ def log(outcome, steps=40, num_reward_models=0):
     return outcome
 
 
-def report(out, outcomes, stages=None, completions=None, length_biases=()):
-    write_report(out, outcomes, stages or {}, completions or {}, length_biases)
+def report(out, outcomes, stages=None, completions=None, length_biases=(), has_truth=False):
+    write_report(out, outcomes, stages or {}, completions or {}, length_biases, has_truth)
     return (out / "report.md").read_text()
 
 
@@ -113,7 +114,8 @@ def test_methods_are_listed_by_how_they_compare_with_the_reference(tmp_path):
     assert "- significantly better: 2 (rho 0.2: dpo; rho 0.8: dpo)\n" in text
     assert "- significantly worse: 1 (rho 0.2: ipo)\n" in text
     assert "- not significantly different: 1 (rho 0.2: mean)\n" in text
-    assert "| 0.2 | **dpo** | **+2.000 [" in text and "| 50 / 20 / 30 | 1.00 | 9.0 |" in text
+    assert "| 0.2 | **dpo** | **+2.000 [" in text
+    assert "| +2.00 | 50 / 20 / 30 | 1.00 | 9.0 | 0.3 | 0.003 |" in text
 
 
 def test_no_significant_difference_is_said(tmp_path):
@@ -162,15 +164,26 @@ def test_equal_kl_by_hand(tmp_path):
     assert "1 of 3 pairs remain" in report(tmp_path, outcomes)
 
 
-def test_equal_kl_is_one_that_every_seed_reaches(tmp_path):
-    """dpo's seeds end at KL 1 and 4.5 and pass (0.5, 0.2); ipo's path goes to KL 9, worth 0."""
-    seeds = [
-        outcome(tmp_path, "dpo", seed=s, points=((0.5, 0.2), (kl, 0.4)), noise=np.zeros(2))
-        for s, kl in ((0, 1.0), (1, 4.5))
-    ]
-    other = outcome(tmp_path, "ipo", points=((0.1, 0.0), (9.0, 0.0)), noise=np.zeros(2))
-    [tested] = at_equal_kl(by_cell([*seeds, other]))
-    assert tested.difference == pytest.approx((0.4 + 0.2 + 0.2 / 8) / 2)
+def two_paths(folder, seed, dpo_kl, ipo_kls):
+    """dpo passes (0.5, 0.2) and ends at (dpo_kl, 0.4); ipo is worth 0 on its whole path."""
+    points = ((ipo_kls[0], 0.0), (ipo_kls[1], 0.0))
+    dpo = outcome(folder, "dpo", seed=seed, points=((0.5, 0.2), (dpo_kl, 0.4)), noise=np.zeros(2))
+    return [dpo, outcome(folder, "ipo", seed=seed, points=points, noise=np.zeros(2))]
+
+
+def test_equal_kl_is_that_of_each_seed(tmp_path):
+    """Seed 0 is compared at KL 1, where dpo ends with 0.4. Seed 1 is compared at KL 1.5, where ipo
+    ends and dpo is a quarter of the way from (0.5, 0.2) to (4.5, 0.4): 0.25."""
+    seeds = [*two_paths(tmp_path, 0, 1.0, (0.1, 9.0)), *two_paths(tmp_path, 1, 4.5, (0.1, 1.5))]
+    [tested] = at_equal_kl(by_cell(seeds))
+    assert (tested.method, tested.baseline) == ("dpo", "ipo")
+    assert tested.difference == pytest.approx((0.4 + 0.25) / 2)
+
+
+def test_a_pair_is_left_out_where_one_seed_cannot_be_compared(tmp_path):
+    """In seed 1 ipo's first point, at KL 5, is beyond dpo's end at 4.5."""
+    seeds = [*two_paths(tmp_path, 0, 1.0, (0.1, 9.0)), *two_paths(tmp_path, 1, 4.5, (5.0, 9.0))]
+    assert at_equal_kl(by_cell(seeds)) == []
 
 
 def test_one_method_at_one_rho(tmp_path):
@@ -182,24 +195,71 @@ def test_one_method_at_one_rho(tmp_path):
 
 
 def test_two_seeds(tmp_path):
-    """Means 1 and 2: Student's interval is 1.5 +- 12.706 x 0.5."""
+    """Means 1 and 2: Student's interval is 1.5 +- 12.7062 x 0.5."""
     seeds = [
         outcome(tmp_path, "dpo", seed=s, points=((1.0, 1.0 + s),), noise=np.zeros(4), beta=0.1 + s)
         for s in range(2)
     ]
     text = report(tmp_path, seeds)
-    assert "2 seeds, averaged for each prompt" in text
-    assert "| 0.5 | dpo | 2 | +1.500 [-4.853, +7.853] | +1.000, +2.000 |" in text
-    assert "| 0.1, 1.1 |" in text
+    assert "2 seeds, each with its own test prompts" in text and "One seed" not in text
+    row = (
+        "| 0.5 | **dpo** | **+1.500 [-4.853, +7.853]** | +1.00 +2.00 | 50 / 20 / 30 | 1.00 | 9.0 |"
+    )
+    assert f"{row} 0.1, 1.1 | 0.003 |" in text
+    assert "Student's test over seeds" in text and "Wald" not in text
+    [cell] = summaries(seeds)
+    assert tuple(cell) == SUMMARY
+    assert tuple(cell.values()) == (0.5, "dpo", 1.5, -4.8531, 7.8531, 2)  # six digits
 
 
-def test_uneven_seeds(tmp_path):
-    outcomes = [
-        outcome(tmp_path, "dpo"),
-        outcome(tmp_path, "dpo", seed=1),
-        outcome(tmp_path, "ipo"),
+def test_summaries_are_by_rho_and_then_in_the_order_of_the_methods(tmp_path):
+    """One seed has the bootstrap's interval over prompts, here of prompts that are all alike."""
+    cells = (("ipo", 0.8), ("dpo", 0.8), ("hull", 0.2))
+    outcomes = [outcome(tmp_path, m, rho, noise=np.zeros(3)) for m, rho in cells]
+    rows = [tuple(cell.values()) for cell in summaries(outcomes)]
+    expected = ((0.2, "hull"), (0.8, "dpo"), (0.8, "ipo"))
+    assert rows == [(*key, 0.5, 0.5, 0.5, 1) for key in expected]
+
+
+def test_seeds_may_have_different_numbers_of_prompts(tmp_path):
+    """Each seed has its own test prompts. The mean is that of the seeds' means, not of prompts."""
+    noise = {0: np.zeros(2), 1: np.array([1.0, 2.0, 3.0])}
+    seeds = [
+        outcome(tmp_path, method, seed=s, points=((1.0, mean),), noise=noise[s])
+        for method, mean in (("dpo", 0.0), ("ipo", 1.0))
+        for s in noise
     ]
-    assert "| dpo | 2 |" in report(tmp_path, outcomes)
+    values = final_values(by_cell(seeds))
+    assert [c.difference for c in against_reference(values)] == pytest.approx([1.0, 2.0])
+    [tested] = between_methods(values)
+    assert tested.difference == pytest.approx(-1)
+    assert "| 0.5 | dpo | +1.000 [" in report(tmp_path, seeds)
+
+
+def test_methods_with_different_seeds_are_not_compared(tmp_path):
+    """A pair is of one seed, and none is left out in silence."""
+    outcomes = [outcome(tmp_path, m, seed=s) for m, s in (("dpo", 0), ("dpo", 1), ("ipo", 0))]
+    with pytest.raises(ValueError, match="shorter"):
+        between_methods(final_values(by_cell(outcomes)))
+
+
+def test_differences_are_tested_over_seeds_and_not_over_prompts(tmp_path):
+    """dpo is above ipo by 0.1 and -0.05 in two seeds, at each of 60 prompts. Over prompts this
+    would be far from chance. Over seeds t = 0.025 / 0.075 with one degree of freedom, so that
+    p = 1 - 2 atan(t) / pi (Cauchy)."""
+    seeds = [
+        outcome(tmp_path, method, seed=s, points=((1.0, mean),))
+        for s, difference in ((0, 0.1), (1, -0.05))
+        for method, mean in (("dpo", difference), ("ipo", 0.0))
+    ]
+    [tested] = between_methods(final_values(by_cell(seeds)))
+    assert tested.p == pytest.approx(1 - 2 * np.arctan(1 / 3) / np.pi)
+
+
+def test_significant_is_below_one_in_a_hundred():
+    assert SIGNIFICANT == 0.01
+    assert Comparison(0.5, "dpo", "ipo", 1.0, 0.0099).significant
+    assert not Comparison(0.5, "dpo", "ipo", 1.0, 0.0101).significant
 
 
 def test_one_prompt_and_methods_that_differ_between_rhos(tmp_path):
@@ -243,63 +303,289 @@ def test_collapse_needs_no_log(tmp_path):
 
 
 def test_stages_and_samples(tmp_path):
-    stages = {"oracle": {"held-out accuracy": [0.71239, 0.5]}, "labels": {"pairs": 7}}
+    stages = {"oracle": [{"held-out accuracy": [0.71239, 0.5]}], "labels": [{"pairs": 7}]}
     human = {"prompt 15": "what a *person* wrote"}
     text = report(tmp_path, [outcome(tmp_path, "dpo")], stages, human)
     assert "| oracle | held-out accuracy | 0.7124, 0.5 |" in text
     assert "| labels | pairs | 7 |" in text
-    assert "| human | what a \\*person\\* wrote |  |" in text
-    assert f"| dpo | a \\| b\\_15 | {0.5 + NOISE[15]:+.2f} |" in text
+    assert "| human | what a \\*person\\* wrote |\n" in text
+    assert "| pi\\_ref | ref 15 |" in text or "| pi_ref | ref 15 |" in text
+    assert "| dpo | a \\| b\\_15 |\n" in text
     assert re.findall(r"^> (.*)", text, re.M) == [f"prompt {i}" for i in (0, 15, 30, 45)]
+    assert "## What the summaries say" not in text and "logit of the oracle" in text
 
 
-def test_claims_by_hand():
-    tested = [
-        Comparison(0.2, "dpo", "e-dpo", -1.0, 0.01),
-        Comparison(0.5, "e-dpo", "dpo", 0.1, 0.6),
-        Comparison(0.8, "dpo", "e-dpo", 1.0, 0.01),
-        Comparison(0.2, "dpo", "ipo", 1.0, 0.01),
+def test_the_run_has_the_findings_of_each_seed(tmp_path):
+    stages = {"labels": [{"pairs": 7, "share": 0.25}, {"pairs": 8, "share": 0.5}]}
+    text = report(tmp_path, [outcome(tmp_path, "dpo", seed=s) for s in range(2)], stages)
+    assert "| stage | finding | of each seed |" in text
+    assert "| labels | pairs | 7; 8 |\n| labels | share | 0.25; 0.5 |" in text
+
+
+# ---- a village, whose summaries can be assessed
+
+PAGE = (
+    "It rained all day. Nora lost a key in Oslo. Dan broke Pia's lamp. She took the bus to Lima. "
+    "In Paris she met Tom."
+)  # Nora's three facts
+WHOLE, PART = "Nora lost a key, went to Lima and met Tom.", "Nora met Tom."
+WRONG, PADDED = "Nora broke a lamp and met Tom.", "Nora met Tom and met Tom after lunch."
+
+
+def test_contents_by_hand():
+    """WHOLE: three facts, 10 words, reward 3. WRONG: a fact and Dan's deed, 7 words, 0. PADDED: a
+    fact, again, and padding, 8 words, 1 - 0.5 - 0.5 = 0. And what is no summary, 2 words: -2 for
+    its form and its name."""
+    texts = [(PAGE, text) for text in (WHOLE, WRONG, PADDED, "Nobody spoke")]
+    assert contents(texts) == pytest.approx(
+        {
+            "facts": 5 / 4,
+            "false": 1 / 4,
+            "repeated": 1 / 4,
+            "padded": 1 / 4,
+            "false_share": 1 / 4,
+            "grammatical": 3 / 4,
+            "words": 27 / 4,
+            "true_reward": 1 / 4,
+        }
+    )
+
+
+def villagers(folder, method, samples, rho=0.5, seed=0):
+    """One test page with samples of a policy; pi_ref's are PART and PADDED."""
+    one = outcome(folder, method, rho, seed, noise=np.zeros(1))
+    texts = {"prompt": PAGE, "samples": samples, "reference_samples": [PART, PADDED]}
+    return one._replace(rows=[[one.rows[0][0] | texts]])
+
+
+def test_what_the_summaries_say_by_hand(tmp_path):
+    """The means are of all samples, of all seeds: those of dpo state 3, 1, 1 and 1 facts."""
+    outcomes = [
+        villagers(tmp_path, "dpo", [WHOLE, WRONG]),
+        villagers(tmp_path, "dpo", [PART, PART], seed=1),
+        villagers(tmp_path, "ipo", [PADDED, PADDED]),
+        villagers(tmp_path, "ipo", [PADDED, WHOLE], seed=1),
     ]
-    low = Claim("low", ("e-dpo",), ("dpo",), lambda rho: rho <= 0.5)
-    assert evidence(low, tested) == ("low", 2, 2, 1, 0)
-    assert evidence(Claim("all", ("e-dpo",), ("dpo",)), tested) == ("all", 3, 2, 1, 1)
-    assert evidence(Claim("none", ("hull",), ("mean",)), tested) == ("none", 0, 0, 0, 0)
+    text = report(tmp_path, outcomes, completions={PAGE: WHOLE}, has_truth=True)
+    _, section = text.split("## What the summaries say")
+    section = section.split("\n## ")[0]
+    assert re.findall(r"^\| .*", section, re.M)[2:] == [
+        "|  | human | 3.00 | 0.00 | 0.00 | 0 | 0 | 100 | 10.0 | 3.00 |",
+        "|  | pi_ref | 1.00 | 0.00 | 0.50 | 0 | 50 | 100 | 5.5 | 0.50 |",
+        "| 0.5 | dpo | 1.50 | 0.25 | 0.00 | 25 | 0 | 100 | 5.8 | 1.25 |",
+        "| 0.5 | ipo | 1.50 | 0.00 | 0.75 | 0 | 75 | 100 | 8.5 | 0.75 |",
+    ]
+    assert "The reward is the true one" in text and "oracle" not in text
+
+
+def test_samples_are_assessed_by_hand(tmp_path):
+    """The first sample of the first seed, in the order human, pi_ref, methods."""
+    outcomes = [
+        villagers(tmp_path, "dpo", [WRONG, WHOLE]),
+        villagers(tmp_path, "ipo", [PADDED, WHOLE]),
+    ]
+    text = report(tmp_path, outcomes, completions={PAGE: WHOLE}, has_truth=True)
+    assert (
+        "|  | summary | true | false | reward |\n"
+        "| --- | --- | --- | --- | --- |\n"
+        f"| human | {WHOLE} | 3 of 3 |  | +3.0 |\n"
+        f"| pi_ref | {PART} | 1 of 3 |  | +1.0 |\n"
+        f"| dpo | {WRONG} | 1 of 3 | broke a lamp | +0.0 |\n"
+        f"| ipo | {PADDED} | 1 of 3 |  | +0.0 |\n"
+    ) in text
+
+
+def test_the_figure_has_the_studys_intervals_behind_its_own(tmp_path, monkeypatch):
+    """Only at cells that both have, only in a village; a broad pale bar from low to high."""
+    study = {(0.5, "dpo"): (1.0, 0.4, 1.6), (0.8, "dpo"): (1.0, 0.9, 1.1)}
+    study |= {(0.5, "mean"): (1.0, 0.9, 1.1)}
+    monkeypatch.setattr(report_module, "study", lambda: study)
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
+
+    def broad(has_truth):
+        report(tmp_path, [villagers(tmp_path, "dpo", [PART])], {}, {PAGE: PART}, (), has_truth)
+        lines = drawn["figure2.png"].axes[0].lines
+        return [list(line.get_ydata()) for line in lines if line.get_linewidth() > 5]
+
+    assert broad(True) == [[0.4, 1.6]] and broad(False) == []
+
+
+# ---- claims
+
+
+def noisy(mean, noise=(0.0, 0.1, -0.1, 0.05, -0.05)):
+    """Five seeds of two prompts. Their means have variance (2 x 0.1^2 + 2 x 0.05^2) / 4 = 1 / 160.
+
+    So the mean's standard error is sqrt(1 / 800), and t = mean x sqrt(800).
+    """
+    return [np.array([mean + e - 3, mean + e + 3]) for e in noise]
+
+
+def p_of(mean):
+    return 2 * student.sf(abs(mean) * np.sqrt(800), 4)
+
+
+HALF = student.ppf(0.975, 4) / np.sqrt(800)
+ZERO = [np.array([-3.0, 3.0])] * 5
+HULL_IS_BEST = Claim("hull is best", ("hull",), ("dpo", "ipo"))
 
 
 @pytest.mark.parametrize(
-    ("counts", "verdict"),
+    ("dpo", "ipo", "word"),
     [
-        ((0, 0, 0, 0), "not tested"),
-        ((2, 2, 2, 0), "yes"),
-        ((2, 2, 1, 0), "in part"),
-        ((2, 1, 1, 1), "mixed"),
-        ((2, 1, 0, 0), "undecided"),
-        ((2, 1, 0, 1), "no"),
+        (-1.0, -2.0, "confirmed"),
+        (-1.0, -0.01, "undecided"),
+        (0.01, 0.02, "undecided"),
+        (1.0, -1.0, "refuted"),
+        (1.0, 0.01, "refuted"),
     ],
 )
-def test_verdicts(counts, verdict):
-    assert Evidence("claim", *counts).verdict == verdict
+def test_a_planted_claim_is_confirmed_refuted_or_undecided(dpo, ipo, word):
+    """hull is at 0. t is 28 at a difference of 1, and at most 0.57 at one of 0.02."""
+    values = {(0.5, "hull"): ZERO, (0.5, "dpo"): noisy(dpo), (0.5, "ipo"): noisy(ipo)}
+    [verdict] = verdicts(values, [HULL_IS_BEST])
+    assert verdict.word == word and verdict.claim == "hull is best"
+    adjusted = sorted((p_of(dpo), p_of(ipo)))
+    adjusted = [2 * adjusted[0], max(2 * adjusted[0], adjusted[1])]  # Holm's, of two
+    by_hand = [("hull", "dpo", -dpo), ("hull", "ipo", -ipo)]
+    assert [contrast[:2] for contrast in verdict.contrasts] == [names[:2] for names in by_hand]
+    numbers = [c for contrast in verdict.contrasts for c in contrast[2:5]]
+    expected = [m + shift for _, _, m in by_hand for shift in (0, -HALF, HALF)]
+    assert numbers == pytest.approx(expected)
+    assert sorted(c.p for c in verdict.contrasts) == pytest.approx(np.minimum(adjusted, 1))
+
+
+def test_p_is_adjusted_over_the_contrasts_of_all_claims():
+    """Three contrasts with the same p: Holm multiplies it by three."""
+    values = {(0.5, "hull"): ZERO, (0.5, "dpo"): noisy(0.2), (0.5, "ipo"): noisy(0.2)}
+    tested = verdicts(values, [HULL_IS_BEST, Claim("dpo improves", ("dpo",), (REFERENCE,))])
+    found = [contrast.p for verdict in tested for contrast in verdict.contrasts]
+    assert found == pytest.approx([3 * p_of(0.2)] * 3)
+    assert [verdict.word for verdict in tested] == ["undecided", "undecided"]  # p is 0.0144
+    assert [verdict.word for verdict in verdicts(values, [HULL_IS_BEST])] == ["refuted"]
+
+
+def test_a_claim_whose_methods_or_rhos_did_not_run_is_not_tested():
+    values = {(0.5, "hull"): ZERO, (0.5, "mean"): ZERO}
+    elsewhere = Claim("at 0.2", ("hull",), ("mean",), lambda rho: rho < 0.5)
+    for claim in (HULL_IS_BEST, elsewhere):
+        assert verdicts(values, [claim]) == [Verdict(claim.text, [])]
+    assert Verdict("claim", []).word == "not tested"
+
+
+@pytest.mark.parametrize(("p", "word"), [(0.0099, "confirmed"), (0.0101, "undecided")])
+def test_a_verdict_has_the_reports_level(p, word):
+    assert Verdict("claim", [Contrast("hull", "dpo", 1.0, 0.9, 1.1, p)]).word == word
+
+
+def test_methods_without_any_difference_are_undecided():
+    values = {(0.5, name): ZERO for name in ("hull", "dpo", "ipo")}
+    [verdict] = verdicts(values, [HULL_IS_BEST])
+    assert verdict.word == "undecided" and [c.p for c in verdict.contrasts] == [1.0, 1.0]
+
+
+def test_a_contrast_is_the_mean_over_the_claims_rhos_at_which_both_ran():
+    """hull - dpo is 1 at rho 0.2 and 4 at 0.4, so 2.5; 0.8 is not the claim's; dpo did not run at
+    0.3. Against pi_ref hull is 1, 2 and 4 at its three rhos."""
+    ran = {0.2: 1.0, 0.3: 2.0, 0.4: 4.0, 0.8: 100.0}
+    values = {(rho, "hull"): noisy(mean) for rho, mean in ran.items()}
+    values |= {(rho, "dpo"): ZERO for rho in ran if rho != 0.3}
+    [verdict] = verdicts(values, [Claim("c", ("hull",), ("dpo", REFERENCE), lambda rho: rho < 0.5)])
+    assert [c.mean for c in verdict.contrasts] == pytest.approx([2.5, 7 / 3])
+
+
+def ordered(*methods):
+    """Planted values at rhos 0.2, 0.5 and 0.8: each method is better than the next by 1."""
+    cells = [(rho, i, name) for rho in (0.2, 0.5, 0.8) for i, name in enumerate(methods)]
+    return {(rho, name): noisy(len(methods) - i) for rho, i, name in cells}
+
+
+def test_the_claims_of_planted_orders():
+    """In an order that all claims but the fourth would have, and then in its reverse."""
+    order = ("hull", "e-dpo", "mean", "d-dpo", "dp-dpo", "p-dpo", "dpo", "ipo")
+    confirmed = [verdict.word for verdict in verdicts(spread(ordered(*order)))]
+    assert confirmed == ["confirmed"] * 3 + ["refuted"] + ["confirmed"] * 4
+    reverse = [verdict.word for verdict in verdicts(spread(ordered(*order[::-1])))]
+    assert reverse == ["confirmed"] + ["refuted"] * 7  # each is still above pi_ref
+
+
+def spread(values):
+    """The same with a noise of its own in each cell: differences that are no constants."""
+    rng = np.random.default_rng(0)
+    return {key: [v + 0.01 * rng.normal() for v in seeds] for key, seeds in values.items()}
+
+
+ALL_PAIRS = {(a, b) for a in PAPERS for b in PAPERS if a != b}
+DISTILLED = {(a, b) for a in ("d-dpo", "dp-dpo", "e-dpo") for b in ("dpo", "ipo")}
 
 
 @pytest.mark.parametrize(
-    ("index", "rho", "num_tested"),
+    ("index", "rhos", "pairs"),
     [
-        (0, 0.2, 6), (1, 0.5, 6), (1, 0.6, 0), (2, 0.5, 2), (3, 0.2, 5), (3, 0.5, 0), (4, 0.7, 5),
-        (4, 0.6, 0), (5, 0.8, 2), (6, 0.2, 3), (7, 0.2, 1), (8, 0.2, 1), (9, 0.2, 1),
+        (0, (0.2, 0.5, 0.6, 0.7, 0.8), {(name, REFERENCE) for name in PAPERS}),
+        (1, (0.2, 0.5), DISTILLED),
+        (2, (0.2,), {pair for pair in ALL_PAIRS if pair[0] == "e-dpo"}),
+        (3, (0.7, 0.8), {pair for pair in ALL_PAIRS if pair[0] == "d-dpo"}),
+        (4, (0.2, 0.5, 0.6, 0.7, 0.8), {("p-dpo", "dpo")}),
+        (5, (0.2, 0.5, 0.6, 0.7, 0.8), {("hull", "e-dpo")}),
+        (6, (0.2, 0.5, 0.6, 0.7, 0.8), {("hull", "mean")}),
+        (7, (0.2, 0.5, 0.6, 0.7, 0.8), {("e-dpo", "mean")}),
     ],
-)  # fmt: skip
-def test_claims_are_about_their_methods_and_rhos(index, rho, num_tested):
-    """Among all eight methods; a method is never compared with itself."""
-    methods = [*METHODS, REFERENCE]
-    pairs = [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
-    tested = [Comparison(rho, a, b, 0.0, 1.0) for a, b in pairs]
-    assert evidence(CLAIMS[index], tested).tested == num_tested
+)
+def test_claims_are_about_their_methods_and_rhos(index, rhos, pairs):
+    """Among all eight methods; a method is never compared with itself.
+
+    Values are the powers of 10, one for each rho, times a method's number. The digits of a contrast
+    tell which rhos it is the mean of.
+    """
+    assert PAPERS == ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo")
+    numbers = {name: i for i, name in enumerate((REFERENCE, *METHODS))}
+    powers = {0.2: 1.0, 0.5: 10.0, 0.6: 100.0, 0.7: 1000.0, 0.8: 10_000.0}
+    values = {
+        (rho, name): [np.full(2, power * numbers[name])] * 2
+        for rho, power in powers.items()
+        for name in METHODS
+    }
+    contrasts = verdicts(values)[index].contrasts
+    assert {(c.method, c.baseline) for c in contrasts} == pairs and len(contrasts) == len(pairs)
+    digits = sum(powers[rho] for rho in rhos) / len(rhos)
+    for contrast in contrasts:
+        steps = numbers[contrast.method] - numbers[contrast.baseline]
+        assert contrast.mean == pytest.approx(digits * steps)
+
+
+def test_the_report_has_the_claims_with_their_contrasts(tmp_path):
+    """e-dpo's seeds are above pi_ref by 1.5 and 1.7: 1.6 +- 12.7062 x 0.1."""
+    seeds = [
+        outcome(tmp_path, method, seed=s, points=((1.0, mean + 0.2 * s),), noise=np.zeros(2))
+        for method, mean in (("e-dpo", 1.5), ("mean", 1.5))
+        for s in range(2)
+    ]
+    lines = report(tmp_path, seeds).split("## The paper's claims")[1].splitlines()
+    rows = [line for line in lines if line.startswith("| ")][2:]
+    assert rows[0] == f"| {CLAIMS[0].text} | e-dpo - pi_ref +1.600 [+0.329, +2.871] | undecided |"
+    assert f"| {CLAIMS[7].text} | e-dpo - mean +0.000 [+0.000, +0.000] | undecided |" in rows
+    assert f"| {CLAIMS[5].text} |  | not tested |" in rows
+    assert len([row for row in rows if row.startswith(tuple(f"| {c.text}" for c in CLAIMS))]) == 8
 
 
 def test_the_terminal_table(tmp_path):
     console = Console(width=80, file=io.StringIO())
-    console.print(terminal_table(planted(tmp_path)))
+    console.print(terminal_table(summaries(planted(tmp_path))))
     assert re.search(r"e-dpo +│ +\+1\.\d{3} ± 0\.\d{3}", console.file.getvalue())
+
+
+def test_the_terminal_table_by_hand():
+    """Half of the interval from -0.5 to 2 is 1.25; a cell that did not run is empty."""
+    cells = ((0.2, "dpo", 1.0, -0.5, 2.0, 3), (0.8, "ipo", -1.0, -2.0, 0.0, 3))
+    rows = [dict(zip(SUMMARY, cell, strict=True)) for cell in cells]
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_table(rows))
+    printed = console.file.getvalue()
+    assert re.search(r"method +┃ +rho 0\.2 ┃ +rho 0\.8", printed)
+    assert re.search(r"│ dpo +│ \+1\.000 ± 1\.250 │ +│", printed)
+    assert re.search(r"│ ipo +│ +│ -1\.000 ± 1\.000 │", printed)
 
 
 def test_text_stays_one_line_of_plain_markdown():
@@ -345,7 +631,7 @@ def test_a_ninth_method_needs_no_edit(tmp_path, monkeypatch):
     assert re.search(r"^\| ninth \| a ", text, re.M)  # its sample
     assert "over all 36 pairs" in text
     console = Console(width=80, file=io.StringIO())
-    console.print(terminal_table(outcomes))
+    console.print(terminal_table(summaries(outcomes)))
     assert re.search(r"mean +│.*\n│ ninth +│", console.file.getvalue())
 
 
@@ -354,9 +640,12 @@ def legend_of(figure: Figure) -> list[str]:
 
 
 def test_a_method_in_no_claim_does_no_harm(monkeypatch):
+    """All verdicts are as without it, p included."""
     monkeypatch.setitem(METHODS, "ninth", METHODS["hull"])
-    tested = [Comparison(0.2, "ninth", name, 1.0, 0.001) for name in PAPERS]
-    assert all(evidence(claim, tested).verdict == "not tested" for claim in CLAIMS)
+    values = spread(ordered("e-dpo", "d-dpo", "dpo"))
+    others = {(rho, "ninth"): noisy(1.0) for rho in (0.2, 0.5, 0.8)}
+    assert verdicts(values | others) == verdicts(values)
+    assert all(verdict.word == "not tested" for verdict in verdicts(others))
 
 
 def test_a_ninth_method_is_a_choice_of_the_command_line():
@@ -364,9 +653,11 @@ def test_a_ninth_method_is_a_choice_of_the_command_line():
     code = (
         "from minipref.methods import METHODS\n"
         "METHODS['ninth'] = METHODS['hull']\n"
+        "from scale.paper.repetition import Repetition\n"
         "from scale.run import parse\n"
         "paper = parse(['--methods', 'dpo', 'ninth'])\n"
-        "print(paper.methods, parse([]).methods[-1], paper.policies(0.5, 'ninth', 0)[0].beta)\n"
+        "[policy] = Repetition(paper, 0).policies(0.5, 'ninth')\n"
+        "print(paper.methods, parse([]).methods[-1], policy.beta)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"('dpo', 'ninth') ninth {METHODS['hull'].beta}"

@@ -16,11 +16,13 @@ from scale.data.dataset import Limits, limits_text, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Tokenizer
+from scale.data.village import village
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
 from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.inference import rewards, sequence_logps
+from scale.stages import corpus
 from scale.stages.align import Align
 from scale.stages.bias import Bias
 from scale.stages.bounds import out_of_bounds
@@ -31,7 +33,7 @@ from scale.stages.reward import Reward
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
-from scale.stages.stage import execute
+from scale.stages.stage import execute, needs
 from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 
@@ -414,9 +416,91 @@ def test_the_relabel_stage_follows_its_first_reward_model(chain, tmp_path):
             assert new[pattern.format("rejected")] == row[pattern.format(second)]
         assert new["score_chosen"][0] >= new["score_rejected"][0]
     assert findings["share of labels kept"] == np.mean(np.array(margins) >= 0)
+    assert findings["share of pairs without a tie"] == 1
     oracle = model_folder.load_rewards(rewards).hashes["model"]
     origin = provenance(chain.scored) | {"data": fingerprint(chain.scored), "labelled by": oracle}
     assert provenance(tmp_path / "a/rows.parquet") == origin
+
+
+# ---- the true reward of a village's summaries
+
+PAGES = {
+    "Nora": "It was cold. Nora lost a key in Oslo. Dan broke Pia's lamp. In Paris she met Tom.",
+    "Ben": "Ben sold a cow to Ann. The sky was grey. He took the bus to Lima.",
+}
+BOTH, ONE, FALSE = "Nora lost a key and met Tom.", "Nora met Tom.", "Nora broke a lamp."
+
+
+def judged(name, chosen, rejected, **more):
+    return {"prompt": PAGES[name], "chosen": chosen, "rejected": rejected} | more
+
+
+def test_the_relabel_stage_follows_the_true_reward_and_drops_ties(tmp_path):
+    """Rewards by hand. Nora's: 2 and 1, so the label is kept; -1 and 1, so it is not; 1 and
+    2 x 1 - 0.5 - 0.5 = 1, a tie. Ben's: 1 and 2, not kept; 1 and 1, a tie."""
+    pairs = [
+        judged("Nora", BOTH, ONE, note_chosen="a", note_rejected="b"),
+        judged("Nora", FALSE, ONE, note_chosen="c", note_rejected="d"),
+        judged("Nora", ONE, "Nora lost a key, met Tom and met Tom as usual."),
+        judged("Ben", "Ben sold a cow.", "Ben went to Lima and sold a cow."),
+        judged("Ben", "Ben sold a cow.", "Ben went to Lima."),
+    ]
+    data = jsonl(tmp_path / "rows.jsonl", pairs)
+    stage = Score(out=tmp_path / "a", data=data, rewards=Path("village"), relabel=True)
+    assert execute(stage) == {
+        "rows": 3,
+        "share of pairs without a tie": 3 / 5,
+        "share of labels kept": 1 / 3,
+    }
+    rows = [{k: v for k, v in r.items() if v is not None} for r in read(stage.out / "rows.parquet")]
+    assert rows == [
+        judged("Nora", BOTH, ONE, note_chosen="a", note_rejected="b"),
+        judged("Nora", ONE, FALSE, note_chosen="d", note_rejected="c"),
+        judged("Ben", "Ben went to Lima and sold a cow.", "Ben sold a cow."),
+    ]
+    assert "labelled by" in provenance(stage.out / "rows.parquet")
+
+
+def test_the_true_reward_is_a_score_of_one_model(tmp_path):
+    """Ties stay where labels do. Margins 2 - 1 and 1 - 1: of two pairs one is right, and the
+    standard deviation of 1 and 0 is 0.5."""
+    pairs = [judged("Nora", BOTH, ONE), judged("Nora", ONE, "Nora lost a key.")]
+    data = jsonl(tmp_path / "rows.jsonl", pairs)
+    assert execute(Score(out=tmp_path / "a", data=data, rewards=Path("village"))) == {
+        "rows": 2,
+        "reward models": 1,
+        "accuracy of each reward model": [0.5],
+        "standard deviation of margins": [0.5],
+    }
+    rows = read(tmp_path / "a/rows.parquet")
+    scores = [(row["score_chosen"], row["score_rejected"]) for row in rows]
+    assert scores == [([2.0], [1.0]), ([1.0], [1.0])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fault"),
+    [
+        ("Nora lost a key in Oslo. Nora sang.", "not a sentence of a diary: 'Nora sang'"),
+        ([{"role": "user", "content": PAGES["Ben"]}], "a conversation, not a page of a diary"),
+    ],
+)
+def test_a_prompt_that_is_no_page_is_named_by_file_row_and_field(chain, tmp_path, prompt, fault):
+    """By `score`, and by `evaluate` before it samples anything. A file has one form of prompts."""
+    first = PAGES["Nora"] if isinstance(prompt, str) else prompt
+    rows = [{"prompt": p, "chosen": ONE, "rejected": FALSE} for p in (first, prompt)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    number = 2 if isinstance(prompt, str) else 1
+    message = rf"rows\.jsonl: row {number}: field 'prompt': {fault}"
+    refused(Score(out=tmp_path / "a", data=data, rewards=Path("village")), message)
+    policy = chain.folder / "sft"
+    options = {"data": data, "policies": (policy,), "reference": policy, "limits": LIMITS}
+    refused(Evaluate(out=tmp_path / "b", rewards=Path("village"), **options), message)
+
+
+def test_pairs_that_are_all_ties_are_refused(tmp_path):
+    data = jsonl(tmp_path / "rows.jsonl", [judged("Nora", ONE, "Nora lost a key.")] * 2)
+    stage = Score(out=tmp_path / "a", data=data, rewards=Path("village"), relabel=True)
+    refused(stage, r"rows\.jsonl: --relabel: all 2 pairs are ties")
 
 
 # ---- length bias
@@ -506,7 +590,11 @@ def test_bias_stage(chain, tmp_path):
     them won by it."""
     options = {"data": chain.scored, "tokenizer": chain.folder / "sft", "rho": 0.2}
     findings = execute(Bias(out=tmp_path / "a", **options))
-    assert findings == {"pairs": 25, "share of pairs whose longer side wins": 0.2}
+    assert findings == {
+        "pairs": 25,
+        "share of pairs whose longer side wins": 0.2,
+        "that share of --data": 0.5,
+    }
     rows, every_row = read(tmp_path / "a/rows.parquet"), read(chain.scored)
     sides = longer_side(load_tokenizer(chain.folder / "sft"), rows)
     assert (sides > 0).sum() == 5 and (sides < 0).sum() == 20
@@ -514,6 +602,17 @@ def test_bias_stage(chain, tmp_path):
     assert all(row in every_row for row in rows)
     assert provenance(tmp_path / "a/rows.parquet") == provenance(chain.scored)
     assert execute(Bias(out=tmp_path / "b", size=10, **options))["pairs"] == 10
+
+
+def test_bias_says_what_share_its_data_has(chain, tmp_path):
+    """Odd rows of the 40 prefer the longer side: 20 of 40; without the first 16 even rows, 20 of
+    24."""
+    rows = [row for i, row in enumerate(chain.rows) if i % 2 or i >= 32]
+    options = {"data": jsonl(tmp_path / "rows.jsonl", rows), "tokenizer": chain.folder / "sft"}
+    findings = execute(Bias(out=tmp_path / "a", rho=0.8, **options))
+    assert findings["that share of --data"] == 20 / 24
+    assert findings["share of pairs whose longer side wins"] == 0.8  # 16 of 20
+    assert findings["pairs"] == 20
 
 
 def test_reward_models_are_trained_on_equal_biased_subsets(chain, tmp_path):
@@ -558,6 +657,32 @@ def test_faulty_held_out_rows_are_refused_before_training(chain, tmp_path, name,
         replace(getattr(chain, name), out=tmp_path / "a", validation=tmp_path / "held.jsonl"), named
     )
     assert not (tmp_path / "a").exists()
+
+
+# ---- what needs what
+
+
+def test_a_chain_needs_those_that_write_what_it_reads():
+    """By hand: samples read the policy and a part of the corpus; a reward model reads two other
+    folders and a file of its own chain; nobody writes the corpus's rows or the true reward."""
+    sft = Sft(out=Path("r/sft"), data=Path("r/corpus/train.parquet"))
+    sample = Sample(out=Path("r/samples"), policy=sft.out, data=Path("r/corpus/test.parquet"))
+    scores = Score(out=Path("r/labels"), data=Path("r/other.parquet"), rewards=Path("village"))
+    bias = Bias(out=Path("r/d/data"), data=Path("r/labels/rows.parquet"), tokenizer=sft.out)
+    reward = Reward(out=Path("r/d/rewards"), data=Path("r/d/data/rows.parquet"), init=sft.out)
+    evaluation = Evaluate(
+        out=Path("r/test"), data=Path("r/corpus/test.parquet"), rewards=Path("r/d/rewards"),
+        policies=(Path("r/sft"), Path("r/samples/deep/er")), reference=Path("elsewhere"),
+    )  # fmt: skip
+    corpus_stage = Corpus(out=Path("r/corpus"), data=Path("rows.jsonl"))
+    chains = [[evaluation], [bias, reward], [scores], [sample], [sft], [corpus_stage]]
+    assert needs(chains) == [{5, 1, 4, 3}, {2, 4}, set(), {4, 5}, {5}, set()]
+    assert needs([[sft, sample, corpus_stage]]) == [set()] and needs([]) == []
+
+
+def test_a_folder_is_not_written_by_one_whose_name_begins_alike():
+    reader = Sft(out=Path("r/b"), data=Path("r/corpus-2/train.parquet"))
+    assert needs([[Corpus(out=Path("r/corpus"))], [reader]]) == [set(), set()]
 
 
 # ---- samples and pairs
@@ -680,6 +805,25 @@ def test_corpus_stage(tmp_path):
     assert 140 < findings["train"] < 180  # 160 expected, standard deviation 5.7
 
 
+def test_a_corpus_without_data_is_a_village_of_its_seed(tmp_path):
+    """All 9000 rows of `village(seed=3)`, whose prompts differ, each in one part."""
+    findings, need = execute(Corpus(out=tmp_path / "a", seed=3)), ("prompt", "completion")
+    parts = [read(tmp_path / f"a/{name}.parquet", need=need) for name in findings]
+    rows = {(row["prompt"], row["completion"]) for part in parts for row in part}
+    assert rows == {(row["prompt"], row["completion"]) for row in village(seed=3)}
+    assert sum(findings.values()) == 9000 == len(rows)
+    assert findings["train"] == pytest.approx(0.87 * 9000, abs=130)  # standard deviation 32
+
+
+def test_a_corpus_may_be_of_docstrings_and_data_comes_first(tmp_path, monkeypatch):
+    rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(200)]
+    monkeypatch.setattr(corpus, "docstrings", lambda: rows)
+    monkeypatch.setattr(corpus, "village", lambda seed: pytest.fail("not asked for"))
+    assert sum(execute(Corpus(out=tmp_path / "a", source="docstrings")).values()) == 200
+    data = jsonl(tmp_path / "rows.jsonl", rows[:100])
+    assert sum(execute(Corpus(out=tmp_path / "b", data=data)).values()) == 100
+
+
 # ---- evaluation
 
 
@@ -705,24 +849,35 @@ def test_evaluate(chain, tmp_path):
     assert first["advantage"] == pytest.approx(advantage) and advantage != 0
     assert first["low"] <= advantage <= first["high"]
     assert first["win"] == pytest.approx(np.mean([r["win"] for r in own]))
+    assert all(len(r["samples"]) == len(r["reference_samples"]) == stage.n == 2 for r in rows)
+    judge = model_folder.load_rewards(chain.folder / "rewards")
+    for texts, name in (("samples", "reward"), ("reference_samples", "reference_reward")):
+        texts = [{"prompt": r["prompt"], "a": r[texts][0], "b": r[texts][1]} for r in own]
+        values = rewards(judge.model, inputs_of(judge, texts, ["a", "b"]))
+        np.testing.assert_allclose([r[name] for r in own], values.mean((1, 2)), atol=1e-4)
+    assert [r["samples"] for r in own] != [r["reference_samples"] for r in own]  # another seed
+    assert [r["reference_samples"] for r in own] == [r["reference_samples"] for r in rows[40:]]
 
 
 def test_per_prompt_and_summary_by_hand():
-    def outcomes(rewards):
+    def outcomes(rewards, texts):
         return {
             "rewards": np.array(rewards),
             "kl": np.array([[1.0, 3.0], [0.0, 1.0]]),
             "tokens": np.array([[2, 4], [5, 6]]),
             "prompts": [{"prompt": "p"}, {"prompt": "q"}],
-            "texts": ["s", "t"],
+            "texts": texts,
         }
 
-    rows = per_prompt(7, outcomes([[1.0, 2.0], [3.0, 3.0]]), outcomes([[0.0, 2.0], [4.0, 2.0]]))
+    ours = outcomes([[1.0, 2.0], [3.0, 3.0]], [["s", "t"], ["u", "v"]])
+    theirs = outcomes([[0.0, 2.0], [4.0, 2.0]], [["S", "T"], ["U", "V"]])
+    rows = per_prompt(7, ours, theirs)
     assert rows == [
         {
             "policy": 7,
             "prompt": "p",
-            "sample": "s",
+            "samples": ["s", "t"],
+            "reference_samples": ["S", "T"],
             "reward": 1.5,
             "reference_reward": 1.0,
             "win": 0.5,
@@ -734,7 +889,8 @@ def test_per_prompt_and_summary_by_hand():
         {
             "policy": 7,
             "prompt": "q",
-            "sample": "t",
+            "samples": ["u", "v"],
+            "reference_samples": ["U", "V"],
             "reward": 3.0,
             "reference_reward": 3.0,
             "win": 0.5,

@@ -40,6 +40,13 @@ def test_interval_and_p_by_hand():
     assert p_value([np.zeros(4)] * 3) == 1.0
 
 
+def test_seeds_with_equal_means_prove_nothing():
+    """Two seeds may have equal means by chance; 0.1 + 0.2 is not 0.3 in floating point."""
+    assert p_value([np.full(4, 0.5)] * 3) == 1.0
+    assert p_value([np.array([0.3]), np.array([0.1 + 0.2])]) == 1.0
+    assert p_value([np.array([0.3]), np.array([0.30001])]) < 0.001
+
+
 def test_one_seed_has_the_interval_and_the_test_over_prompts():
     assert interval([VALUES]) == bootstrap_interval(VALUES)
     assert p_value([VALUES]) == wald_p(VALUES)

@@ -3,6 +3,7 @@ complete."""
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from scale.files import read_json, write_json
 from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
+from scale.parallel.workers import execute_all, workers
 from scale.run import parse
 from scale.stages.align import Align
 from scale.stages.stage import execute
@@ -168,6 +170,41 @@ def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder):
         np.testing.assert_array_equal(plan.rows, expected.rows)
         lengths = dataset.tokens.lengths[plan.rows].sum((1, 2))
         assert max(lengths) <= plan.shapes[0].length and len(plan.shapes) == TRAINING.steps
+
+
+def test_a_chain_waits_for_those_that_it_needs(tmp_path):
+    """A folder can be made only in one that exists: a before a/b before a/b/c, though they are in
+    the other order and two workers are free."""
+    c, b, a = tmp_path / "a/b/c", tmp_path / "a/b", tmp_path / "a"
+    with workers(2) as pool:
+        chains = [[c, c / "d"], [b], [a], [tmp_path / "alone"]]
+        needs = [{1, 2}, {2}, set(), set()]
+        assert execute_all(pool, chains, "", os.mkdir, needs) == [
+            [None, None],
+            [None],
+            [None],
+            [None],
+        ]
+        assert (c / "d").is_dir() and (tmp_path / "alone").is_dir()
+        assert execute_all(pool, [["a", "b"], ["c"]], "", str.upper) == [["A", "B"], ["C"]]
+
+
+def test_what_needs_a_chain_that_failed_does_not_run(tmp_path):
+    chains = [[tmp_path / "after"], [tmp_path]]
+    with workers(1) as pool, pytest.raises(FileExistsError):
+        execute_all(pool, chains, "", os.mkdir, [{1}, set()])
+    assert not (tmp_path / "after").exists()
+
+
+def test_without_workers_chains_run_in_their_order():
+    ran = []
+
+    def run(stage):
+        ran.append(stage)
+        return stage.upper()
+
+    assert execute_all(None, [["a", "b"], ["c"]], "", run, [set(), {0}]) == [["A", "B"], ["C"]]
+    assert ran == ["a", "b", "c"]
 
 
 @pytest.mark.slow
