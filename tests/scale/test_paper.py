@@ -191,7 +191,8 @@ def test_each_seed_has_a_folder_in_which_all_is_drawn_anew(village: Path) -> Non
 
 @pytest.mark.slow
 def test_labels_and_evaluation_have_the_true_reward(village: Path) -> None:
-    """As `assess`, whose values are tested by hand, gives it of the texts in the files."""
+    """As `assess`, whose values are tested by hand, gives it of the texts in the files. Of dpo the
+    first policy evaluated is its snapshot, and the second its end."""
     for row in read(village / "seed-3/labelled/train/rows.parquet"):
         page = read_page(row["prompt"])
         assert assess(page, row["chosen"]).reward > assess(page, row["rejected"]).reward
@@ -203,7 +204,7 @@ def test_labels_and_evaluation_have_the_true_reward(village: Path) -> None:
     [result] = [
         r for r in rows_of(village / "results.csv") if (r["seed"], r["method"]) == ("4", "dpo")
     ]
-    advantages = [r["reward"] - r["reference_reward"] for r in evaluated if r["policy"] == 0]
+    advantages = [r["reward"] - r["reference_reward"] for r in evaluated if r["policy"] == 1]
     assert float(result["advantage"]) == pytest.approx(np.mean(advantages), abs=1e-5)
 
 
