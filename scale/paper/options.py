@@ -62,7 +62,7 @@ class Options(Stage):
     """Training of pi_ref."""
     oracle: TrainingConfig = field(default_factory=lambda: TrainingConfig(800, 32, 1e-3))
     """Training of the oracle reward model."""
-    reward: TrainingConfig = field(default_factory=lambda: TrainingConfig(150, 16, 3e-3))
+    reward: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """Training of each reward model; the seed is the repetition's."""
-    align: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 1e-3))
+    align: TrainingConfig = field(default_factory=lambda: TrainingConfig(100, 16, 1e-3))
     """Training of each policy; the seed is the repetition's, the learning rate a candidate."""

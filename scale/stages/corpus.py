@@ -20,9 +20,9 @@ class Corpus(Stage):
     source: Literal["village", "docstrings"] = "village"
     """Rows that need no file: a generated village, whose summaries have a true reward, or the
     docstrings of the installed packages."""
-    validation: float = 0.065
+    validation: float = 0.05
     """Share of the prompts for model selection."""
-    test: float = 0.065
+    test: float = 0.05
     """Share of the prompts for the final evaluation."""
     seed: int = 0
     """Seed of the split, and of the village."""
