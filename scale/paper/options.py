@@ -21,6 +21,7 @@ class Options(Stage):
     The defaults are those of the miniature.
     """
 
+    EXTENDS = ("seeds",)
     out: Path = Path("runs/paper")
     """Folder of the run: report.md, results.csv, figures, and a folder for each stage."""
     preset: Literal["miniature", "paper"] = "miniature"
