@@ -404,7 +404,8 @@ def test_the_figure_has_the_studys_intervals_behind_its_own(tmp_path, monkeypatc
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
 
     def broad(has_truth):
-        report(tmp_path, [villagers(tmp_path, "dpo", [PART])], {}, {PAGE: PART}, (), has_truth)
+        outcomes = [villagers(tmp_path, method, [PART]) for method in ("dpo", "ipo")]
+        report(tmp_path, outcomes, {}, {PAGE: PART}, (), has_truth)
         lines = drawn["figure2.png"].axes[0].lines
         return [list(line.get_ydata()) for line in lines if line.get_linewidth() > 5]
 
