@@ -294,7 +294,7 @@ def test_stages_read_what_earlier_stages_wrote(data: Path | None) -> None:
     [policy] = one.policies(0.5, "e-dpo")
     scored = Path("runs/paper/seed-0/rho-0.5/ensemble/scored/rows.parquet")
     assert one.alignment(policy).data == scored
-    assert one.points(policy) == {30: policy.path / "step-30", 120: policy.path}
+    assert one.points(policy) == {25: policy.path / "step-25", 100: policy.path}
 
 
 def test_who_judges() -> None:
@@ -358,7 +358,7 @@ def test_chains_of_the_pipeline_need_what_is_before_them() -> None:
         ({"length_biases": ()}, "--length-biases: none"),
         ({"rhos": (0.5, 0.5)}, "--rhos 0.5 0.5: the same twice, to six digits"),
         ({"methods": ("dpo", "dpo")}, "--methods dpo dpo: the same twice"),
-        ({"snapshots": 11}, "--snapshots 11: too many for a run of 120 steps"),
+        ({"snapshots": 11}, "--snapshots 11: too many for a run of 100 steps"),
     ],
 )
 def test_bad_options_are_named_before_the_first_stage(
