@@ -194,5 +194,5 @@ def test_sizes_are_coarsened_where_that_costs_less_than_a_compilation():
     two steps of 1024 instead of 928 and one of 1024 itself cost 192 more."""
     sizes = np.array([[928, 448, 88], [928, 512, 64], [1024, 3, 1]])
     coarse = [[1024, 512, 96], [1024, 512, 64], [1024, 3, 1]]
-    assert coarsen_sizes(sizes, lambda s: s[:, 0], 193).tolist() == coarse
-    assert coarsen_sizes(sizes, lambda s: s[:, 0], 192).tolist() == sizes.tolist()
+    assert coarsen_sizes(sizes, lambda s: s[:, 0], 193.0).tolist() == coarse
+    assert coarsen_sizes(sizes, lambda s: s[:, 0], 192.0).tolist() == sizes.tolist()
