@@ -6,6 +6,7 @@ from typing import Literal
 
 from minipref.methods import METHODS
 from scale.data.dataset import Limits
+from scale.data.village import NUM_ROWS
 from scale.model.config import ModelConfig
 from scale.stages.align import MethodName
 from scale.stages.stage import Stage
@@ -31,6 +32,8 @@ class Options(Stage):
     """Rows with `prompt` and `completion`; an oracle reward model of the human completions labels
     pairs and judges policies, as in section 6.1. Default: the village of `scale.data.village`,
     which has a true reward."""
+    pages: int = NUM_ROWS
+    """Rows of the village, without --data."""
     rhos: tuple[float, ...] = (0.2, 0.5, 0.8)
     """Length biases rho of the training sets D_rho."""
     methods: tuple[MethodName, ...] = ALL_METHODS
@@ -41,9 +44,10 @@ class Options(Stage):
     """The first seed; the others follow it."""
     betas: tuple[float, ...] = ()
     """Candidates for beta (ipo: for its tau). All are trained; the best on validation prompts is
-    kept. Default: what the search selected, or section 6.1's grids."""
+    kept. Default: those of `searched.csv` (by `python -m benchmarks.search`), else the method's own;
+    with --preset paper section 6.1's grids."""
     learning_rates: tuple[float, ...] = ()
-    """Candidates for the policies' learning rate. Default: what the search selected."""
+    """Candidates for the policies' learning rate. Default: those of `searched.csv`, else 1e-3."""
     most_kl: float | None = 10.0
     """Candidates further than this from pi_ref (nats, validation prompts) are not kept, because
     they may exploit errors of the oracle."""

@@ -49,7 +49,9 @@ class Repetition:
         """Stages 1 to 3, which depend on neither rho nor method, in order."""
         options, out = self.options, self.out
         stages: dict[str, Stage] = {
-            "corpus": Corpus(out=out / "corpus", data=options.data, seed=self.seed),
+            "corpus": Corpus(
+                out=out / "corpus", data=options.data, pages=options.pages, seed=self.seed
+            ),
             "sft": Sft(
                 out=out / "sft", data=out / "corpus/train.parquet", model=options.model,
                 validation=out / "corpus/validation.parquet", limits=options.limits,

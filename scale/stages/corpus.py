@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from scale.data.docstrings import docstrings
 from scale.data.rows import Row, read, split, write
-from scale.data.village import village
+from scale.data.village import NUM_ROWS, village
 from scale.errors import InputError
 from scale.stages.stage import Stage
 
@@ -24,6 +24,8 @@ class Corpus(Stage):
     """Share of the prompts for model selection."""
     test: float = 0.05
     """Share of the prompts for the final evaluation."""
+    pages: int = NUM_ROWS
+    """Rows of the village."""
     seed: int = 0
     """Seed of the split, and of the village."""
 
@@ -45,4 +47,4 @@ class Corpus(Stage):
     def rows(self) -> list[Row]:
         if self.data:
             return read(self.data, need=("prompt", "completion"))
-        return village(seed=self.seed) if self.source == "village" else docstrings()
+        return village(self.pages, self.seed) if self.source == "village" else docstrings()

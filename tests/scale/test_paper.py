@@ -132,7 +132,8 @@ def test_a_complete_run_is_skipped_and_other_options_are_refused(run: Path, corp
 
 
 VILLAGE_OPTIONS = shlex.split("""
-    --seeds 2 --seed 3 --rhos 0.5 --methods dpo e-dpo --pairs 64 --length-biases 0.4 0.6 --samples 2
+    --pages 1000 --seeds 2 --seed 3 --rhos 0.5 --methods dpo e-dpo --pairs 32
+    --length-biases 0.4 0.6 --samples 2
     --betas 0.1 --learning-rates 0.01 --snapshots 1
     --model.vocab-size 400 --model.d-model 32 --model.num-heads 2 --model.head-dim 16
     --model.d-ff 64 --sft.steps 150 --sft.batch-size 32 --sft.learning-rate 0.02
@@ -227,7 +228,7 @@ def test_the_report_of_a_village(village: Path) -> None:
     )
     assert len(human) == 4  # they state nothing false
     assert "| oracle |" not in report and "logit of the oracle" not in report
-    assert re.search(r"^\| corpus \| train \| \d{4}; \d{4} \|$", sections["The run"], re.M)
+    assert re.search(r"^\| corpus \| train \| \d{3}; \d{3} \|$", sections["The run"], re.M)
 
 
 def repetition(seed: int = 0, **options: Any) -> Repetition:

@@ -818,7 +818,7 @@ def test_a_corpus_without_data_is_a_village_of_its_seed(tmp_path):
 def test_a_corpus_may_be_of_docstrings_and_data_comes_first(tmp_path, monkeypatch):
     rows = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(200)]
     monkeypatch.setattr(corpus, "docstrings", lambda: rows)
-    monkeypatch.setattr(corpus, "village", lambda seed: pytest.fail("not asked for"))
+    monkeypatch.setattr(corpus, "village", lambda *_: pytest.fail("not asked for"))
     assert sum(execute(Corpus(out=tmp_path / "a", source="docstrings")).values()) == 200
     data = jsonl(tmp_path / "rows.jsonl", rows[:100])
     assert sum(execute(Corpus(out=tmp_path / "b", data=data)).values()) == 100

@@ -52,7 +52,7 @@ def test_one_seed_has_the_interval_and_the_test_over_prompts():
     assert p_value([VALUES]) == wald_p(VALUES)
 
 
-@pytest.mark.parametrize(("num_seeds", "seed_sd"), [(3, 0.0), (3, 0.05), (3, 0.5), (10, 0.05)])
+@pytest.mark.parametrize(("num_seeds", "seed_sd"), [(3, 0.0), (3, 0.2), (10, 0.05)])
 def test_intervals_over_seeds_and_prompts_are_calibrated(num_seeds, seed_sd):
     """2,000 runs with a mean of 0.3: the interval holds it in 95% +- 1.5% of them.
 
