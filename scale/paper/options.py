@@ -44,8 +44,8 @@ class Options(Stage):
     """The first seed; the others follow it."""
     betas: tuple[float, ...] = ()
     """Candidates for beta (ipo: for its tau). All are trained; the best on validation prompts is
-    kept. Default: those of `searched.csv` (by `python -m benchmarks.search`), else the method's own;
-    with --preset paper section 6.1's grids."""
+    kept. Default: those of `searched.csv` (by `python -m benchmarks.search`), else the method's
+    own; with --preset paper section 6.1's grids."""
     learning_rates: tuple[float, ...] = ()
     """Candidates for the policies' learning rate. Default: those of `searched.csv`, else 1e-3."""
     most_kl: float | None = 10.0
