@@ -7,7 +7,6 @@ default run and the study read; `benchmarks/results/search.csv` has every candid
 prints the table, and marks a best value at the edge of its grid. A killed search goes on.
 """
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from minipref.methods import METHODS
-from scale.files import write_csv
+from scale.files import read_csv, write_csv
 from scale.paper.pipeline import PRESETS
 from scale.paper.presets import SEARCHED_FILE
 from scale.stages.stage import execute
@@ -48,8 +47,7 @@ def main(search: Search) -> None:
     """Run the search, keep its results and print the table."""
     miniature = replace(PRESETS["miniature"], out=search.out, seed=search.seed, seeds=search.seeds)
     execute(replace(miniature, betas=search.betas, learning_rates=search.learning_rates))
-    with (search.out / "results.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(search.out / "results.csv")
     names = (*CANDIDATE, "seed", "validation_advantage", "validation_kl")
     write_csv(RESULTS, names, [{name: row[name] for name in names} for row in rows])
     chosen = [best(candidates) for candidates in grouped(rows, CELL)]

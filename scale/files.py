@@ -55,6 +55,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that `write_csv` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_json(path: Path) -> Any:
     """The value of a JSON file that this program wrote."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -6,8 +6,6 @@ of `reference/worlds.py` is trained by `minipref/section6.py`: 1,000 worlds in t
 comes from the other half.
 """
 
-import csv
-import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +13,15 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.machine import describe
 from benchmarks.section6.variations import BETAS, CONSTANT, VARIATIONS, Cell, Study, Variation, run
 from benchmarks.section6.verdicts import CLAIMS, LITTLE, SIGNIFICANT, difference, verdicts
 from minipref.methods import METHODS
 from reference.worlds import BIASES
-from scale.files import atomic
+from scale.files import atomic, write_csv
 from scale.paper.figures import figure2
+from scale.paper.templates import load_template
 from scale.statistics import student_interval
 
 PAIRS = (
@@ -106,11 +104,7 @@ def report(studies: Studies, minutes: tuple[float, float]) -> str:
         },
         **varied(studies),
     }
-    loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(
-        loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return templates.get_template("section6.md.jinja").render(context)
+    return load_template(Path(__file__).parent / "section6.md.jinja").render(context)
 
 
 def varied(studies: Studies) -> dict[str, Any]:
@@ -155,16 +149,6 @@ def cells_at(name: str, study: Study, rho: float) -> dict[str, Any]:
     }
 
 
-def table(studies: Studies) -> str:
-    """The text of `section6.csv`."""
-    lines = list(rows(studies))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
-
-
 def main(
     out: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/results"),
 ) -> None:
@@ -189,10 +173,10 @@ def main(
     }
     figure2(out / "section6.png", points, behind={})
     minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
-    texts = {"section6.csv": table(studies), "section6.md": report(studies, minutes)}
-    for name, text in texts.items():
-        with atomic(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    lines = list(rows(studies))
+    write_csv(out / "section6.csv", list(lines[0]), lines)
+    with atomic(out / "section6.md") as temporary:
+        temporary.write_text(report(studies, minutes), encoding="utf-8")
 
 
 if __name__ == "__main__":

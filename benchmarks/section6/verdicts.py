@@ -7,12 +7,12 @@ import numpy as np
 
 from benchmarks.section6.variations import CONSTANT, Cells
 from reference.worlds import BIASES
+from scale.paper.claims import DISTILLED, PAPERS, PLAIN
+from scale.paper.comparisons import SIGNIFICANT
+from scale.paper.figures import COLLAPSE
 from scale.statistics import holm, wald_p
 
-SIGNIFICANT = 0.01  # after Holm's adjustment over all tests of a study
 LITTLE = 0.05  # nats of advantage
-SIX = ("dpo", "ipo", "d-dpo", "p-dpo", "dp-dpo", "e-dpo")
-COLLAPSE = (("p-dpo", "dpo"), ("dp-dpo", "d-dpo"))  # Figure B.1: with and without the KL term
 
 
 class Contrast(NamedTuple):
@@ -114,7 +114,7 @@ def mitigates(field: str, sign: int) -> Callable[[Cells, Sequence[float]], Itera
 
     def tests(cells: Cells, rhos: Sequence[float]) -> Iterator[Contrast]:
         for rho in rhos:
-            for pessimistic, plain in COLLAPSE:
+            for plain, pessimistic in COLLAPSE:
                 best = cells[rho, plain].best
                 with_kl, without = (cells[rho, n].values(field, best) for n in (pessimistic, plain))
                 yield Contrast(rho, f"{pessimistic} against {plain}", sign * (with_kl - without))
@@ -133,14 +133,13 @@ def opposite(field: str) -> Callable[[Cells, Sequence[float]], Iterator[Contrast
     return tests
 
 
-DISTILLED = ("d-dpo", "dp-dpo", "e-dpo")
 CLAIMS = (
     Claim("(a) d-DPO, dp-DPO and e-DPO beat DPO and IPO, rho <= .5",
-          beats(DISTILLED, ("dpo", "ipo"), lambda rho: rho <= 0.5)),
+          beats(DISTILLED, PLAIN, lambda rho: rho <= 0.5)),
     Claim("(b) e-DPO is the best of the paper's six, rho < .5",
-          beats(("e-dpo",), SIX, lambda rho: rho < 0.5)),
+          beats(("e-dpo",), PAPERS, lambda rho: rho < 0.5)),
     Claim("(c) d-DPO is the best of the paper's six, rho > .6",
-          beats(("d-dpo",), SIX, lambda rho: rho > 0.6)),
+          beats(("d-dpo",), PAPERS, lambda rho: rho > 0.6)),
     Claim(f"(d) p-DPO adds less than {LITTLE:g} to DPO (effect: what DPO is ahead)", adds_little),
     Claim("(e) the KL term lowers the forward KL", mitigates("forward_kl", -1)),
     Claim("(e) the KL term raises log pi of the chosen", mitigates("chosen_logp", 1)),

@@ -6,7 +6,6 @@ written to `results/study.csv` at once, so that a killed study goes on; the repo
 are made of that file alone.
 """
 
-import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import tyro
 
 from benchmarks.study.report import write_report
 from minipref.methods import METHODS
-from scale.files import write_csv
+from scale.files import read_csv, write_csv
 from scale.paper.pipeline import PRESETS, Paper, findings_of
 from scale.paper.repetition import Repetition
 from scale.paper.results import COLUMNS
@@ -57,16 +56,12 @@ def main(study: Study) -> None:
 def finished() -> list[Row]:
     """The rows of earlier runs."""
     path = RESULTS / "study.csv"
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_csv(path) if path.exists() else []
 
 
 def seed_rows(paper: Paper) -> list[Row]:
     """The rows of one seed: its `results.csv`, and the accuracy of the reward models."""
-    with (paper.out / "results.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(paper.out / "results.csv")
     repetition = Repetition(paper, paper.seed)
     for row in rows:
         name = "ensemble" if METHODS[row["method"]].rewards == "ensemble" else "single"

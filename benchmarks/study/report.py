@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.machine import describe
 from minipref.methods import METHODS
 from scale.files import atomic, write_csv
 from scale.paper import claims, figures
-from scale.paper.comparisons import SIGNIFICANT, Seeds, Values
-from scale.paper.results import SUMMARY
+from scale.paper.comparisons import SIGNIFICANT, SUMMARY, Seeds, Values, minus, summary
+from scale.paper.pipeline import PRESETS
+from scale.paper.report import STUDY, points_of
+from scale.paper.templates import load_template
 from scale.statistics import interval, p_value, seed_means
 
 FIGURE = "study.png"
-PACKAGED = Path(__file__).parents[2] / "scale/paper/study.csv"
-"""What the figure of the default run shows behind its points."""
+TEMPLATE = Path(__file__).parent / "study.md.jinja"
 CONTENTS = ("facts", "false", "repeated", "padded", "words", "true_reward")
 HELD_OUT = ("chosen_logps", "rejected_logps", "forward_kl", "implicit_accuracy")
-COLLAPSE = (("p-dpo", "dpo"), ("dp-dpo", "d-dpo"))  # Figure B.1: with and without the KL term
-BIASES = np.array([0.2, 0.4, 0.5, 0.6, 0.8])
 
 Row = dict[str, Any]
 
@@ -44,9 +42,9 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
         rows: Those of `study.csv`.
     """
     values = column(rows, "advantage")
-    summary = [summary_row(key, seeds) for key, seeds in values.items()]
-    write_csv(PACKAGED, SUMMARY, summary)
-    points = {(row["rho"], row["method"]): tuple(row[n] for n in SUMMARY[2:5]) for row in summary}
+    rows_of_summary = [summary(*cell) for cell in values.items()]
+    write_csv(STUDY, SUMMARY, rows_of_summary)
+    points = points_of(rows_of_summary)
     figures.figure2(out / FIGURE, points, behind={})
     context = {
         "machine": describe(),
@@ -62,12 +60,8 @@ def write_report(out: Path, rows: Sequence[Row]) -> None:
         "held_out": {name: means(rows, name) for name in (*HELD_OUT, "kl")},
         "accuracies": means(rows, "reward_accuracy"),
     }
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    text = load_template(TEMPLATE).render(context)
     with atomic(out / "study.md") as temporary:
-        text = environment.get_template("study.md.jinja").render(context)
         temporary.write_text(text.strip() + "\n", encoding="utf-8")
 
 
@@ -87,13 +81,6 @@ def means(rows: Sequence[Row], name: str) -> dict[tuple[float, str], float]:
     return {key: float(seed_means(seeds).mean()) for key, seeds in column(rows, name).items()}
 
 
-def summary_row(key: tuple[float, str], seeds: Seeds) -> Row:
-    """A row of `summary.csv`."""
-    values = (float(seed_means(seeds).mean()), *interval(seeds))
-    row = (*key, *(round(value, 4) for value in values), len(seeds))
-    return dict(zip(SUMMARY, row, strict=True))
-
-
 def effect(what: str, differences: Seeds) -> Effect:
     mean = float(seed_means(differences).mean())
     return Effect(what, mean, *interval(differences), p_value(differences))
@@ -101,29 +88,22 @@ def effect(what: str, differences: Seeds) -> Effect:
 
 def collapse(rows: Sequence[Row]) -> list[Effect]:
     """What the KL term changes on held-out pairs, the mean over all rhos (Figure B.1)."""
-    return [
-        effect(f"{name}: {with_kl} - {without}", over_rhos(column(rows, name), with_kl, without))
-        for name in ("chosen_logps", "rejected_logps", "forward_kl")
-        for with_kl, without in COLLAPSE
-    ]
-
-
-def over_rhos(values: Values, method: str, baseline: str) -> Seeds:
-    """For each seed the difference of two methods, the mean over all rhos."""
-    rhos = sorted({rho for rho, _ in values})
-    cells = [(values[rho, method], values[rho, baseline]) for rho in rhos]
-    return [
-        np.mean([ours[s] - theirs[s] for ours, theirs in cells], axis=0)
-        for s in range(len(cells[0][0]))
-    ]
+    effects = []
+    for name in ("chosen_logps", "rejected_logps", "forward_kl"):
+        values = column(rows, name)
+        rhos = sorted({rho for rho, _ in values})
+        for without, with_kl in figures.COLLAPSE:
+            both = (claims.over_rhos(values, rhos, method) for method in (with_kl, without))
+            effects.append(effect(f"{name}: {with_kl} - {without}", minus(*both)))
+    return effects
 
 
 def nearest(rows: Sequence[Row]) -> dict[float, tuple[np.ndarray, Effect]]:
     """For each rho the shares of e-dpo's pairs nearest to each model, and their mean bias - .5."""
-    cells = column(rows, "nearest")
-    found = {}
-    for (rho, method), seeds in cells.items():
+    biases = np.array(PRESETS["miniature"].length_biases)
+    shares_and_lean = {}
+    for (rho, method), seeds in column(rows, "nearest").items():
         if method == "e-dpo":
-            leans = [np.array([shares @ BIASES - 0.5]) for shares in seeds]
-            found[rho] = np.mean(seeds, axis=0), effect("mean bias", leans)
-    return found
+            leans = [np.array([shares @ biases - 0.5]) for shares in seeds]
+            shares_and_lean[rho] = np.mean(seeds, axis=0), effect("mean bias", leans)
+    return shares_and_lean

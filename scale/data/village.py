@@ -16,6 +16,7 @@ The rows are a function of their number and the seed. Nothing is downloaded.
 
 import random
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 NUM_ROWS = 9000
@@ -187,6 +188,7 @@ FACTS = {
 }
 
 
+@lru_cache(maxsize=2**14)
 def read_page(prompt: str) -> Diary:
     """The person and the facts of a page, from its text.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Seeds, Values
+from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Seeds, Values, minus
 from scale.statistics import holm, interval, p_value, seed_means
 
 
@@ -116,9 +116,10 @@ def contrast_values(values: Values, claim: Claim, method: str, baseline: str) ->
     ours = over_rhos(values, rhos, method)
     if baseline == REFERENCE:
         return ours
-    return [a - b for a, b in zip(ours, over_rhos(values, rhos, baseline), strict=True)]
+    return minus(ours, over_rhos(values, rhos, baseline))
 
 
 def over_rhos(values: Values, rhos: Sequence[float], method: str) -> Seeds:
+    """For each seed the values of a method at each of its prompts, the mean over some rhos."""
     cells = [values[rho, method] for rho in rhos]
     return [np.mean(seed, axis=0) for seed in zip(*cells, strict=True)]

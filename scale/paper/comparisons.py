@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minipref.methods import METHODS
 from scale.paper.results import Outcome
-from scale.statistics import holm, p_value, seed_means, value_at
+from scale.statistics import holm, interval, p_value, seed_means, value_at
 
 SIGNIFICANT = 0.01
 REFERENCE = "pi_ref"
+SUMMARY = ("rho", "method", "advantage", "low", "high", "seeds")
 
 Key = tuple[float, str]  # rho and method
 Cells = dict[Key, list[Outcome]]  # the seeds of each
@@ -60,6 +61,18 @@ def by_cell(outcomes: Sequence[Outcome]) -> Cells:
 def final_values(cells: Cells) -> Values:
     """Advantages at the end of training."""
     return {key: [outcome.advantages() for outcome in seeds] for key, seeds in cells.items()}
+
+
+def summaries(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The rows of `summary.csv`: by rho, then in the order of `METHODS`."""
+    return [summary(*cell) for cell in final_values(by_cell(outcomes)).items()]
+
+
+def summary(key: Key, seeds: Seeds) -> dict[str, Any]:
+    """The mean of a cell with its interval over seeds and prompts, to six digits."""
+    values = (seed_means(seeds).mean(), *interval(seeds))
+    row = (*key, *(float(f"{value:.6g}") for value in values), len(seeds))
+    return dict(zip(SUMMARY, row, strict=True))
 
 
 def against_reference(values: Values) -> list[Comparison]:

@@ -12,13 +12,14 @@ import jax
 
 from scale.console import console
 from scale.data.rows import read
-from scale.errors import InputError
+from scale.errors import InputError, option_name
 from scale.files import read_json, write_csv, write_json
+from scale.paper.comparisons import SUMMARY, summaries
 from scale.paper.options import Options
 from scale.paper.presets import OPTIONS
 from scale.paper.repetition import REWARD_MODELS, Repetition
 from scale.paper.report import prompt_text, terminal_table, write_report
-from scale.paper.results import SUMMARY, Outcome, Policy, summaries, write_results
+from scale.paper.results import Outcome, Policy, write_results
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import require_steps
 from scale.stages.stage import Stage, describe, execute, needs
@@ -57,7 +58,7 @@ class Paper(Options):
         """Refuse what would fail in a later stage, or let two runs write one folder."""
         for name in ("rhos", "methods", "length_biases"):
             if not getattr(self, name):
-                raise InputError(f"--{name.replace('_', '-')}: none")
+                raise InputError(f"{option_name(name)}: none")
         require_distinct(self, ("rhos", "methods", "betas", "learning_rates"))
         require_steps(self.snapshots, self.align.steps)
 
@@ -76,6 +77,7 @@ class Paper(Options):
         if len(repetitions) == 1:
             for stage in shared:
                 execute(stage)
+            shared = []
         chains: list[list[Stage]] = [[stage] for stage in shared]
         chains += [
             repetition.reward_stages(rho, name)

@@ -1,12 +1,12 @@
 """The hyperparameters that the search selected, and section 6.1's own sizes and grids."""
 
-import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from minipref.methods import METHODS
 from scale.data.dataset import Limits
+from scale.files import read_csv
 from scale.model.config import ModelConfig
 from scale.train.loop import TrainingConfig
 
@@ -19,10 +19,9 @@ SEARCHED_FILE = Path(__file__).parent / "searched.csv"  # written by `python -m 
 def searched_table() -> dict[str, dict[float, tuple[float, float]]]:
     """method -> rho -> (beta, learning rate)."""
     table: dict[str, dict[float, tuple[float, float]]] = {}
-    with SEARCHED_FILE.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            values = float(row["beta"]), float(row["learning_rate"])
-            table.setdefault(row["method"], {})[float(row["rho"])] = values
+    for row in read_csv(SEARCHED_FILE):
+        values = float(row["beta"]), float(row["learning_rate"])
+        table.setdefault(row["method"], {})[float(row["rho"])] = values
     return table
 
 

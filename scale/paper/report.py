@@ -1,25 +1,25 @@
 """`report.md`: what a run found. This module computes values; `report.md.jinja` has the words."""
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
 from scale.data.village import assess, read_page
-from scale.files import atomic
+from scale.files import atomic, read_csv
 from scale.paper import claims, comparisons, figures
-from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Cells, Comparison, Key
+from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Cells, Comparison, Key, summaries
 from scale.paper.contents import contents, sampled_texts
 from scale.paper.figures import Point
-from scale.paper.results import Outcome, summaries
+from scale.paper.results import Outcome
+from scale.paper.templates import load_template
 
 NUM_PROMPTS = 4
 STUDY = Path(__file__).parent / "study.csv"
+TEMPLATE = Path(__file__).parent / "report.md.jinja"
 
 
 def write_report(
@@ -48,7 +48,7 @@ def write_report(
     context = {
         "stages": stages,
         "has_truth": has_truth,
-        "cells": [summary(key, seeds, points, has_truth) for key, seeds in cells.items()],
+        "cells": [result_row(key, seeds, points, has_truth) for key, seeds in cells.items()],
         "reference_contents": reference_contents(cells, completions) if has_truth else {},
         "num_seeds": max(map(len, cells.values())),
         "num_points": len(outcomes[0].steps) + 1,
@@ -57,25 +57,16 @@ def write_report(
         **ensemble(weights, length_biases),
         **samples(cells, completions, has_truth),
     }
-    text = template("report.md.jinja").render(context)
+    text = load_template(
+        TEMPLATE, g="{:g}".format, shown=shown, cut=cut, escape=escape, wins=wins
+    ).render(context)
     with atomic(out / "report.md") as temporary:
         temporary.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
 
 
 def study() -> dict[Key, Point]:
     """The points of the study (`python -m benchmarks.study`), which this package carries."""
-    with STUDY.open(encoding="utf-8") as file:
-        return points_of(list(csv.DictReader(file)))
-
-
-def template(name: str) -> Any:
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters = {"g": "{:g}".format, "shown": shown, "cut": cut, "escape": escape, "wins": wins}
-    environment.filters |= filters
-    return environment.get_template(name)
+    return points_of(read_csv(STUDY))
 
 
 def points_of(rows: Sequence[dict[str, Any]]) -> dict[Key, Point]:
@@ -94,7 +85,7 @@ def best_of(points: dict[Key, Point]) -> set[Key]:
     return {max((k for k in points if k[0] == rho), key=lambda k: points[k][0]) for rho in rhos}
 
 
-def summary(
+def result_row(
     key: Key, seeds: Sequence[Outcome], points: dict[Key, Point], has_truth: bool
 ) -> dict[str, Any]:
     """One method at one rho: its row of the results."""

@@ -1,17 +1,14 @@
 """What a run produced: `results.csv`, and per-prompt outcomes for the report."""
 
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipref.methods import METHODS
 from scale.files import write_csv
 from scale.paper.contents import CONTENTS, contents, sampled_texts
 from scale.stages.align import MethodName
-from scale.statistics import interval, seed_means
 from scale.train.metrics import records
 
 
@@ -50,7 +47,6 @@ class Outcome(NamedTuple):
 
 
 OPTIONS = ("method", "rho", "seed", "beta", "learning_rate")
-SUMMARY = ("rho", "method", "advantage", "low", "high", "seeds")
 MONITORED = {
     "chosen_logps": "validation/logps/chosen",
     "rejected_logps": "validation/logps/rejected",
@@ -89,20 +85,6 @@ def tested_values(outcome: Outcome, has_truth: bool) -> dict[str, Any]:
     if nearest and len(nearest[0]) > 1:
         values["nearest"] = np.mean(nearest, axis=0)
     return values
-
-
-def summaries(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The advantage of each (rho, method) with its interval over seeds and prompts."""
-    order = list(METHODS)
-    outcomes = sorted(outcomes, key=lambda o: (o.policy.rho, order.index(o.policy.method)))
-    rows = []
-    for (rho, method), cell in groupby(outcomes, key=lambda o: (o.policy.rho, o.policy.method)):
-        seeds = [outcome.advantages() for outcome in cell]
-        values = (seed_means(seeds).mean(), *interval(seeds))
-        mean, low, high = (float(f"{value:.6g}") for value in values)
-        row = (rho, method, mean, low, high, len(seeds))
-        rows.append(dict(zip(SUMMARY, row, strict=True)))
-    return rows
 
 
 def csv_row(policy: Policy, tested: dict[str, Any] | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
-from scale.stages.judge import Judge, TrueReward, load_judge
+from scale.stages.judge import Judge, load_judge
 from scale.stages.stage import Stage
 from scale.statistics import bootstrap_interval
 
@@ -52,8 +52,7 @@ class Evaluate(Stage):
         reference = model_folder.load_policy(self.reference, runtime)
         judge = load_judge(self.rewards, runtime)
         prompts = read(self.data, need=("prompt",))
-        if isinstance(judge, TrueReward):  # names a row that is no page before anything is sampled
-            judge.rewards(prompts, (), self.limits, str(self.data))
+        judge.check_prompts(prompts, str(self.data))
         baseline = self.outcomes(reference, reference, judge, prompts, self.seed)
         tables = []
         for i, path in enumerate(self.policies):

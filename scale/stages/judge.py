@@ -27,6 +27,9 @@ class Judge(Protocol):
     def identity(self) -> str:
         """A hash, for the provenance of the columns that it computes."""
 
+    def check_prompts(self, rows: Rows, source: str) -> None:
+        """Refuse prompts that it cannot judge responses to, before anything is sampled."""
+
     def rewards(
         self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
     ) -> tuple[Rows, np.ndarray]:
@@ -50,6 +53,9 @@ class RewardModels:
     def identity(self) -> str:
         return self.folder.hashes["model"]
 
+    def check_prompts(self, rows: Rows, source: str) -> None:
+        """A reward model reads any text."""
+
     def rewards(
         self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
     ) -> tuple[Rows, np.ndarray]:
@@ -63,6 +69,10 @@ class TrueReward:
     @property
     def identity(self) -> str:
         return fingerprint(located(VILLAGE))
+
+    def check_prompts(self, rows: Rows, source: str) -> None:
+        for i, row in enumerate(rows, 1):
+            true_rewards(i, row, (), source)
 
     def rewards(
         self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""

@@ -80,7 +80,7 @@ class Sft(Stage):
         if self.init:
             return model_folder.load_policy(self.init, runtime)
         shape = published(self.shape, "--shape") if self.shape else self.model
-        require_divisible(shape)
+        require_heads(shape)
         longest = max(shape.max_seq_len, self.limits.prompt + self.limits.response)
         config = replace(shape, max_seq_len=longest)
         texts = (as_text(row[name]) for row in rows for name in ("prompt", "completion"))
@@ -105,7 +105,7 @@ class Sft(Stage):
         )
 
 
-def require_divisible(shape: ModelConfig) -> None:
+def require_heads(shape: ModelConfig) -> None:
     """Refuse heads that RoPE cannot turn, or that the key/value heads do not divide."""
     if shape.head_dim % 2:
         raise InputError(f"--model.head-dim {shape.head_dim}: must be even")

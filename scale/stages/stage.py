@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from jax.experimental import multihost_utils
 
 from scale.console import console
-from scale.errors import InputError
+from scale.errors import InputError, option_name
 from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.model_folder import located
 from scale.parallel.processes import is_main
@@ -126,7 +126,7 @@ def input_paths(stage: Stage) -> Iterator[tuple[str, Path]]:
         value = getattr(stage, field.name)
         paths = value if isinstance(value, tuple) else (value,)
         if field.name != "out" and is_path(value):
-            yield from ((f"--{field.name.replace('_', '-')}", path) for path in paths)
+            yield from ((option_name(field.name), path) for path in paths)
 
 
 def needs(chains: Sequence[Sequence[Stage]]) -> list[set[int]]:

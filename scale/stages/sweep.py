@@ -15,7 +15,7 @@ from scale.console import console
 from scale.data.dataset import read_targets
 from scale.data.formats import SIDES
 from scale.data.rows import read
-from scale.errors import InputError
+from scale.errors import InputError, option_name
 from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
@@ -144,8 +144,9 @@ def require_distinct(stage: Stage, names: Sequence[str]) -> None:
     for name in names:
         values = [text(value) for value in getattr(stage, name)]
         if len(set(values)) < len(values):
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} {' '.join(values)}: the same twice, to six digits")
+            raise InputError(
+                f"{option_name(name)} {' '.join(values)}: the same twice, to six digits"
+            )
 
 
 def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:

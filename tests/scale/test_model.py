@@ -14,8 +14,8 @@ from minipref.logps import response_logps as plain_response_logps
 from scale.data.layout import BatchShape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
+from scale.model.inference import jitted_logps
 from scale.model.layers import apply_rope, rope_frequencies, rope_rotation
-from scale.model.response_logps import response_logps
 from scale.model.transformer import UNROLLED, Transformer
 from scale.parallel.mesh import Runtime
 
@@ -25,7 +25,6 @@ CONFIG = ModelConfig(
 # Nats: sums of up to 4 token log-probabilities near 3, each with some ten float32 roundings.
 FLOAT32 = 2e-5
 
-jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 
 
 @pytest.fixture(scope="module")

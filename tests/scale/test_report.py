@@ -19,17 +19,19 @@ from scale.paper.claims import CLAIMS, PAPERS, Claim, Contrast, Verdict, verdict
 from scale.paper.comparisons import (
     REFERENCE,
     SIGNIFICANT,
+    SUMMARY,
     Comparison,
     against_reference,
     at_equal_kl,
     between_methods,
     by_cell,
     final_values,
+    summaries,
 )
 from scale.paper.contents import contents
 from scale.paper.figures import choices, dodge, look, reward_model_names
 from scale.paper.report import escape, prompt_text, terminal_table, write_report
-from scale.paper.results import SUMMARY, Outcome, Policy, summaries
+from scale.paper.results import Outcome, Policy
 
 N = 60
 PNG = b"\x89PNG"

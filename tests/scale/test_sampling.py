@@ -11,7 +11,7 @@ from minipref.batch import Inputs
 from scale.data.layout import BatchShape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
-from scale.model.response_logps import response_logps
+from scale.model.inference import jitted_logps
 from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
@@ -22,7 +22,6 @@ PROMPTS = [[5, 6], [7, 2, 3, 4, 6], [3, 3, 7]]
 # tokens.
 FLOAT32 = 5e-5
 
-jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 jitted_hidden = eqx.filter_jit(Transformer.__call__)
 
 
