@@ -1,17 +1,20 @@
 """`python -m benchmarks.study`: section 6 in the village, over ten seeds and seven length biases.
 
 Each seed redraws everything: pages, pi_ref, samples, pairs, reward models, policies, test pages.
-Hyperparameters are those of `benchmarks.search`, which used other seeds. Every finished seed is
-written to `results/study.csv` at once, so that a killed study goes on; the report and its figures
-are made of that file alone.
+Hyperparameters are those of `benchmarks.search`, which used other seeds. The first seeds also have
+what `variations` and `protocol` describe. Every finished seed is written to `results/study.csv` and
+`results/variations.csv` at once, so that a killed study goes on; the report and its figures are
+made of these files alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from benchmarks.study import protocol, variations
 from benchmarks.study.report import write_report
 from minipref.methods import METHODS
 from scale.files import read_csv, write_csv
@@ -22,7 +25,10 @@ from scale.stages.stage import execute
 
 RESULTS = Path(__file__).parents[1] / "results"
 RHOS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-STUDY_COLUMNS = (*(name for name in COLUMNS if "validation_" not in name), "reward_accuracy")
+STUDY_COLUMNS = (
+    *(name for name in COLUMNS if "validation_" not in name and name != "selected"),
+    *("reward_accuracy", "snapshot_advantage", "snapshot_kl"),
+)
 Row = dict[str, Any]
 
 
@@ -36,38 +42,52 @@ class Study:
     """How many."""
     seed: int = 0
     """The first one."""
+    varied: int = 5
+    """How many of them have the variations."""
 
 
 def main(study: Study) -> None:
-    """Run the seeds that are not in `results/study.csv`, and write the report."""
-    rows = finished()
+    """Run the seeds that are not in `results/`, and write the report."""
+    rows, varied = finished("study.csv"), finished("variations.csv")
     for seed in range(study.seed, study.seed + study.seeds):
-        if str(seed) not in {row["seed"] for row in rows}:
-            paper = replace(
-                PRESETS["miniature"], out=study.out / f"{seed}", seed=seed, seeds=1, rhos=RHOS,
-                snapshots=1,
-            )  # fmt: skip
+        paper = replace(
+            PRESETS["miniature"], out=study.out / f"{seed}", seed=seed, seeds=1, rhos=RHOS,
+            snapshots=1,
+        )  # fmt: skip
+        if not has(rows, seed):
             execute(paper)
             rows += seed_rows(paper)
             write_csv(RESULTS / "study.csv", STUDY_COLUMNS, rows)
-    write_report(RESULTS, rows)
+        if seed < study.seed + study.varied and not has(varied, seed):
+            execute(paper)
+            varied += [*variations.run(paper), *protocol.run(paper)]
+            write_csv(RESULTS / "variations.csv", variations.COLUMNS, varied)
+    write_report(RESULTS, finished("study.csv"), finished("variations.csv"))
 
 
-def finished() -> list[Row]:
+def finished(name: str) -> list[Row]:
     """The rows of earlier runs."""
-    path = RESULTS / "study.csv"
+    path = RESULTS / name
     return read_csv(path) if path.exists() else []
 
 
+def has(rows: Sequence[Row], seed: int) -> bool:
+    return any(int(row["seed"]) == seed for row in rows)
+
+
 def seed_rows(paper: Paper) -> list[Row]:
-    """The rows of one seed: its `results.csv`, and the accuracy of the reward models."""
-    rows = read_csv(paper.out / "results.csv")
+    """The rows of one seed: its `results.csv`, the accuracy of the reward models, the snapshots."""
     repetition = Repetition(paper, paper.seed)
+    rows = read_csv(paper.out / "results.csv")
     for row in rows:
-        name = "ensemble" if METHODS[row["method"]].rewards == "ensemble" else "single"
-        [_, reward, _] = repetition.reward_stages(float(row["rho"]), name)
+        rho, method = float(row["rho"]), row["method"]
+        name = "ensemble" if METHODS[method].rewards == "ensemble" else "single"
+        [_, reward, _] = repetition.reward_stages(rho, name)
         accuracies = findings_of(reward)["held-out accuracy"]
         row["reward_accuracy"] = " ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+        points = findings_of(repetition.evaluation("test", rho, ()))["policies"]
+        snapshot = points[2 * paper.methods.index(method)]  # the end of training follows it
+        row["snapshot_advantage"], row["snapshot_kl"] = snapshot["advantage"], snapshot["kl"]
     return [{name: row[name] for name in STUDY_COLUMNS} for row in rows]
 
 

@@ -55,15 +55,21 @@ class Options(Stage):
     """Pairs of each D_rho, at most."""
     length_biases: tuple[float, ...] = (0.2, 0.4, 0.5, 0.6, 0.8)
     """Length biases b of the ensemble's training sets."""
+    prompts: int | None = 5000
+    """Training prompts that pi_ref is sampled at, at most. None: all."""
     samples: int = 3
-    """Samples of pi_ref for each training prompt."""
+    """Samples of pi_ref for each of those prompts."""
     snapshots: int = 0
     """Points along each policy's training that are evaluated too, to compare at equal KL."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(vocab_size=576))
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(
+            vocab_size=576, num_heads=4, num_kv_heads=4, head_dim=16, d_ff=64
+        )
+    )
     """Shape of the policy and of every reward model."""
     limits: Limits = field(default_factory=lambda: Limits(56, 24))
     """Length limits."""
-    sft: TrainingConfig = field(default_factory=lambda: TrainingConfig(3000, 16, 5e-3, 50))
+    sft: TrainingConfig = field(default_factory=lambda: TrainingConfig(2000, 16, 5e-3, 50))
     """Training of pi_ref."""
     oracle: TrainingConfig = field(default_factory=lambda: TrainingConfig(800, 32, 1e-3))
     """Training of the oracle reward model."""

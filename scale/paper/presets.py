@@ -58,6 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "rhos": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
         "learning_rates": (1e-6,),
         "most_kl": None,
+        "prompts": None,
         "pairs": 30_000,
         "model": ModelConfig(
             vocab_size=32_768, num_layers=24, d_model=1024, num_heads=8, head_dim=128, d_ff=4096

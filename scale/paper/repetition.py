@@ -62,7 +62,7 @@ class Repetition:
             samples = out / f"samples/{part}"
             stages[f"samples, {part}"] = Sample(
                 out=samples, policy=out / "sft", data=out / f"corpus/{part}.parquet",
-                n=options.samples, limits=options.limits, seed=self.seed,
+                prompts=options.prompts, n=options.samples, limits=options.limits, seed=self.seed,
             )  # fmt: skip
             stages[f"pairs, {part}"] = Pairs(
                 out=out / f"pairs/{part}", data=samples / "rows.parquet", seed=self.seed

@@ -22,6 +22,8 @@ class Sample(Stage):
     """The policy: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
     data: Path
     """Rows with `prompt`."""
+    prompts: int | None = None
+    """Only the first so many rows. Default: all."""
     n: int = 4
     """Samples of each prompt."""
     temperature: float = 1.0
@@ -35,7 +37,7 @@ class Sample(Stage):
 
     def run(self) -> dict[str, Any]:
         policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
-        rows = read(self.data, need=("prompt",))
+        rows = read(self.data, need=("prompt",))[: self.prompts]
         dataset = policy.make_dataset(rows, [], self.limits, str(self.data))
         samples = generate(
             policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,

@@ -21,7 +21,8 @@ from scale.stages.bounds import require_bounds
 
 NO_RESULT = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
-SCRATCH = ("checkpoints", TOKENS)
+PROGRAMS = "programs"  # folder of what its workers compile
+SCRATCH = ("checkpoints", TOKENS, PROGRAMS)
 
 
 @dataclass(frozen=True, kw_only=True)

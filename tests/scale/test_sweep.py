@@ -178,7 +178,7 @@ def test_a_chain_waits_for_those_that_it_needs(tmp_path):
     """A folder can be made only in one that exists: a before a/b before a/b/c, though they are in
     the other order and two workers are free."""
     c, b, a = tmp_path / "a/b/c", tmp_path / "a/b", tmp_path / "a"
-    with workers(2) as pool:
+    with workers(2, tmp_path / "programs") as pool:
         chains = [[c, c / "d"], [b], [a], [tmp_path / "alone"]]
         needs = [{1, 2}, {2}, set(), set()]
         assert execute_all(pool, chains, "", os.mkdir, needs) == [
@@ -193,7 +193,7 @@ def test_a_chain_waits_for_those_that_it_needs(tmp_path):
 
 def test_what_needs_a_chain_that_failed_does_not_run(tmp_path):
     chains = [[tmp_path / "after"], [tmp_path]]
-    with workers(1) as pool, pytest.raises(FileExistsError):
+    with workers(1, tmp_path) as pool, pytest.raises(FileExistsError):
         execute_all(pool, chains, "", os.mkdir, [{1}, set()])
     assert not (tmp_path / "after").exists()
 

@@ -1,0 +1,154 @@
+"""What the study varies besides rho and method, on the pi_ref and the test pages of its seeds.
+
+- `gamma`: the weight of the KL term is constant, not annealed (the paper's figure B.5).
+- `epochs`: policies of ten epochs over fewer or more pairs, evaluated on their way, too.
+- `unbiased`: pairs with the length bias that they were labelled with (section 6.3).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipref.methods import METHODS
+from scale.data.rows import read
+from scale.data.village import assess, read_page
+from scale.paper.pipeline import Paper, findings_of
+from scale.paper.repetition import REWARD_MODELS, Repetition
+from scale.parallel.workers import execute_all, usable_cores, workers
+from scale.stages.align import Align, MethodName, snapshot_steps
+from scale.stages.evaluate import Evaluate
+from scale.stages.stage import PROGRAMS, Stage, execute, needs
+
+CONSTANT = (1e-2, 1e-2)
+GAMMA_RHOS = (0.2, 0.5, 0.8)
+EPOCHS = 10
+NUM_PAIRS = (250, 1000, 4000)
+OVERFITTING: tuple[MethodName, ...] = ("dpo", "d-dpo", "e-dpo")
+UNBIASED: tuple[MethodName, ...] = ("dpo", "e-dpo")
+FINDINGS = ("advantage", "win", "tie", "loss", "kl", "tokens")
+COLUMNS = ("experiment", "seed", "rho", "method", "baseline", "pairs", "epochs", *FINDINGS)
+
+
+class OtherPairs(Repetition):
+    """A repetition with another number of pairs: its reward models and policies are beside."""
+
+    def folder(self, rho: float) -> Path:
+        return super().folder(rho) / f"{self.options.pairs}-pairs"
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One policy of an experiment."""
+
+    experiment: str
+    repetition: Repetition
+    rho: float
+    align: Align
+
+    def chains(self) -> list[list[Stage]]:
+        """The stages that make it, and its evaluation."""
+        rewards = [self.repetition.reward_stages(self.rho, name) for name in REWARD_MODELS]
+        return [*rewards, [self.align], [self.evaluation()]]
+
+    def points(self) -> dict[float, Path]:
+        """The snapshots and the end of training, by epochs."""
+        training, pairs = self.align.training, self.repetition.options.pairs
+        steps = snapshot_steps(training.steps, self.align.snapshots)
+        paths = [*(self.align.out / f"step-{step}" for step in steps), self.align.out]
+        epochs = [step * training.batch_size / pairs for step in (*steps, training.steps)]
+        return dict(zip(epochs, paths, strict=True))
+
+    def evaluation(self) -> Evaluate:
+        evaluation = self.repetition.evaluation("test", self.rho, [*self.points().values()])
+        return replace(evaluation, out=self.align.out.with_name(f"{self.align.out.name}-test"))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        findings = findings_of(self.evaluation())["policies"]
+        for epochs, values in zip(self.points(), findings, strict=True):
+            yield self.labels() | values | {"epochs": epochs}
+
+    def labels(self) -> dict[str, Any]:
+        values = (self.experiment, self.repetition.seed, self.rho, self.align.method)
+        return dict(zip(COLUMNS, values, strict=False)) | {"pairs": self.repetition.options.pairs}
+
+    def samples(self) -> list[tuple[str, list[str]]]:
+        """The prompts and the samples of the policy at the end of training."""
+        rows = read(self.evaluation().out / "rows.parquet", need=("prompt",))
+        last = len(self.points()) - 1
+        return [(row["prompt"], row["samples"]) for row in rows if row["policy"] == last]
+
+
+def run(paper: Paper) -> list[dict[str, Any]]:
+    """The rows of the one seed of a complete run, with `COLUMNS`."""
+    repetition = Repetition(replace(paper, snapshots=0), paper.seed)
+    variations = [*gammas(repetition), *epochs(repetition), *unbiased(repetition)]
+    every = [chain for variation in variations for chain in variation.chains()]
+    chains = [*{chain[0].out: chain for chain in every}.values()]  # each once
+    with workers(len(usable_cores()), paper.out / PROGRAMS) as pool:
+        execute_all(pool, chains, "variations", execute, needs(chains))
+    return [row for variation in variations for row in variation.rows()] + [
+        versus(*variations[-2:])
+    ]
+
+
+def variation(experiment: str, repetition: Repetition, rho: float, method: MethodName) -> Variation:
+    """The policy with the hyperparameters of the search."""
+    [policy] = repetition.policies(rho, method)
+    return Variation(experiment, repetition, rho, repetition.alignment(policy))
+
+
+def gammas(repetition: Repetition) -> Iterator[Variation]:
+    """Each method with a KL term, with a constant weight of it."""
+    with_kl = [name for name in repetition.options.methods if METHODS[name].gamma is not None]
+    for rho, method in product(GAMMA_RHOS, with_kl):
+        annealed = variation("gamma", repetition, rho, method)
+        out = annealed.align.out.with_name(f"{annealed.align.out.name}-constant")
+        yield replace(annealed, align=replace(annealed.align, out=out, gamma=CONSTANT))
+
+
+def epochs(repetition: Repetition) -> Iterator[Variation]:
+    """Ten epochs over different numbers of pairs without a length bias."""
+    options = repetition.options
+    for pairs, method in product(NUM_PAIRS, OVERFITTING):
+        steps = EPOCHS * pairs // options.align.batch_size
+        training = replace(options.align, steps=steps)
+        other = OtherPairs(
+            replace(options, pairs=pairs, align=training, snapshots=2), repetition.seed
+        )
+        yield variation("epochs", other, 0.5, method)
+
+
+def unbiased(repetition: Repetition) -> Iterator[Variation]:
+    """DPO and e-DPO at the length bias that the labelled pairs have."""
+    [bias, *_] = repetition.reward_stages(repetition.options.rhos[0], "single")
+    natural = round(findings_of(bias)["that share of --data"], 2)
+    for method in UNBIASED:
+        yield variation("unbiased", repetition, natural, method)
+
+
+def versus(theirs: Variation, ours: Variation) -> dict[str, Any]:
+    """The second policy's samples against the first one's, as `evaluate` compares with pi_ref's."""
+    both = zip(ours.samples(), theirs.samples(), strict=True)
+    rewards = np.array(
+        [[true_rewards(prompt, texts) for texts in (a, b)] for (prompt, a), (_, b) in both]
+    )
+    margins = rewards[:, 0] - rewards[:, 1]
+    findings = {
+        "advantage": margins.mean(),
+        "win": (margins > 0).mean(),
+        "tie": (margins == 0).mean(),
+        "loss": (margins < 0).mean(),
+    }
+    return ours.labels() | {"baseline": theirs.align.method} | findings
+
+
+def true_rewards(variation: Variation) -> list[list[float]]:
+    """Of each prompt the rewards of the samples."""
+    return [
+        [assess(read_page(prompt), text).reward for text in texts]
+        for prompt, texts in variation.samples()
+    ]
