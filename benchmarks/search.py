@@ -35,7 +35,7 @@ class Search:
     """Folder of the run."""
     betas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
     """Candidates for beta (ipo: for its tau)."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3)
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Candidates for the learning rate."""
     seed: int = 1000
     """The first seed."""

@@ -16,10 +16,11 @@ import tyro
 
 from benchmarks.machine import describe
 from benchmarks.section6.variations import BETAS, CONSTANT, VARIATIONS, Cell, Study, Variation, run
-from benchmarks.section6.verdicts import CLAIMS, LITTLE, SIGNIFICANT, difference, verdicts
+from benchmarks.section6.verdicts import CLAIMS, difference, verdicts
 from minipref.methods import METHODS
 from reference.worlds import BIASES
 from scale.files import atomic, write_csv
+from scale.paper.comparisons import SIGNIFICANT
 from scale.paper.figures import figure2
 from scale.paper.templates import load_template
 from scale.statistics import student_interval
@@ -29,8 +30,8 @@ PAIRS = (
     ("e-dpo", "mean"), ("hull", "mean"), ("e-dpo", CONSTANT),
 )  # fmt: skip
 EVERYWHERE = {  # the claims of each variation, by the column of the table
-    "(a)": CLAIMS[0], "(b)": CLAIMS[1], "(c)": CLAIMS[2], "hull > e-DPO": CLAIMS[10],
-    "e-DPO > mean": CLAIMS[11],
+    "(a)": CLAIMS[0], "(b)": CLAIMS[1], "(c)": CLAIMS[2], "hull > e-dpo": CLAIMS[10],
+    "e-dpo > mean": CLAIMS[11],
 }  # fmt: skip
 FIELDS = ("advantage", "forward_kl", "reverse_kl", "chosen_logp", "rejected_logp")
 
@@ -91,7 +92,6 @@ def report(studies: Studies, minutes: tuple[float, float]) -> str:
         "betas": BETAS,
         "biases": BIASES,
         "significant": SIGNIFICANT,
-        "little": LITTLE,
         "rhos": rhos,
         "methods": list(METHODS),
         "advantages": means,
@@ -175,6 +175,9 @@ def main(
     minutes = (time.perf_counter() - start) / 60, time.process_time() / 60
     lines = list(rows(studies))
     write_csv(out / "section6.csv", list(lines[0]), lines)
+    judged = verdicts(studies[VARIATIONS[0].name][1].cells, VARIATIONS[0].rhos)
+    words = [{"claim": verdict.claim, "verdict": verdict.word} for verdict in judged]
+    write_csv(out / "section6_verdicts.csv", ("claim", "verdict"), words)
     with atomic(out / "section6.md") as temporary:
         temporary.write_text(report(studies, minutes), encoding="utf-8")
 

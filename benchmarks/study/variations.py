@@ -75,11 +75,13 @@ class Variation:
         values = (self.experiment, self.repetition.seed, self.rho, self.align.method)
         return dict(zip(COLUMNS, values, strict=False)) | {"pairs": self.repetition.options.pairs}
 
-    def samples(self) -> list[tuple[str, list[str]]]:
-        """The prompts and the samples of the policy at the end of training."""
+    def true_rewards(self) -> np.ndarray:
+        """The rewards of the samples at the end of training [prompts, n]."""
         rows = read(self.evaluation().out / "rows.parquet", need=("prompt",))
-        last = len(self.points()) - 1
-        return [(row["prompt"], row["samples"]) for row in rows if row["policy"] == last]
+        last = [row for row in rows if row["policy"] == len(self.points()) - 1]
+        return np.array(
+            [[assess(read_page(r["prompt"]), text).reward for text in r["samples"]] for r in last]
+        )
 
 
 def run(paper: Paper) -> list[dict[str, Any]]:
@@ -132,11 +134,7 @@ def unbiased(repetition: Repetition) -> Iterator[Variation]:
 
 def versus(theirs: Variation, ours: Variation) -> dict[str, Any]:
     """The second policy's samples against the first one's, as `evaluate` compares with pi_ref's."""
-    both = zip(ours.samples(), theirs.samples(), strict=True)
-    rewards = np.array(
-        [[true_rewards(prompt, texts) for texts in (a, b)] for (prompt, a), (_, b) in both]
-    )
-    margins = rewards[:, 0] - rewards[:, 1]
+    margins = ours.true_rewards() - theirs.true_rewards()
     findings = {
         "advantage": margins.mean(),
         "win": (margins > 0).mean(),
@@ -144,11 +142,3 @@ def versus(theirs: Variation, ours: Variation) -> dict[str, Any]:
         "loss": (margins < 0).mean(),
     }
     return ours.labels() | {"baseline": theirs.align.method} | findings
-
-
-def true_rewards(variation: Variation) -> list[list[float]]:
-    """Of each prompt the rewards of the samples."""
-    return [
-        [assess(read_page(prompt), text).reward for text in texts]
-        for prompt, texts in variation.samples()
-    ]

@@ -53,9 +53,9 @@ class Repetition:
                 out=out / "corpus", data=options.data, pages=options.pages, seed=self.seed
             ),
             "sft": Sft(
-                out=out / "sft", data=out / "corpus/train.parquet", model=options.model,
-                validation=out / "corpus/validation.parquet", limits=options.limits,
-                training=replace(options.sft, seed=self.seed),
+                out=out / "sft", data=out / "corpus/train.parquet", init=options.init,
+                model=options.model, validation=out / "corpus/validation.parquet",
+                limits=options.limits, training=replace(options.sft, seed=self.seed),
             ),
         }  # fmt: skip
         for part in PARTS:
