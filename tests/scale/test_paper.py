@@ -313,6 +313,13 @@ def test_who_judges() -> None:
         assert judged == [one.judge] * 4
 
 
+def test_what_fine_tuning_starts_from_and_where_pi_ref_is_sampled() -> None:
+    for init in (None, Path("smollm2")):
+        stages = repetition(init=init, prompts=7).shared_stages()
+        assert stages["sft"].init == init
+        assert [stages[f"samples, {part}"].prompts for part in ("train", "validation")] == [7, 7]
+
+
 def test_every_stage_has_the_seed_of_its_repetition() -> None:
     """But for `score`, which draws nothing here: the reference samples are those of `pairs`."""
     for seed in (0, 7):
@@ -413,7 +420,7 @@ def test_results_have_test_values_of_the_selected_alone(tmp_path: Path) -> None:
 def test_the_paper_preset_is_section_6_1() -> None:
     paper = PRESETS["paper"]
     assert paper.preset == "paper"
-    assert paper.pairs == 30_000
+    assert paper.pairs == 30_000 and paper.prompts is None
     assert paper.align == TrainingConfig(10_000, 16, 1e-6, 0, 1.0)
     assert paper.reward == paper.oracle == TrainingConfig(3_000, 64, 4e-6, 0, 1.0)
     parameters = jax.tree.leaves(eqx.filter_eval_shape(Transformer, paper.model, jax.random.key(0)))
@@ -431,4 +438,6 @@ def test_the_paper_preset_is_section_6_1() -> None:
 def test_defaults_are_the_miniature() -> None:
     assert PRESETS["miniature"] == Paper()
     assert Paper().limits == Limits(56, 24) and Paper().seeds == 3 and Paper().data is None
-    assert Paper().model == ModelConfig(vocab_size=576)
+    assert Paper().model == ModelConfig(
+        vocab_size=576, num_heads=4, num_kv_heads=4, head_dim=16, d_ff=64
+    )

@@ -703,6 +703,9 @@ def test_sample_stage(chain, tmp_path):
     execute(replace(stage, out=tmp_path / "b"))
     files = [(tmp_path / name / "rows.parquet").read_bytes() for name in "ab"]
     assert files[0] == files[1]
+    execute(replace(stage, out=tmp_path / "few", prompts=3))
+    few = read(tmp_path / "few/rows.parquet", need=("prompt",))
+    assert [row["prompt"] for row in few] == [row["prompt"] for row in chain.rows[:3]]
 
 
 def sampled(*samples, complete=None, completion="human"):

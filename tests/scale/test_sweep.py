@@ -191,6 +191,26 @@ def test_a_chain_waits_for_those_that_it_needs(tmp_path):
         assert execute_all(pool, [["a", "b"], ["c"]], "", str.upper) == [["A", "B"], ["C"]]
 
 
+@pytest.mark.parametrize("users", [None, "elsewhere"])
+def test_workers_share_programs_where_the_user_names_no_folder(tmp_path, users):
+    code = """if True:
+        import os, queue
+        from pathlib import Path
+        import jax
+        from scale.parallel.workers import initialise_worker
+        cores = queue.Queue()
+        cores.put(min(os.sched_getaffinity(0)))
+        initialise_worker(cores, Path("shared"))
+        print(jax.config.jax_compilation_cache_dir)
+    """
+    name = "JAX_COMPILATION_CACHE_DIR"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {name: users} if users else {}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == [users or "shared"]
+
+
 def test_what_needs_a_chain_that_failed_does_not_run(tmp_path):
     chains = [[tmp_path / "after"], [tmp_path]]
     with workers(1, tmp_path) as pool, pytest.raises(FileExistsError):
