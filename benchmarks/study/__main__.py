@@ -48,17 +48,21 @@ class Study:
 
 def main(study: Study) -> None:
     """Run the seeds that are not in `results/`, and write the report."""
-    rows, varied = finished("study.csv"), finished("variations.csv")
-    for seed in range(study.seed, study.seed + study.seeds):
-        paper = replace(
+    papers = [
+        replace(
             PRESETS["miniature"], out=study.out / f"{seed}", seed=seed, seeds=1, rhos=RHOS,
             snapshots=1,
-        )  # fmt: skip
-        if not has(rows, seed):
+        )
+        for seed in range(study.seed, study.seed + study.seeds)
+    ]  # fmt: skip
+    rows, varied = finished("study.csv"), finished("variations.csv")
+    for paper in papers:
+        if not has(rows, paper.seed):
             execute(paper)
             rows += seed_rows(paper)
             write_csv(RESULTS / "study.csv", STUDY_COLUMNS, rows)
-        if seed < study.seed + study.varied and not has(varied, seed):
+    for paper in papers[: study.varied]:
+        if not has(varied, paper.seed):
             execute(paper)
             varied += [*variations.run(paper), *protocol.run(paper)]
             write_csv(RESULTS / "variations.csv", variations.COLUMNS, varied)
