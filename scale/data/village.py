@@ -2,7 +2,7 @@
 
 A prompt is a page of a diary: one person's events, somebody else's, and sentences in which nothing
 happens. Its summary (TL;DR) names the person and the events. All text comes from a few templates,
-so that a model of 0.2 million parameters learns to write it without a mistake in its grammar, and
+so that a model of 0.1 million parameters learns to write it without a mistake in its grammar, and
 so that what a summary says can be compared with what the page says:
 
     It rained all day. Nora lost a key in Oslo. Dan broke Pia's lamp. She took the bus to Lima.
