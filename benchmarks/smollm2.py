@@ -59,6 +59,7 @@ class Run:
         return replace(
             PRESETS["miniature"], out=self.out / "paper", data=self.out / "run.parquet",
             init=self.model, rhos=RHOS, methods=METHODS, seeds=1, betas=(self.beta,),
+            learning_rates=(self.learning_rate,),
             prompts=self.prompts, pairs=self.pairs, limits=Limits(192, 64), sft=self.training(5),
             oracle=self.training(5), reward=self.training(5), align=self.training(1),
         )  # fmt: skip
@@ -89,7 +90,9 @@ class Run:
 
 def main(run: Run) -> None:
     """Run all stages, and print the advantages by the judge."""
-    parts = split(docstrings()[: run.rows], {"run": 0.7, "judge": 0.3}, seed=0)
+    every = docstrings()
+    spread = every[:: -(-len(every) // run.rows)]
+    parts = split(spread, {"run": 0.7, "judge": 0.3}, seed=1)  # not the seed of `corpus`
     for name, rows in parts.items():
         write(run.out / f"{name}.parquet", rows, {})
     paper = run.paper()
