@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.study.variations import COLUMNS
+from benchmarks.study.variations import COLUMNS, FINDINGS
 from scale.data.rows import write
 from scale.data.village import village
 from scale.io.model_folder import VILLAGE
@@ -34,6 +34,7 @@ def run(paper: Paper) -> Iterator[dict[str, Any]]:
         by_truth = replace(by_oracle, out=out, rewards=VILLAGE)
         execute(by_truth)
         for experiment, evaluation in ((BY_ORACLE, by_oracle), (BY_TRUTH, by_truth)):
-            for policy, findings in zip(policies, findings_of(evaluation)["policies"], strict=True):
+            for policy, values in zip(policies, findings_of(evaluation)["policies"], strict=True):
                 labels = experiment, policy.seed, rho, policy.method
+                findings = {name: values[name] for name in FINDINGS}
                 yield dict(zip(COLUMNS, labels, strict=False)) | findings

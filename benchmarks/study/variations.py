@@ -69,7 +69,7 @@ class Variation:
     def rows(self) -> Iterator[dict[str, Any]]:
         findings = findings_of(self.evaluation())["policies"]
         for epochs, values in zip(self.points(), findings, strict=True):
-            yield self.labels() | values | {"epochs": epochs}
+            yield self.labels() | {name: values[name] for name in FINDINGS} | {"epochs": epochs}
 
     def labels(self) -> dict[str, Any]:
         values = (self.experiment, self.repetition.seed, self.rho, self.align.method)

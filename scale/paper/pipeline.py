@@ -5,6 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,10 @@ class Paper(Options):
         part: str,
         paths: dict[Policy, list[Path]],
     ) -> dict[Path, Evaluation]:
-        """Evaluate model folders on a part of the corpus; each seed and rho is one stage."""
-        cells = groupby(sorted(paths), key=lambda policy: (policy.seed, policy.rho))
+        """Evaluate model folders on a part of the corpus; each seed and rho is one stage, which
+        keeps the order of the policies."""
+        key = attrgetter("seed", "rho")
+        cells = groupby(sorted(paths, key=key), key=key)
         stages = [
             Repetition(self, seed).evaluation(part, rho, [path for p in cell for path in paths[p]])
             for (seed, rho), cell in cells

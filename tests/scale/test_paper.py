@@ -383,6 +383,35 @@ def test_cells_keep_their_candidates_together() -> None:
     assert [len(cell) for cell in by_cell(policies)] == [2, 1, 1]
 
 
+def test_each_seed_and_rho_is_evaluated_in_the_order_of_the_policies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`benchmarks.study` relies on it."""
+    paper = Paper(seeds=2, rhos=(0.8, 0.2))
+    policies = [
+        policy
+        for seed in (0, 1)
+        for rho in paper.rhos
+        for method in METHODS
+        for policy in Repetition(paper, seed).policies(rho, method)
+    ]
+    stages: list[Evaluate] = []
+
+    def evaluated(pool: None, chains: list[list[Evaluate]], *_: Any) -> list[list[Any]]:
+        stages.extend(stage for [stage] in chains)
+        raise InterruptedError
+
+    monkeypatch.setattr("scale.paper.pipeline.execute_all", evaluated)
+    with pytest.raises(InterruptedError):
+        paper.evaluate(None, "test", {policy: [policy.path] for policy in policies})
+    assert [s.out.parts[-3:-1] for s in stages] == [
+        ("seed-0", "rho-0.2"), ("seed-0", "rho-0.8"), ("seed-1", "rho-0.2"), ("seed-1", "rho-0.8")
+    ]  # fmt: skip
+    for stage in stages:
+        methods = [path.name.rsplit("-", 2)[0] for path in stage.policies]
+        assert methods == list(METHODS)
+
+
 def test_model_selection_keeps_to_its_kl_budget() -> None:
     values = ((0.1, 2.0), (0.3, 9.0), (0.9, 11.0))
     cell = [Policy(Path(str(v)), 0.5, "dpo", 0.1, 1e-3, 0, v, kl) for v, kl in values]
