@@ -136,8 +136,11 @@ def test_the_variations_and_what_they_read(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(variations, "findings_of", lambda stage: {"that share of --data": 0.694})
     one = repetition()
     shared = [[stage] for stage in one.shared_stages().values()]
-    every = [*variations.gammas(one), *variations.epochs(one), *variations.unbiased(one)]
-    assert len({v.align.out for v in every}) == len(every) == 12 + 9 + 2
+    every = [
+        *variations.gammas(one), *variations.epochs(one), *variations.longer(one),
+        *variations.unbiased(one),
+    ]  # fmt: skip
+    assert len({v.align.out for v in every}) == len(every) == 12 + 9 + 9 + 2
     for variation in every:
         chains = variation.chains()
         *_, reads = needs([*shared, *chains])
@@ -181,6 +184,7 @@ def test_the_report_of_made_up_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     experiments = [
         *(("gamma", rho, name, {}) for rho in (0.2, 0.5, 0.8) for name in ("e-dpo", "p-dpo")),
         *(("epochs", 0.5, name, {"pairs": 250, "epochs": 1.1}) for name in ("dpo", "e-dpo")),
+        *(("longer", rho, "d-dpo", {"reward_accuracy": "0.75"}) for rho in (0.2, 0.5)),
         ("unbiased", 0.6, "dpo", {}),
         ("unbiased", 0.6, "e-dpo", {"baseline": "dpo"}),
         *((by, rho, name, {}) for by in (BY_ORACLE, BY_TRUTH) for rho in (0.2, 0.5, 0.8)
@@ -200,7 +204,8 @@ def test_the_report_of_made_up_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report.write_report(tmp_path, rows, more)
     text = (tmp_path / "study.md").read_text()
     assert "cpu, Python" in text and "3 seeds" in text and "None" not in text
-    assert text.count("\n## ") == 11
+    assert text.count("\n## ") == 12
+    assert "| 0.2 | d-dpo | 0.60 -> 0.75 |" in text
     [annealing] = [line for line in text.splitlines() if line.startswith(f"| {claims.ANNEALING}")]
     assert annealing.endswith("| confirmed |") and "annealed - constant" in annealing
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + 3 * len(METHODS)

@@ -16,7 +16,6 @@ import tyro
 
 from benchmarks.study import protocol, variations
 from benchmarks.study.report import write_report
-from minipref.methods import METHODS
 from scale.files import read_csv, write_csv
 from scale.paper.pipeline import PRESETS, Paper, findings_of
 from scale.paper.repetition import Repetition
@@ -85,10 +84,7 @@ def seed_rows(paper: Paper) -> list[Row]:
     rows = read_csv(paper.out / "results.csv")
     for row in rows:
         rho, method = float(row["rho"]), row["method"]
-        name = "ensemble" if METHODS[method].rewards == "ensemble" else "single"
-        [_, reward, _] = repetition.reward_stages(rho, name)
-        accuracies = findings_of(reward)["held-out accuracy"]
-        row["reward_accuracy"] = " ".join(f"{accuracy:.4f}" for accuracy in accuracies)
+        row["reward_accuracy"] = variations.accuracies(repetition, rho, method)
         points = findings_of(repetition.evaluation("test", rho, ()))["policies"]
         snapshot = points[2 * paper.methods.index(method)]  # the end of training follows it
         row["snapshot_advantage"], row["snapshot_kl"] = snapshot["advantage"], snapshot["kl"]

@@ -48,6 +48,7 @@ def write_report(out: Path, rows: Sequence[Row], varied: Sequence[Row]) -> None:
         "accuracies": means(rows, "reward_accuracy"),
         "candidates": tables.candidates(read_csv(out / "search.csv")),
         "annealed": tables.annealed_table(rows, varied),
+        "longer": tables.longer_table(rows, varied),
         "epochs": tables.epochs_table(varied),
         "equal_kl": tables.equal_kl(rows),
         "protocol": tables.protocol_agreement(rows, varied),

@@ -138,6 +138,25 @@ def annealed_table(rows: Sequence[Row], varied: Sequence[Row]) -> list[Contrast]
     ]
 
 
+def longer_table(
+    rows: Sequence[Row], varied: Sequence[Row]
+) -> list[tuple[float, str, list[float], list[Contrast]]]:
+    """For each rho and method the accuracy of the reward models and the advantage, of the study
+    and with longer training, and the gain of the advantage; all in the same seeds."""
+    longer = of_experiment(varied, "longer")
+    keys = {(row["seed"], row["rho"], row["method"]) for row in longer}
+    short = [row for row in rows if (row["seed"], row["rho"], row["method"]) in keys]
+    accuracies = [means(part, "reward_accuracy") for part in (short, longer)]
+    before, after = (column(part, "advantage") for part in (short, longer))
+    return [
+        (
+            *key, [known[key] for known in accuracies],
+            [cell("", v) for v in (before[key], after[key], minus(after[key], before[key]))],
+        )
+        for key in after
+    ]  # fmt: skip
+
+
 def epochs_table(varied: Sequence[Row]) -> dict[tuple[int, float], dict[str, Contrast]]:
     """(pairs, epochs) -> method -> advantage."""
     seeds: dict[tuple[int, float], dict[str, Seeds]] = {}

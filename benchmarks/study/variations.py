@@ -2,6 +2,7 @@
 
 - `gamma`: the weight of the KL term is constant, not annealed (the paper's figure B.5).
 - `epochs`: policies of ten epochs over fewer or more pairs, evaluated on their way, too.
+- `longer`: reward models are trained four times as long.
 - `unbiased`: pairs with the length bias that they were labelled with (section 6.3).
 """
 
@@ -24,20 +25,31 @@ from scale.stages.evaluate import Evaluate
 from scale.stages.stage import PROGRAMS, Stage, execute, needs
 
 CONSTANT = (1e-2, 1e-2)
-GAMMA_RHOS = (0.2, 0.5, 0.8)
+RHOS = (0.2, 0.5, 0.8)
 EPOCHS = 10
 NUM_PAIRS = (250, 1000, 4000)
 OVERFITTING: tuple[MethodName, ...] = ("dpo", "d-dpo", "e-dpo")
+DISTILLING: tuple[MethodName, ...] = ("d-dpo", "e-dpo", "mean")
 UNBIASED: tuple[MethodName, ...] = ("dpo", "e-dpo")
 FINDINGS = ("advantage", "win", "tie", "loss", "kl", "tokens")
-COLUMNS = ("experiment", "seed", "rho", "method", "baseline", "pairs", "epochs", *FINDINGS)
+COLUMNS = (
+    *("experiment", "seed", "rho", "method", "baseline", "pairs", "epochs", "reward_accuracy"),
+    *FINDINGS,
+)
 
 
-class OtherPairs(Repetition):
-    """A repetition with another number of pairs: its reward models and policies are beside."""
+@dataclass(frozen=True)
+class Beside(Repetition):
+    """The same seed with other options: its reward models and policies have a folder of their own.
+
+    Attributes:
+        name: Of that folder.
+    """
+
+    name: str
 
     def folder(self, rho: float) -> Path:
-        return super().folder(rho) / f"{self.options.pairs}-pairs"
+        return super().folder(rho) / self.name
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,10 @@ class Variation:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         findings = findings_of(self.evaluation())["policies"]
+        known = accuracies(self.repetition, self.rho, self.align.method)
+        labels = self.labels() | {"reward_accuracy": known}
         for epochs, values in zip(self.points(), findings, strict=True):
-            yield self.labels() | {name: values[name] for name in FINDINGS} | {"epochs": epochs}
+            yield labels | {name: values[name] for name in FINDINGS} | {"epochs": epochs}
 
     def labels(self) -> dict[str, Any]:
         values = (self.experiment, self.repetition.seed, self.rho, self.align.method)
@@ -87,14 +101,21 @@ class Variation:
 def run(paper: Paper) -> list[dict[str, Any]]:
     """The rows of the one seed of a complete run, with `COLUMNS`."""
     repetition = Repetition(replace(paper, snapshots=0), paper.seed)
-    variations = [*gammas(repetition), *epochs(repetition), *unbiased(repetition)]
+    experiments = (gammas, epochs, longer, unbiased)
+    variations = [variation for experiment in experiments for variation in experiment(repetition)]
     every = [chain for variation in variations for chain in variation.chains()]
     chains = [*{chain[0].out: chain for chain in every}.values()]  # each once
     with workers(len(usable_cores()), paper.out / PROGRAMS) as pool:
         execute_all(pool, chains, "variations", execute, needs(chains))
-    return [row for variation in variations for row in variation.rows()] + [
-        versus(*variations[-2:])
-    ]
+    rows = [row for variation in variations for row in variation.rows()]
+    return [*rows, versus(*variations[-2:])]
+
+
+def accuracies(repetition: Repetition, rho: float, method: str) -> str:
+    """The held-out accuracy of each reward model that a method distils, with spaces between."""
+    name = "ensemble" if METHODS[method].rewards == "ensemble" else "single"
+    [_, reward, _] = repetition.reward_stages(rho, name)
+    return " ".join(f"{accuracy:.4f}" for accuracy in findings_of(reward)["held-out accuracy"])
 
 
 def variation(experiment: str, repetition: Repetition, rho: float, method: MethodName) -> Variation:
@@ -106,7 +127,7 @@ def variation(experiment: str, repetition: Repetition, rho: float, method: Metho
 def gammas(repetition: Repetition) -> Iterator[Variation]:
     """Each method with a KL term, with a constant weight of it."""
     with_kl = [name for name in repetition.options.methods if METHODS[name].gamma is not None]
-    for rho, method in product(GAMMA_RHOS, with_kl):
+    for rho, method in product(RHOS, with_kl):
         annealed = variation("gamma", repetition, rho, method)
         out = annealed.align.out.with_name(f"{annealed.align.out.name}-constant")
         yield replace(annealed, align=replace(annealed.align, out=out, gamma=CONSTANT))
@@ -118,10 +139,18 @@ def epochs(repetition: Repetition) -> Iterator[Variation]:
     for pairs, method in product(NUM_PAIRS, OVERFITTING):
         steps = EPOCHS * pairs // options.align.batch_size
         training = replace(options.align, steps=steps)
-        other = OtherPairs(
-            replace(options, pairs=pairs, align=training, snapshots=2), repetition.seed
-        )
-        yield variation("epochs", other, 0.5, method)
+        varied = replace(options, pairs=pairs, align=training, snapshots=2)
+        beside = Beside(varied, repetition.seed, f"{pairs}-pairs")
+        yield variation("epochs", beside, 0.5, method)
+
+
+def longer(repetition: Repetition) -> Iterator[Variation]:
+    """What distils better reward models."""
+    options = repetition.options
+    reward = replace(options.reward, steps=4 * options.reward.steps)
+    beside = Beside(replace(options, reward=reward), repetition.seed, f"{reward.steps}-steps")
+    for rho, method in product(RHOS, DISTILLING):
+        yield variation("longer", beside, rho, method)
 
 
 def unbiased(repetition: Repetition) -> Iterator[Variation]:
