@@ -40,7 +40,8 @@ from scale.train.loop import TrainingConfig
 
 OPTIONS = shlex.split("""
     --rhos 0.5 --methods dpo e-dpo --pairs 24 --length-biases 0.4 0.6 --snapshots 1
-    --model.vocab-size 300 --model.d-model 16 --model.num-heads 2 --model.head-dim 8 --model.d-ff 32
+    --model.vocab-size 300 --model.d-model 16 --model.num-heads 2 --model.num-kv-heads 1
+    --model.head-dim 8 --model.d-ff 32
     --limits.prompt 40 --limits.response 24
     --sft.steps 80 --sft.batch-size 32 --oracle.steps 4 --oracle.batch-size 8
     --reward.steps 4 --reward.batch-size 8 --align.steps 8 --align.batch-size 4
@@ -135,8 +136,8 @@ VILLAGE_OPTIONS = shlex.split("""
     --pages 1000 --seeds 2 --seed 3 --rhos 0.5 --methods dpo e-dpo --pairs 32
     --length-biases 0.4 0.6 --samples 2
     --betas 0.1 --learning-rates 0.01 --snapshots 1
-    --model.vocab-size 400 --model.d-model 32 --model.num-heads 2 --model.head-dim 16
-    --model.d-ff 64 --sft.steps 150 --sft.batch-size 32 --sft.learning-rate 0.02
+    --model.vocab-size 400 --model.d-model 32 --model.num-heads 2 --model.num-kv-heads 1
+    --model.head-dim 16 --model.d-ff 64 --sft.steps 150 --sft.batch-size 32 --sft.learning-rate 0.02
     --reward.steps 8 --reward.batch-size 8 --align.steps 12 --align.batch-size 8
 """)
 
