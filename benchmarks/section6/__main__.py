@@ -7,7 +7,7 @@ comes from the other half.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,6 +20,7 @@ from benchmarks.section6.verdicts import CLAIMS, difference, verdicts
 from minipref.methods import METHODS
 from reference.worlds import BIASES
 from scale.files import atomic, write_csv
+from scale.paper.claims import Verdict
 from scale.paper.comparisons import SIGNIFICANT
 from scale.paper.figures import figure2
 from scale.paper.templates import load_template
@@ -75,11 +76,12 @@ def selection(cell: Cell, smallest: Any) -> dict[str, np.ndarray | float]:
     return {"selected": selected.mean(0), "nearest": nearest, "smallest": float(matches.mean())}
 
 
-def report(studies: Studies, minutes: tuple[float, float]) -> str:
+def report(studies: Studies, judged: Sequence[Verdict], minutes: tuple[float, float]) -> str:
     """The text of `section6.md`; `section6.md.jinja` has the words.
 
     Args:
         studies: The results.
+        judged: The verdicts on the claims in the main study.
         minutes: How long they took, by the clock and in CPU time.
     """
     variation, main = studies[VARIATIONS[0].name]
@@ -98,7 +100,7 @@ def report(studies: Studies, minutes: tuple[float, float]) -> str:
         "differences": {
             (a, b): [interval(difference(cells, rho, a, b)) for rho in rhos] for a, b in PAIRS
         },
-        "verdicts": verdicts(cells, rhos),
+        "verdicts": judged,
         "selection": {
             rho: selection(cells[rho, "e-dpo"], main.margins[rho].smallest) for rho in rhos
         },
@@ -179,7 +181,7 @@ def main(
     words = [{"claim": verdict.claim, "verdict": verdict.word} for verdict in judged]
     write_csv(out / "section6_verdicts.csv", ("claim", "verdict"), words)
     with atomic(out / "section6.md") as temporary:
-        temporary.write_text(report(studies, minutes), encoding="utf-8")
+        temporary.write_text(report(studies, judged, minutes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -83,8 +83,8 @@ CLAIMS = (
     Claim(claims.LOWER_KL, mitigates("forward_kl", -1)),
     Claim(claims.HIGHER_CHOSEN, mitigates("chosen_logp", 1)),
     Claim(claims.HIGHER_REJECTED, mitigates("rejected_logp", 1)),
-    Claim("(f) the one that e-dpo's policy is nearest to on D_rho, too", opposite("selected")),
     Claim(claims.OPPOSITE, opposite("nearest")),
+    Claim("(f) so has the one that e-dpo selects on all of D_rho", opposite("selected")),
     Claim(claims.ANNEALING, annealing),
     *map(between_methods, claims.CLAIMS[5:]),
 )

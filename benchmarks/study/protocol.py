@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.study.variations import COLUMNS, FINDINGS
+from benchmarks.study.variations import labelled
 from scale.data.rows import write
 from scale.data.village import village
 from scale.io.model_folder import VILLAGE
@@ -20,7 +20,7 @@ BY_ORACLE, BY_TRUTH = "oracle", "oracle, by the truth"
 
 
 def run(paper: Paper) -> Iterator[dict[str, Any]]:
-    """The rows of one seed, with `COLUMNS`; `paper` is that seed's run with true rewards."""
+    """The rows of one seed, like those of `variations`; `paper` is its run with true rewards."""
     data = paper.out / "village.parquet"
     write(data, village(paper.pages, paper.seed), {})
     rhos = PRESETS["miniature"].rhos
@@ -35,6 +35,4 @@ def run(paper: Paper) -> Iterator[dict[str, Any]]:
         execute(by_truth)
         for experiment, evaluation in ((BY_ORACLE, by_oracle), (BY_TRUTH, by_truth)):
             for policy, values in zip(policies, findings_of(evaluation)["policies"], strict=True):
-                labels = experiment, policy.seed, rho, policy.method
-                findings = {name: values[name] for name in FINDINGS}
-                yield dict(zip(COLUMNS, labels, strict=False)) | findings
+                yield labelled(experiment, policy.seed, rho, policy.method, values)

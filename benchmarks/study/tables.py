@@ -94,9 +94,13 @@ def annealing(rows: Sequence[Row], varied: Sequence[Row]) -> list[Difference]:
 def gammas(rows: Sequence[Row], varied: Sequence[Row]) -> tuple[Values, Values]:
     """The advantages with an annealed gamma and with a constant one, of the same seeds."""
     constant = of_experiment(varied, "gamma")
-    keys = {(row["seed"], row["rho"], row["method"]) for row in constant}
-    annealed = [row for row in rows if (row["seed"], row["rho"], row["method"]) in keys]
-    return column(annealed, "advantage"), column(constant, "advantage")
+    return column(same_cells(rows, constant), "advantage"), column(constant, "advantage")
+
+
+def same_cells(rows: Sequence[Row], varied: Sequence[Row]) -> list[Row]:
+    """The rows of the seeds, rhos and methods that were varied."""
+    keys = {(row["seed"], row["rho"], row["method"]) for row in varied}
+    return [row for row in rows if (row["seed"], row["rho"], row["method"]) in keys]
 
 
 def of_experiment(varied: Sequence[Row], name: str) -> list[Row]:
@@ -144,8 +148,7 @@ def longer_table(
     """For each rho and method the accuracy of the reward models and the advantage, of the study
     and with longer training, and the gain of the advantage; all in the same seeds."""
     longer = of_experiment(varied, "longer")
-    keys = {(row["seed"], row["rho"], row["method"]) for row in longer}
-    short = [row for row in rows if (row["seed"], row["rho"], row["method"]) in keys]
+    short = same_cells(rows, longer)
     accuracies = [means(part, "reward_accuracy") for part in (short, longer)]
     before, after = (column(part, "advantage") for part in (short, longer))
     return [
@@ -207,7 +210,7 @@ def protocol_agreement(rows: Sequence[Row], varied: Sequence[Row]) -> dict[str, 
     seeds = {row["seed"] for row in of_experiment(varied, BY_ORACLE)}
     truth = column([row for row in rows if row["seed"] in seeds], "advantage")
     truth = {key: truth[key] for key in by_oracle}
-    words = [judge({c.text: c.differences(v) for c in claims.CLAIMS}) for v in (truth, by_oracle)]
+    words = [claims.verdicts(values) for values in (truth, by_oracle)]
     return {
         "num_seeds": len(seeds),
         "words": [(a.claim, a.word, b.word) for a, b in zip(*words, strict=True)],

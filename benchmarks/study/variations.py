@@ -18,7 +18,7 @@ from minipref.methods import METHODS
 from scale.data.rows import read
 from scale.data.village import assess, read_page
 from scale.paper.pipeline import Paper, findings_of
-from scale.paper.repetition import REWARD_MODELS, Repetition
+from scale.paper.repetition import REWARD_MODELS, Repetition, reward_models_of
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, MethodName, snapshot_steps
 from scale.stages.evaluate import Evaluate
@@ -36,6 +36,14 @@ COLUMNS = (
     *("experiment", "seed", "rho", "method", "baseline", "pairs", "epochs", "reward_accuracy"),
     *FINDINGS,
 )
+
+
+def labelled(
+    experiment: str, seed: int, rho: float, method: str, findings: dict[str, Any]
+) -> dict[str, Any]:
+    """A row of `variations.csv`: one policy, and those of `FINDINGS` that there are."""
+    labels = {"experiment": experiment, "seed": seed, "rho": rho, "method": method}
+    return labels | {name: findings[name] for name in FINDINGS if name in findings}
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,12 @@ class Variation:
     def rows(self) -> Iterator[dict[str, Any]]:
         findings = findings_of(self.evaluation())["policies"]
         known = accuracies(self.repetition, self.rho, self.align.method)
-        labels = self.labels() | {"reward_accuracy": known}
         for epochs, values in zip(self.points(), findings, strict=True):
-            yield labels | {name: values[name] for name in FINDINGS} | {"epochs": epochs}
+            yield self.row(values) | {"epochs": epochs, "reward_accuracy": known}
 
-    def labels(self) -> dict[str, Any]:
-        values = (self.experiment, self.repetition.seed, self.rho, self.align.method)
-        return dict(zip(COLUMNS, values, strict=False)) | {"pairs": self.repetition.options.pairs}
+    def row(self, findings: dict[str, Any]) -> dict[str, Any]:
+        labels = self.experiment, self.repetition.seed, self.rho, self.align.method
+        return labelled(*labels, findings) | {"pairs": self.repetition.options.pairs}
 
     def true_rewards(self) -> np.ndarray:
         """The rewards of the samples at the end of training [prompts, n]."""
@@ -113,8 +120,7 @@ def run(paper: Paper) -> list[dict[str, Any]]:
 
 def accuracies(repetition: Repetition, rho: float, method: str) -> str:
     """The held-out accuracy of each reward model that a method distils, with spaces between."""
-    name = "ensemble" if METHODS[method].rewards == "ensemble" else "single"
-    [_, reward, _] = repetition.reward_stages(rho, name)
+    [_, reward, _] = repetition.reward_stages(rho, reward_models_of(method))
     return " ".join(f"{accuracy:.4f}" for accuracy in findings_of(reward)["held-out accuracy"])
 
 
@@ -170,4 +176,4 @@ def versus(theirs: Variation, ours: Variation) -> dict[str, Any]:
         "tie": (margins == 0).mean(),
         "loss": (margins < 0).mean(),
     }
-    return ours.labels() | {"baseline": theirs.align.method} | findings
+    return ours.row(findings) | {"baseline": theirs.align.method}

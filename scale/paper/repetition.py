@@ -29,6 +29,11 @@ REWARD_MODELS = ("single", "ensemble")  # r_rho, and the r_{rho,b}
 PARTS = ("train", "validation")
 
 
+def reward_models_of(method: str) -> str:
+    """Which of `REWARD_MODELS` scores the pairs of a method."""
+    return "ensemble" if METHODS[method].rewards == "ensemble" else "single"
+
+
 @dataclass(frozen=True)
 class Repetition:
     """The stages of one seed."""
@@ -119,7 +124,7 @@ class Repetition:
     def alignment(self, policy: Policy) -> Align:
         """Stage 6."""
         options = self.options
-        rewards = "ensemble" if METHODS[policy.method].rewards == "ensemble" else "single"
+        rewards = reward_models_of(policy.method)
         training = replace(options.align, learning_rate=policy.learning_rate, seed=self.seed)
         return Align(
             out=policy.path, policy=self.out / "sft", method=policy.method, beta=policy.beta,
