@@ -22,7 +22,7 @@ from scale.parallel.processes import shard_batch
 from scale.train.loop import TrainingConfig
 from scale.train.throughput import Throughput, throughput_of
 
-SIZE_STEP = 32  # the sizes of a shape are multiples of it
+SIZE_STEP = 16  # the sizes of a shape are multiples of it
 COMPILE_SECONDS = 5.0
 CPU_FLOPS = 1e11  # FLOP/s of a model on a device whose peak is not known
 
@@ -177,7 +177,7 @@ def merge_sizes(
 def coarsen_sizes(
     sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
 ) -> np.ndarray:
-    """The sizes, rounded up by at most a half where all of that costs less than a compilation.
+    """The sizes, rounded up by at most a quarter where all of that costs less than a compilation.
 
     So short runs over similar rows, such as those of one method at several length biases, have
     equal shapes, and a process compiles once for them.
@@ -190,6 +190,6 @@ def coarsen_sizes(
     Returns:
         [steps, 3].
     """
-    multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 1, 0)
+    multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 2, 0)
     coarse = -(-sizes // multiple) * multiple
     return coarse if (cost(coarse) - cost(sizes)).sum() < compile_cost else sizes

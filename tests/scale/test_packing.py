@@ -152,10 +152,10 @@ def test_a_joint_shape_is_large_enough_in_every_size():
 
 
 def test_the_sizes_of_batches():
-    """Two batches of two rows with a prompt and a response each: by hand, rounded up to 32."""
+    """Two batches of two rows with a prompt and a response each: by hand, rounded up to 16."""
     lengths = np.asarray([[[20, 20], [1, 2]], [[30, 3], [30, 40]]])
-    assert smallest_sizes(lengths, 1).tolist() == [[64, 32, 64], [128, 64, 96]]
-    assert smallest_sizes(lengths, 2).tolist() == [[64, 32, 64], [96, 64, 96]]
+    assert smallest_sizes(lengths, 1).tolist() == [[48, 32, 48], [112, 48, 80]]
+    assert smallest_sizes(lengths, 2).tolist() == [[48, 32, 48], [80, 48, 80]]
 
 
 def test_the_batches_of_a_run_hold_their_rows_whole(model):
@@ -190,9 +190,9 @@ def test_rows_are_tokenised_once_and_mapped(tmp_path):
 
 
 def test_sizes_are_coarsened_where_that_costs_less_than_a_compilation():
-    """Multiples of half the power of two below: of 256, 128 and 32. The cost here is the length, so
+    """Multiples of a quarter of the power of two below: 128, 64 and 16. The cost here is the length, so
     two steps of 1024 instead of 928 and one of 1024 itself cost 192 more."""
     sizes = np.array([[928, 448, 88], [928, 512, 64], [1024, 3, 1]])
-    coarse = [[1024, 512, 96], [1024, 512, 64], [1024, 3, 1]]
+    coarse = [[1024, 448, 96], [1024, 512, 64], [1024, 3, 1]]
     assert coarsen_sizes(sizes, lambda s: s[:, 0], 193.0).tolist() == coarse
     assert coarsen_sizes(sizes, lambda s: s[:, 0], 192.0).tolist() == sizes.tolist()
