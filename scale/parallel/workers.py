@@ -18,6 +18,8 @@ import jax
 
 from scale.console import quiet, track
 
+interrupted = threading.Event()  # in a worker: a signal came while a chain ran
+
 
 def workers(limit: int, programs: Path) -> ProcessPoolExecutor:
     """A pool of processes, each on a core of its own, which start at the first call.
@@ -102,7 +104,7 @@ def execute_all(
         with sigterm_to_workers():
             for _ in track(chains, label):
                 ready = [i for i in waiting if not needs or needs[i] <= results.keys()]
-                running |= {pool.submit(run_chain, run, waiting.pop(i)): i for i in ready}
+                running |= {pool.submit(run_in_worker, run, waiting.pop(i)): i for i in ready}
                 done = next(as_completed(running))
                 results[running.pop(done)] = done.result()
     except BaseException:
@@ -114,6 +116,18 @@ def execute_all(
 def run_chain(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
     """Run the stages of one chain in order."""
     return [run(stage) for stage in chain]
+
+
+def run_in_worker(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
+    """`run_chain`, unless an earlier one was interrupted: a pool cannot take back a chain that it
+    has handed to its workers."""
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    try:
+        return run_chain(run, chain)
+    except KeyboardInterrupt:
+        interrupted.set()
+        raise
 
 
 @contextmanager

@@ -108,7 +108,7 @@ class Align(Alignment):
             self.out,
             f"{self.method}, beta {self.beta_value:g}",
             eval_fn=self.eval_fn(policy, validation),
-            every=evaluation_interval(self.training.steps, self.snapshots),
+            also=snapshot_steps(self.training.steps, self.snapshots),
             record=self.record,
             loggers=self.log,
             throughput=throughput,
@@ -202,12 +202,6 @@ def require_steps(snapshots: int, steps: int) -> None:
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
     """1, 4, 9, ... times a step, all before the last; a policy moves fast at first."""
     return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
-
-
-def evaluation_interval(steps: int, snapshots: int) -> int:
-    """The largest divisor of the first snapshot's step, and so of all, that is at most 50."""
-    first = [*snapshot_steps(steps, snapshots), steps][0]
-    return next(d for d in range(min(50, first), 0, -1) if first % d == 0)
 
 
 def validation_metrics(model: Transformer, batch: Batch) -> dict[str, float]:

@@ -98,9 +98,7 @@ class Reward(Stage):
             lambda trunk: stack([RewardModel(trunk, width, key) for key in keys]), policy.model
         )
 
-    def fit(
-        self, models: RewardModel, dataset: Dataset, subsets: list[np.ndarray]
-    ) -> RewardModel:
+    def fit(self, models: RewardModel, dataset: Dataset, subsets: list[np.ndarray]) -> RewardModel:
         training, runtime, schedule = self.training, runtime_of(models), self.training.schedule
         optimizer = make_optimizer("adam", schedule, training.learning_rate)
         orders = np.stack(

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -61,15 +61,17 @@ def train(
     *,
     eval_fn: EvalFn | None = None,
     every: int = 50,
+    also: Collection[int] = (),
     record: dict[str, Any] | None = None,
     loggers: Sequence[LoggerName] = (),
     throughput: Throughput | None = None,
 ) -> Any:
     """Train a model, resuming from the checkpoint in the folder if there is one.
 
-    Every `every` steps there are a checkpoint and the metrics of `eval_fn`. The last step has no
-    checkpoint: the caller saves the model. With several processes, all call this with global
-    arrays, and process 0 writes the log. At the end it prints where the time went.
+    Every `every` steps, and after those of `also`, there are a checkpoint and the metrics of
+    `eval_fn`. The last step has no checkpoint: the caller saves the model. With several processes,
+    all call this with global arrays, and process 0 writes the log. At the end it prints where the
+    time went.
 
     Args:
         step_fn: `(state, batch) -> (state, metrics)`; it may donate the state.
@@ -81,6 +83,7 @@ def train(
         label: What the progress bar shows.
         eval_fn: `(model, step) -> metrics`.
         every: Steps between checkpoints and evaluations.
+        also: More steps after which there is one.
         record: JSON that identifies the run: another run's checkpoint is refused.
         loggers: Where metrics go besides `metrics.jsonl`.
         throughput: A stopwatch.
@@ -111,7 +114,8 @@ def train(
         for step in track(range(start + 1, num_steps + 1), label, start):
             state, metrics = timing.step(step_fn, state, timing.next(batches, metrics))
             monitor.add(step, metrics, first=step == start + 1)
-            due, stop = step % every == 0 or step == num_steps, should_stop(step)
+            due = step % every == 0 or step in also or step == num_steps
+            stop = should_stop(step)
             if due or stop:
                 monitor.flush(state.model, evaluate=due)
             if stop or (due and step < num_steps):

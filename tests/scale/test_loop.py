@@ -142,6 +142,15 @@ def test_a_signal_saves_the_step_under_way(tmp_path, last, number):
     assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
+def test_it_is_evaluated_after_the_steps_that_are_asked_for_too(tmp_path):
+    at = []
+    train(
+        one_step, start(), batch_at, STEPS, tmp_path, "test", every=4, also=(1, 4, 5),
+        eval_fn=lambda _, step: at.append(step) or {},
+    )  # fmt: skip
+    assert at == [0, 1, 4, 5, STEPS]
+
+
 def test_a_resumed_run_and_the_next_one_take_the_program_that_is_there(tmp_path):
     step_fn = eqx.filter_jit(loss_step)
     with pytest.raises(Stopped):

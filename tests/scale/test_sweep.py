@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+import scale.parallel.workers
 from scale.console import console
 from scale.data.dataset import Limits, limits_text
 from scale.data.rows import read, write
@@ -23,7 +25,7 @@ from scale.files import read_json, write_json
 from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.workers import execute_all, workers
+from scale.parallel.workers import execute_all, run_in_worker, workers
 from scale.run import parse
 from scale.stages.align import Align
 from scale.stages.stage import execute
@@ -216,6 +218,23 @@ def test_what_needs_a_chain_that_failed_does_not_run(tmp_path):
     with workers(1, tmp_path) as pool, pytest.raises(FileExistsError):
         execute_all(pool, chains, "", os.mkdir, [{1}, set()])
     assert not (tmp_path / "after").exists()
+
+
+def test_an_interrupted_worker_begins_no_other_chain(monkeypatch):
+    """SIGTERM to `paper` ends all its workers at once, also where more chains wait."""
+    monkeypatch.setattr(scale.parallel.workers, "interrupted", threading.Event())
+    ran = []
+
+    def run(stage):
+        ran.append(stage)
+        if stage == "b":
+            raise KeyboardInterrupt
+
+    run_in_worker(run, ["a"])
+    for chain in (["b", "c"], ["d"]):
+        with pytest.raises(KeyboardInterrupt):
+            run_in_worker(run, chain)
+    assert ran == ["a", "b"]
 
 
 def test_without_workers_chains_run_in_their_order():
