@@ -190,8 +190,8 @@ def test_rows_are_tokenised_once_and_mapped(tmp_path):
 
 
 def test_sizes_are_coarsened_where_that_costs_less_than_a_compilation():
-    """Multiples of a quarter of the power of two below: 128, 64 and 16. The cost here is the length,
-    so two steps of 1024 instead of 928 and one of 1024 itself cost 192 more."""
+    """Multiples of a quarter of the power of two below: 128, 64 and 16. The cost is the length, so
+    two steps of 1024 instead of 928 and one of 1024 itself cost 192 more."""
     sizes = np.array([[928, 448, 88], [928, 512, 64], [1024, 3, 1]])
     coarse = [[1024, 448, 96], [1024, 512, 64], [1024, 3, 1]]
     assert coarsen_sizes(sizes, lambda s: s[:, 0], 193.0).tolist() == coarse
