@@ -11,6 +11,7 @@ keep_freed_memory()
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from io import TextIOWrapper
 from itertools import pairwise
 from typing import Any
 
@@ -82,6 +83,8 @@ def start(command: Any) -> None:
 
 
 def main() -> None:
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the console cannot write is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     command = parse(sys.argv[1:])
     try:
         start(command)

@@ -1,6 +1,6 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
 from scale.console import console
-from scale.data.formats import RESPONSES, SCORES
+from scale.data.formats import LINES, RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
-from scale.data.tokenizer import PAD, Tokenizer
+from scale.data.tokenizer import PAD, RefusedConversation, Tokenizer
 from scale.errors import InputError
 from scale.files import atomic
 
@@ -126,23 +126,59 @@ def tokenize(
     source: str,
 ) -> tuple[np.ndarray, TokenizedRows]:
     """The indices of the rows within the limits, and their token ids."""
-    parts, kept, cut = [], [], 0
-    for i, row in enumerate(rows):
-        ids = tokenizer.prompt_ids(row["prompt"])
+    parts, kept, cut, identical = [], [], 0, 0
+    for i, (ids, *responses) in enumerate(encoded(tokenizer, rows, fields, source)):
         prompt = truncate(ids, limits, len(tokenizer.generation_prompt))
-        responses = [tokenizer.response_ids(row[f], row.get(f"{f}_complete", True)) for f in fields]
+        if tuple(fields[:2]) == SIDES and responses[0] == responses[1]:
+            identical += 1
+            continue
         limited = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
         if len(prompt) > limits.prompt or max(limited, default=0) > limits.response:
             if limits.overlong == "error":
-                raise InputError(
-                    f"{source}: row {i + 1}: longer than {length_limits(limits)} tokens"
-                )
+                raise InputError(f"{place(source, i)}: longer than {length_limits(limits)} tokens")
             continue
         cut += len(prompt) < len(ids)
         parts.append((prompt, responses))
         kept.append(i)
-    report(source, len(rows), len(kept), cut, limits)
+    report(source, len(rows), len(kept), cut, identical, limits)
     return np.asarray(kept), tokenized_rows(parts)
+
+
+def encoded(
+    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
+) -> Iterator[tuple[list[int], ...]]:
+    """The tokens of the prompt and of each response of the rows."""
+    prompts = [row["prompt"] for row in rows]
+    texts = [[row[field] for row in rows] for field in fields]
+    complete = [[row.get(f"{field}_complete", True) for row in rows] for field in fields]
+    try:
+        ids = tokenizer.prompts_ids(prompts)
+    except RefusedConversation as error:
+        raise InputError(f"{place(source, error.index)}: {error}") from error
+    warn_of_names(tokenizer, prompts, texts, source)
+    return zip(ids, *map(tokenizer.responses_ids, texts, complete), strict=True)
+
+
+def warn_of_names(
+    tokenizer: Tokenizer, prompts: Sequence[Any], texts: Sequence[Sequence[str]], source: str
+) -> None:
+    """Say how many rows spell special tokens, as texts do that a template has been applied to."""
+    spelled = [
+        i
+        for i, row in enumerate(zip(prompts, *texts, strict=True))
+        if any(isinstance(text, str) and tokenizer.names.search(text) for text in row)
+    ]
+    if source and spelled:
+        console.print(
+            f"  {source}: {len(spelled)} of {len(prompts)} rows spell special tokens, the first at "
+            f"{place(source, spelled[0])}: they are read as text; a conversation is given as turns",
+            markup=False,
+        )
+
+
+def place(source: str, index: int) -> str:
+    """A row of a file, as `scale.data.rows` names it."""
+    return f"{source}:{index + 1}" if source.endswith(LINES) else f"{source}: row {index + 1}"
 
 
 def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list[int]:
@@ -184,8 +220,10 @@ def common_layout(tokens: TokenizedRows, limits: Limits) -> Layout:
     return Layout(limits.prompt, longest, responses.shape[1])
 
 
-def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None:
+def report(source: str, total: int, kept: int, cut: int, identical: int, limits: Limits) -> None:
     """Say how many rows were dropped and cut."""
+    if identical == total:
+        raise InputError(f"{source}: the responses of each pair have the same tokens")
     if not kept:
         raise InputError(
             f"{source}: all {total} rows are longer than {length_limits(limits)} tokens"
@@ -193,8 +231,9 @@ def report(source: str, total: int, kept: int, cut: int, limits: Limits) -> None
     if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
         side = f" on the {limits.truncation_side}" if limits.truncation_side else ""
-        dropped = f"{total - kept} of {total} rows over {bounds} dropped"
-        console.print(f"  {source}: {dropped}, {cut} prompts cut{side}", markup=False)
+        dropped = f"{total - kept - identical} of {total} rows over {bounds} dropped"
+        same = f", {identical} pairs of equal tokens dropped" * bool(identical)
+        console.print(f"  {source}: {dropped}{same}, {cut} prompts cut{side}", markup=False)
 
 
 def length_limits(limits: Limits) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 Row = dict[str, Any]
 Prompt = str | list[Row]
 
+LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # suffixes of files with a row in each line
 ROLES = ("system", "user", "assistant")
 SIDES = ("chosen", "rejected")
 RESPONSES = (*SIDES, "completion")
@@ -50,6 +51,8 @@ def parse_row(record: Row, need: tuple[str, ...]) -> Row:
         FieldError: A field is missing or malformed, or two fields contradict each other.
     """
     record = _without_nulls(record)
+    if "tools" in record:
+        raise FieldError("tools", "a prompt with tools is not supported")
     record = _from_comparison(record) if "summaries" in record else record
     extras = {name: value for name, value in record.items() if _is_extra(name, value)}
     row = {**_prompt_and_responses(record), **extras}
@@ -98,7 +101,7 @@ def _without_nulls(record: Row) -> Row:
 
 
 def _is_extra(name: str, value: Any) -> bool:
-    if name in ("prompt", *RESPONSES):
+    if name in ("prompt", "system", *RESPONSES):
         return False
     items = value if isinstance(value, list) else [value]
     return name in _COLUMNS or all(isinstance(item, str | int | float) for item in items)
@@ -116,6 +119,8 @@ def _prompt_and_responses(record: Row) -> Row:
         if before != prompt:
             raise FieldError(name, "the conversations differ before the last turn")
     row = {name: response for name, (_, response) in splits.items()}
+    if "system" in record:
+        prompt = _with_system(prompt, record["system"])
     if "chosen" in row and row["chosen"] == row.get("rejected"):
         raise FieldError("rejected", "identical to 'chosen'")
     return row if prompt is None else {"prompt": prompt, **row}
@@ -129,6 +134,16 @@ def _prompt(value: Any) -> Prompt:
     return turns
 
 
+def _with_system(prompt: Prompt | None, system: Any) -> Prompt:
+    """The prompt as a conversation that the text of the column `system` opens."""
+    if prompt is None:
+        raise FieldError("system", "there is no prompt that it could open")
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if turns[0]["role"] == "system":
+        raise FieldError("system", "the conversation has a system turn of its own")
+    return [{"role": "system", "content": _non_blank("system", system)}, *turns]
+
+
 def _split_response(prompt: Prompt | None, name: str, value: Any) -> tuple[Prompt, str]:
     """A response's prompt and its own text."""
     if isinstance(value, str):
@@ -136,7 +151,7 @@ def _split_response(prompt: Prompt | None, name: str, value: Any) -> tuple[Promp
     else:
         turns = _turns(name, value, last="assistant")
         before, response = _prompt_of_turns(prompt, name, turns[:-1]), turns[-1]["content"]
-    return before, response if name == "rejected" and response else _non_blank(name, response)
+    return before, _non_blank(name, response)
 
 
 def _split_text(name: str, text: str) -> tuple[str, str]:

@@ -4,8 +4,11 @@ The way of a row: a file -> `read` (here; `formats.py` checks it) -> `dataset.ma
 ids) -> `packing.pack` (a batch).
 """
 
+import codecs
+import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scale.data.formats import (
+    LINES,
     LOGPS,
     SCORES,
     FieldError,
@@ -154,21 +158,24 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
 
 def _records(path: Path) -> Iterator[tuple[str, Row]]:
     """Each row as the file has it, after its place: `FILE:LINE` or `FILE: row N`."""
-    if path.suffix in (".jsonl", ".json"):
+    if path.name.endswith(LINES):
         return _json_records(path)
     if path.suffix == ".parquet":
         rows = _parquet(path, lambda file: pq.ParquetFile(file).read().to_pylist())
         return ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
     raise InputError(
-        f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines) and .parquet"
+        f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines), these with .gz, and "
+        ".parquet"
     )
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        data = path.read_bytes().rstrip()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror}") from error
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: cannot read the file: {error}") from error
+    data = data.removeprefix(codecs.BOM_UTF8).rstrip()
     for i, line in enumerate(data.split(b"\n") if data else [], 1):
         yield f"{path}:{i}", _json_object(f"{path}:{i}", line)
 

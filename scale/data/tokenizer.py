@@ -2,13 +2,13 @@
 
 A string prompt is one piece of text; a conversation is its turns, each opened by its role's token.
 Either way the prompt ends with the assistant's token, so that the place where the response begins
-is never a guess. `chat_template.py` has the tokenizers of other programs, and `load_tokenizer`.
+is never a guess. `chat_tokenizer.py` has the tokenizers of other programs.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ TEMPLATE = (
 PLAIN = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 
 Turns = list[dict[str, Any]]
+Prompt = str | Turns
+
+
+class RefusedConversation(InputError):
+    """The template refuses one of several conversations.
+
+    Attributes:
+        index: Which one.
+    """
+
+    def __init__(self, index: int, reason: str):
+        super().__init__(reason)
+        self.index = index
 
 
 @dataclass(frozen=True)
@@ -67,26 +80,56 @@ class Tokenizer:
         """The tokens after the text of a prompt's last turn, up to where the response begins."""
         return [ROLE_IDS["assistant"]]
 
+    @cached_property
+    def names(self) -> re.Pattern[str]:
+        """Matches the names of the tokens that are not made of text."""
+        return any_of(SPECIAL)
+
     @property
     def settings(self) -> dict[str, Any]:
         """`tokenizer_config.json`, with which `transformers` encodes conversations as we do."""
         special = {"pad_token": SPECIAL[PAD], "eos_token": SPECIAL[EOS]}
         return {**PLAIN, **special, "chat_template": TEMPLATE}
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end a sample."""
+        return (self.eos,)
+
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a text, in which a special token's name is text like any other."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        return self.texts_ids([text])[0]
 
-    def prompt_ids(self, prompt: str | Turns) -> list[int]:
-        """Tokens of a prompt, a string or turns, with the generation prompt at the end."""
-        if isinstance(prompt, str):
-            return [*self.text_ids(prompt), *self.generation_prompt]
-        turns = [[ROLE_IDS[turn["role"]], *self.text_ids(turn["content"])] for turn in prompt]
-        return [*chain.from_iterable(turns), *self.generation_prompt]
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt, a string or turns, up to where the response begins."""
+        return self.prompts_ids([prompt])[0]
 
     def response_ids(self, text: str, complete: bool = True) -> list[int]:
-        """Tokens of a response; an end-of-sequence token ends it unless it was cut short."""
-        return self.text_ids(text) + [self.eos] * complete
+        """Tokens of a response; one that was not cut short has the token that ends it."""
+        return self.responses_ids([text], [complete])[0]
+
+    def prompts_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """`prompt_ids` of many prompts, faster."""
+        turns: list[Turns] = [
+            [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+        texts = iter(self.texts_ids([turn["content"] for prompt in turns for turn in prompt]))
+        opening: dict[str, list[int]] = {role: [i] for role, i in ROLE_IDS.items()} | {"": []}
+        return [
+            [i for turn in prompt for i in (*opening[turn["role"]], *next(texts))]
+            + self.generation_prompt
+            for prompt in turns
+        ]
+
+    def responses_ids(self, texts: Sequence[str], complete: Sequence[bool]) -> list[list[int]]:
+        """`response_ids` of many texts, faster."""
+        ids = self.texts_ids(texts)
+        return [own + [self.eos] * whole for own, whole in zip(ids, complete, strict=True)]
+
+    def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
         """The text of tokens, without special ones."""
@@ -97,6 +140,12 @@ class Tokenizer:
         with atomic(folder / "tokenizer.json") as temporary:
             self.backend.save(str(temporary))
         write_json(folder / "tokenizer_config.json", self.settings)
+
+
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of these, the longest first."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -120,6 +169,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return Tokenizer(special_as_text(tokenizer))
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: ours if its first tokens are our special ones.
+
+    Raises:
+        InputError: A file is missing or cannot be read.
+    """
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
+        return Tokenizer(special_as_text(tokenizer))
+    from scale.data.chat_tokenizer import read_chat_tokenizer  # it takes a second to import
+
+    return read_chat_tokenizer(folder)
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:

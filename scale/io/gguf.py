@@ -19,9 +19,9 @@ from tokenizers import AddedToken
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
+from transformers import PreTrainedTokenizerFast
 
-from scale.data.chat_template import ChatTokenizer, chat_tokenizer
-from scale.data.tokenizer import PLAIN
+from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer
 from scale.errors import InputError
 from scale.io.boxes import Box
 from scale.io.hf_config import LLAMA
@@ -145,7 +145,8 @@ def tokenizer(path: Path, fields: dict[str, Any]) -> ChatTokenizer:
     settings = {name: tokens[fields[key]] for name, key in SPECIAL_FIELDS.items() if key in fields}
     if "tokenizer.chat_template" in fields:
         settings["chat_template"] = fields["tokenizer.chat_template"]
-    return chat_tokenizer(tokenizer, {**PLAIN, **settings}, str(path))
+    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings)
+    return chat_tokenizer(theirs, str(path))
 
 
 def byte_level(

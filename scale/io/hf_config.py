@@ -122,7 +122,7 @@ def sliding_window(settings: Settings) -> int | None:
 
 def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, float, int] | None]:
     """The base and Llama 3.1's scaling, which transformers 5 spells `rope_parameters`."""
-    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type", "default"))
     base = given.get("rope_theta") or settings.get("rope_theta") or 10_000.0
     by_layer = any(isinstance(value, dict) for value in given.values())
@@ -162,7 +162,7 @@ def settings_for(config: ModelConfig, tokenizer: Tokenizer) -> Settings:
         "sliding_window": None,
         "torch_dtype": "float32",
         "bos_token_id": tokenizer.bos,
-        "eos_token_id": tokenizer.eos,
+        "eos_token_id": tokenizer.eos if len(tokenizer.stops) == 1 else list(tokenizer.stops),
         "pad_token_id": tokenizer.pad,
     }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from scale.data.tokenizer import Tokenizer
@@ -45,11 +46,16 @@ def open_weights(path: Path) -> Weights:
 
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a folder: one, or those of its index."""
+    files, single = [path / SINGLE], path / SINGLE
     if (path / INDEX).exists():
         names = set(read_json_object(path / INDEX).get("weight_map", {}).values())
-        files = [path / Path(name).name for name in sorted(names)]
-    else:
-        files = [path / SINGLE]
+        shards = [path / Path(name).name for name in sorted(names)]
+        whole = single.exists() and not all(shard.exists() for shard in shards)
+        if single.exists() and not whole and shards != [single]:
+            raise InputError(
+                f"{single}: and {INDEX} with its files are both here; remove one of the two models"
+            )
+        files = files if whole else shards
     for file in files:
         if not file.exists():
             raise InputError(
@@ -123,7 +129,10 @@ def save_weights(
     files = [SINGLE] if len(groups) == 1 else files
     for file, names in zip(files, groups, strict=True):
         arrays = {name: tensors[name].array().astype(np.float32, copy=False) for name in names}
-        save_file(arrays, folder / file, {"format": "pt"})
+        try:
+            save_file(arrays, folder / file, {"format": "pt"})
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{folder / file}: cannot be written: {error}") from error
         (folder / file).chmod(0o644)  # as the other files: safetensors makes it the owner's alone
     if len(groups) > 1:
         file_of = {name: file for file, names in zip(files, groups, strict=True) for name in names}

@@ -15,9 +15,8 @@ import jax
 
 from minipref.reward_models import RewardModel, stack
 from scale.data import village
-from scale.data.chat_template import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
-from scale.data.tokenizer import Tokenizer
+from scale.data.tokenizer import Tokenizer, load_tokenizer
 from scale.errors import InputError
 from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
@@ -28,6 +27,10 @@ from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template*", "generation_config.json"),
+)
 VILLAGE = Path("village")  # the true reward of `scale.data.village`, where a judge is asked for
 
 
@@ -44,11 +47,11 @@ class ModelFolder:
     def hashes(self) -> dict[str, str]:
         """The provenance of columns that are computed with this model."""
         if not is_ours(self.path):
-            return dict.fromkeys(("model", "tokenizer"), fingerprint(located(self.path)))
-        model, tokenizer = (WEIGHTS, CONFIG), ("tokenizer.json", "tokenizer_config.json")
+            return dict.fromkeys(("model", "tokenizer"), identity(self.path))
+        model, tokenizer = (WEIGHTS, CONFIG), present(self.path, TOKENIZER_FILES)
         return {
             "model": fingerprint(*(self.path / name for name in model)),
-            "tokenizer": fingerprint(*(self.path / name for name in tokenizer)),
+            "tokenizer": fingerprint(*tokenizer),
         }
 
     def make_dataset(
@@ -115,6 +118,19 @@ def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
 def tokenizer_of(path: Path) -> Tokenizer:
     """The tokenizer of a model, ours or another program's."""
     return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
+
+
+def identity(path: Path) -> str:
+    """The hash of what a path means: of another program's folder, of the files of its model."""
+    path = located(path)
+    if path.is_dir() and is_pretrained(path):
+        return fingerprint(*present(path, (CONFIG, "*.safetensors*", *TOKENIZER_FILES)))
+    return fingerprint(path)
+
+
+def present(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that match, in order."""
+    return sorted({file for pattern in patterns for file in folder.glob(pattern)})
 
 
 def is_ours(path: Path) -> bool:

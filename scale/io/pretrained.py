@@ -3,8 +3,7 @@
 from pathlib import Path
 from types import ModuleType
 
-from scale.data.chat_template import load_tokenizer
-from scale.data.tokenizer import Tokenizer
+from scale.data.tokenizer import Tokenizer, load_tokenizer
 from scale.errors import InputError
 from scale.io.huggingface import open_weights
 from scale.io.weight_table import Weights

@@ -22,6 +22,7 @@ from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
 from scale.errors import InputError
+from scale.io.arrays import all_finite
 from scale.io.boxes import Box, box_shape, to_devices, to_host
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
@@ -155,12 +156,18 @@ class Weights:
         """The model in float32, with the shardings of a runtime.
 
         Raises:
-            InputError: A tensor is missing, unexpected, or of another shape than the config says.
+            InputError: A tensor is missing, unexpected, of another shape than the config says, or
+                not finite.
         """
         skeleton = eqx.filter_eval_shape(Transformer, self.config, jax.random.key(0), runtime)
         self.check(skeleton)
         load = partial(load_parameter, self.read)
-        return tree_map_with_path(load, abstract_sharded(skeleton, runtime))
+        model = tree_map_with_path(load, abstract_sharded(skeleton, runtime))
+        for path, leaf in tree_leaves_with_path(model):
+            if not all_finite(leaf):
+                names = TABLE[keystr(path)].names
+                raise InputError(f"{self.path}: a weight of {' or '.join(names)} is not finite")
+        return model
 
     def check(self, skeleton: Transformer) -> None:
         """Compare names and shapes with those of a model's skeleton."""

@@ -60,7 +60,7 @@ def generate(
         lengths = (part.segment_ids == 0).sum(1)
         samples = sample(
             model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
-            eos=tokenizer.eos, pad=tokenizer.pad, temperature=temperature,
+            stops=tokenizer.stops, pad=tokenizer.pad, temperature=temperature,
         )  # fmt: skip
         tokens, complete = to_host((samples.tokens, samples.complete))
         texts += [

@@ -23,7 +23,7 @@ class Samples(NamedTuple):
     """n samples for each of B prompts.
 
     Attributes:
-        tokens: Token ids [B, n, R]: where `complete`, one end-of-sequence token and then padding.
+        tokens: Token ids [B, n, R]: where `complete`, one of `stops` and then padding.
         logps: Log-probabilities of the samples under the model [B, n], nats.
         complete: Whether a sample ends within R tokens [B, n].
     """
@@ -42,7 +42,7 @@ def sample(
     *,
     n: int,
     max_new: int,
-    eos: int,
+    stops: tuple[int, ...],
     pad: int,
     temperature: float = 1.0,
 ) -> Samples:
@@ -55,7 +55,7 @@ def sample(
         key: The source of randomness.
         n: Samples of each prompt.
         max_new: R, the most tokens of a sample.
-        eos: The token that ends a sample.
+        stops: The tokens that end a sample.
         pad: The token that fills up samples.
         temperature: 1 samples from the model itself, 0 is greedy.
 
@@ -75,7 +75,7 @@ def sample(
         attend = masked(visible(lengths, width, max_new, index)[:, None])
         position = (lengths + index)[:, None]
         new, cache = model.hidden(token[:, None], position, attend, cache, width + index)
-        return (new[:, 0], cache, done | (token == eos)), (token, logp)
+        return (new[:, 0], cache, done | jnp.isin(token, jnp.array(stops))), (token, logp)
 
     done = jnp.zeros(lengths.shape, bool)
     steps = (jnp.arange(max_new), jax.random.split(key, max_new))

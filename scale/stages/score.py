@@ -103,7 +103,8 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
     swap = re.compile("chosen|rejected")
     if margin >= 0:
         return row
-    return {swap.sub(lambda match: other[match[0]], name): v for name, v in row.items()}
+    swapped = {swap.sub(lambda match: other[match[0]], name): v for name, v in row.items()}
+    return swapped | ({"completion": swapped["chosen"]} if "completion" in row else {})
 
 
 def with_samples(

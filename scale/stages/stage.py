@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 
 from scale.console import console
 from scale.errors import InputError, option_name
-from scale.files import fingerprint, read_json, read_json_object, write_json
-from scale.io.model_folder import located
+from scale.files import read_json, read_json_object, write_json
+from scale.io.model_folder import identity, located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
 
@@ -112,7 +112,7 @@ def describe(stage: Stage) -> dict[str, Any]:
     for option, path in input_paths(stage):
         if not located(path).exists():
             raise InputError(f"{option} {path}: no such file or folder")
-        hashes.append(fingerprint(located(path)))
+        hashes.append(identity(path))
     options = {
         name: as_json(value)
         for name, value in asdict(stage).items()

@@ -94,12 +94,23 @@ class Checkpoints:
 
         record = {"run": self.record, "arrays": leaf_types(state)}
         items = Composite(state=StandardSave(named(state)), record=JsonSave(record))
-        self.manager.save(step, args=items, force=True)
+        with as_os_error(self.folder):
+            self.manager.save(step, args=items, force=True)
 
     def close(self) -> None:
         """Wait for the last save; raise its error if it failed."""
         if "manager" in self.__dict__:
-            self.manager.close()
+            with as_os_error(self.folder):
+                self.manager.close()
+
+
+@contextmanager
+def as_os_error(path: Path) -> Iterator[None]:
+    """Raise what goes wrong in writing below `path`, such as a full disk, as OSError."""
+    try:
+        yield
+    except ValueError as error:  # TensorStore's
+        raise OSError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

@@ -26,11 +26,8 @@ class Words(Tokenizer):
     def __init__(self):
         """No backend."""
 
-    def prompt_ids(self, prompt):
-        return [*map(int, prompt.split()), ASSISTANT]
-
-    def response_ids(self, text, complete=True):
-        return [*map(int, text.split()), *[1] * complete]
+    def texts_ids(self, texts):
+        return [[*map(int, text.split())] for text in texts]
 
 
 def one_row(prompt, responses, length, num_labels, layout=None):
@@ -244,17 +241,34 @@ def test_nothing_is_printed_where_all_fits_or_no_file_is_named():
     assert dataset_of(ROWS, Limits(4, 4))[1] == ""
 
 
+def test_pairs_of_equal_tokens_are_dropped_and_counted():
+    """Texts that differ in white space alone, which this tokenizer does not read."""
+    rows = [*ROWS, {"prompt": "11", "chosen": "21 22", "rejected": " 21  22"}]
+    dataset, printed = dataset_of(rows, Limits(9, 9), source="rows.jsonl")
+    assert [*dataset.kept] == [0, 1, 2, 3]
+    assert "1 pairs of equal tokens dropped" in printed
+    with pytest.raises(InputError, match=r"rows\.jsonl: the responses of each pair have the same"):
+        dataset_of(rows[4:], Limits(9, 9), source="rows.jsonl")
+
+
+def test_texts_that_spell_special_tokens_are_counted():
+    tokenizer = train_tokenizer(["the cat"], 261)
+    rows = [{"prompt": "the cat", "chosen": "a", "rejected": text} for text in ("b", "<|eos|>")]
+    _, printed = dataset_of(rows, Limits(32, 32), source="rows.jsonl", tokenizer=tokenizer)
+    assert "1 of 2 rows spell special tokens, the first at rows.jsonl:2" in printed
+
+
 def test_the_error_policy_names_file_and_row():
-    with pytest.raises(InputError, match=r"^rows\.jsonl: row 2: longer than 4 \+ 9 tokens$"):
+    with pytest.raises(InputError, match=r"^rows\.jsonl:2: longer than 4 \+ 9 tokens$"):
         dataset_of(ROWS, Limits(4, 9, overlong="error"), source="rows.jsonl")
-    with pytest.raises(InputError, match="row 3"):
+    with pytest.raises(InputError, match=r"rows\.jsonl:3"):
         dataset_of(ROWS, Limits(9, 4, overlong="error"), source="rows.jsonl")
 
 
 def test_the_error_policy_takes_prompts_that_were_cut_and_refuses_long_responses():
     dataset, _ = dataset_of(ROWS, Limits(4, 9, "left", "error"))
     assert [*dataset.kept] == [0, 1, 2, 3]
-    with pytest.raises(InputError, match=r"^rows\.jsonl: row 3: longer than 4 \+ 4 tokens$"):
+    with pytest.raises(InputError, match=r"^rows\.jsonl:3: longer than 4 \+ 4 tokens$"):
         dataset_of(ROWS, Limits(4, 4, "left", "error"), source="rows.jsonl")
 
 

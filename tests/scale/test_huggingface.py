@@ -18,7 +18,8 @@ from minipref.batch import attention_mask
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.io.hf_config import config_from, settings_for
-from scale.io.huggingface import export, open_weights, save_weights
+from scale.io.huggingface import INDEX, SINGLE, export, open_weights, save_weights
+from scale.io.model_folder import identity
 from scale.io.pretrained import pretrained
 from scale.io.weight_table import tensors_of
 from scale.model.attention import masked
@@ -100,6 +101,43 @@ def test_several_files_hold_what_one_does(tmp_path):
     assert index["weight_map"] == {name: file.name for file, part in of_files for name in part}
     assert index["metadata"]["total_size"] == 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
     assert_same(open_weights(tmp_path / "many").load(HERE), model)
+
+
+def test_a_model_beside_the_shards_of_another(tmp_path):
+    """`transformers` reads model.safetensors; an index whose shards are gone is not looked at."""
+    new, old = (random_model(LLAMA, seed) for seed in (0, 1))
+    export(tmp_path / "a", new, OURS)
+    index, single = (tmp_path / "a" / name for name in (INDEX, SINGLE))
+    whole = single.read_bytes()
+    single.unlink()
+    save_weights(tmp_path / "a", tensors_of(old), 4 * 300 * 32)
+    assert_same(open_weights(tmp_path / "a").load(HERE), old)
+    single.write_bytes(whole)
+    with pytest.raises(InputError, match=r"model\.safetensors: and model\.safetensors\.ind"):
+        open_weights(tmp_path / "a")
+    next((tmp_path / "a").glob("model-00002-*")).unlink()
+    assert index.exists()
+    assert_same(open_weights(tmp_path / "a").load(HERE), new)
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_name(tmp_path):
+    model = random_model(LLAMA)
+    broken = eqx.tree_at(lambda m: m.norm, model, model.norm.at[3].set(jnp.nan))
+    export(tmp_path / "a", broken, OURS)
+    with pytest.raises(InputError, match=r"a: a weight of model\.norm\.weight is not finite"):
+        open_weights(tmp_path / "a").load(HERE)
+
+
+def test_files_that_are_not_the_models_do_not_count(tmp_path):
+    export(tmp_path / "a", random_model(LLAMA), OURS)
+    before = identity(tmp_path / "a")
+    for name in (".DS_Store", "README.md", "original.pth"):
+        (tmp_path / "a" / name).write_bytes(b"\0")
+        assert identity(tmp_path / "a") == before
+    for name in ("config.json", "tokenizer_config.json"):
+        file = tmp_path / "a" / name
+        file.write_text(file.read_text().replace("}", " }", 1))
+        assert identity(tmp_path / "a") != before
 
 
 def test_layouts_by_hand(tmp_path):
@@ -360,6 +398,10 @@ REFUSED = {
         "RoPE .*yarn.* is not supported",
     ),
     "linear": ({"rope_parameters": LINEAR}, "RoPE .*linear"),
+    "scaling beside plain parameters": (
+        {"rope_parameters": {"rope_type": "default"}, "rope_scaling": LINEAR},
+        "RoPE .*linear",
+    ),
     "rope by layer": (
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         "RoPE .*full_attention",

@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 import re
@@ -119,6 +120,27 @@ def test_json_suffix_blank_end_and_carriage_returns(tmp_path):
     assert read(path) == [PAIR, PAIR]
 
 
+def test_a_byte_order_mark_and_gzip(tmp_path):
+    line = (json.dumps(PAIR) + "\n").encode()
+    (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + line)
+    (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(line * 2))
+    assert read(tmp_path / "bom.jsonl") == [PAIR]
+    assert read(tmp_path / "rows.jsonl.gz") == [PAIR] * 2
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(line)[:-9])
+    for name in ("cut.jsonl.gz", "text.jsonl.gz"):
+        (tmp_path / "text.jsonl.gz").write_bytes(line)
+        with pytest.raises(InputError, match=f"{name}: cannot read the file"):
+            read(tmp_path / name)
+
+
+def test_a_system_column_opens_the_conversation(tmp_path):
+    system = {"role": "system", "content": "Be kind."}
+    for prompt in ("the cat", [user("the cat")]):
+        raw = PAIR | {"prompt": prompt, "system": "Be kind."}
+        [row] = read(jsonl(tmp_path, raw))
+        assert row == PAIR | {"prompt": [system, user("the cat")]}
+
+
 def test_a_response_is_never_split_inside_its_turn(tmp_path):
     head = "\n\nHuman: What is blue?\n\nAssistant: Much.\n\nHuman: Such as?\n\nAssistant:"
     [row] = read(
@@ -197,6 +219,13 @@ ROW_FAULTS = {
     "empty chosen": (PAIR | {"chosen": ""}, "field 'chosen': empty"),
     "blank chosen": (PAIR | {"chosen": " \n"}, "field 'chosen': empty"),
     "empty rejected": (PAIR | {"rejected": ""}, "field 'rejected': empty"),
+    "blank rejected": (PAIR | {"rejected": " "}, "field 'rejected': empty"),
+    "blank system": (PAIR | {"system": " "}, "field 'system': empty"),
+    "two systems": (
+        PAIR | {"system": "a", "prompt": [{"role": "system", "content": "b"}, user("c")]},
+        "field 'system': the conversation has a system turn of its own",
+    ),
+    "tools": (PAIR | {"tools": ["t"]}, "field 'tools': a prompt with tools is not supported"),
     "blank prompt": (PAIR | {"prompt": "\t "}, "field 'prompt': empty"),
     "no turns": (PAIR | {"prompt": []}, "field 'prompt': must end with a user turn"),
     "blank turn": (PAIR | {"prompt": [user(" ")]}, "field 'prompt': empty"),

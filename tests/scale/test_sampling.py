@@ -45,7 +45,7 @@ def padded(prompts, width=5, filler=PAD):
 def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, **options) -> Samples:
     options = {"n": 4, "max_new": NEW, "temperature": 1.0} | options
     key = jax.random.key(seed)
-    return sample(model, *padded(prompts, width, filler), key, eos=EOS, pad=PAD, **options)
+    return sample(model, *padded(prompts, width, filler), key, stops=(EOS,), pad=PAD, **options)
 
 
 def inputs_of(rows) -> Inputs:

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from scale.console import console
-from scale.data.chat_template import load_tokenizer
 from scale.data.dataset import Limits, limits_text, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
-from scale.data.tokenizer import Tokenizer
+from scale.data.tokenizer import Tokenizer, load_tokenizer
 from scale.data.village import village
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
@@ -385,6 +384,7 @@ def test_relabelled_exchanges_all_that_belongs_to_the_responses():
         "ref_sample_logps": -3.0,
         "chosen_model": "m",
         "rejected_model": "n",
+        "completion": "a",
     }
     assert relabelled(row, np.float64(0.0)) == row == relabelled(row, np.float64(2.0))
     assert relabelled(row, np.float64(-0.1)) == {
@@ -399,6 +399,7 @@ def test_relabelled_exchanges_all_that_belongs_to_the_responses():
         "ref_sample_logps": -3.0,
         "chosen_model": "n",
         "rejected_model": "m",
+        "completion": "b",
     }
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
-from scale.data.chat_template import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
-from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, train_tokenizer
+from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer, conversation
+from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, load_tokenizer, train_tokenizer
 from scale.errors import InputError
 
 TEXTS = [
@@ -129,6 +130,7 @@ TRIMMED = """{{- bos_token }}
 {%- else %}
     {%- set system = '' %}
 {%- endif %}
+{{- {"role": "assistant", "é": system} | tojson }}
 {% for message in messages %}
     {% if message['role'] == 'tool' %}
         {% break %}
@@ -136,7 +138,7 @@ TRIMMED = """{{- bos_token }}
     {{- '<|im_start|>' + message['role'] + '\\n\\n' + message['content'] | trim + eos_token }}
 {% endfor %}
 {%- if add_generation_prompt %}
-    {{- '<|im_start|>' }}{{ {"role": "assistant", "é": system} | tojson }}
+    {{- '<|im_start|>assistant\\n\\n' }}
 {%- endif %}
 """
 STRICT = (
@@ -164,8 +166,7 @@ def others(template: str | None = CHATML, **settings) -> ChatTokenizer:
     special = [("<s>", tokenizer.token_to_id("<s>"))]
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=special)
     named = {**NAMES, **({"chat_template": template} if template else {}), **settings}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
-    return chat_tokenizer(tokenizer, config, "folder")
+    return chat_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named), "folder")
 
 
 def spelled(tokenizer: ChatTokenizer, ids: list[int]) -> str:
@@ -230,12 +231,13 @@ def test_an_added_token_that_is_not_special_is_one_in_text():
     assert THINK in CHAT.text_ids("the <think> cat") and THINK in CHAT.prompt_ids("the <think> cat")
 
 
-def test_a_response_is_its_stripped_text_and_the_token_that_ends_a_turn():
-    for text in (" sat on", "sat on\n", "sat on"):
-        assert CHAT.response_ids(text) == [*CHAT.text_ids("sat on"), CHAT.eos]
-        assert CHAT.response_ids(text, False) == CHAT.text_ids("sat on")
-    assert CHAT.response_ids("  ") == [CHAT.eos]
-    assert others(None).response_ids(" sat") == [*CHAT.text_ids(" sat"), CHAT.eos]
+def test_a_response_is_what_the_template_writes_and_the_token_that_ends_a_turn():
+    t = CHAT.text_ids
+    for text in (" sat on", "sat on\n", "sat on", "  "):
+        assert CHAT.response_ids(text) == [*t(text), CHAT.eos]
+        assert CHAT.response_ids(text, False) == t(text)
+        assert others(TRIMMED).response_ids(text) == [*t(text.strip()), CHAT.eos]
+        assert others(None).response_ids(text) == [*t(text), CHAT.eos]
     assert CHAT.eos not in CHAT.response_ids("sat<|im_end|>", False)
     assert CHAT.decode(CHAT.response_ids("sat<|im_end|> 🙂")) == "sat<|im_end|> 🙂"
 
@@ -276,11 +278,9 @@ def test_a_template_is_in_a_sandbox(attack):
         others(attack + "{{ ''.__class__.__mro__[0] }}").prompt_ids("the cat")
 
 
-def test_a_template_sees_no_clock():
-    tokenizer = others(
-        "{% if strftime_now is defined %}{{ strftime_now('%S') }}{% else %}a mat{% endif %}"
-    )
-    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")) == "a mat"
+def test_the_clock_of_a_template_stands_still():
+    tokenizer = others("{{ strftime_now('%d %b %Y') }}: {{ messages[0].content }}")
+    assert spelled(tokenizer, tokenizer.prompt_ids("the cat")) == "26 Jul 2024: the cat"
 
 
 HH = "\n\nHuman: the cat?\n\nAssistant: sat\n\non the mat\n\nHuman:  and the bat\n\nAssistant:"
@@ -330,11 +330,9 @@ def test_a_folder_brings_back_the_tokenizer(tmp_path, template):
     assert again.prompt_ids(prompt) == tokenizer.prompt_ids(prompt)
     assert (again.eos, again.pad) == (tokenizer.eos, tokenizer.pad)
     assert again.generation_prompt == tokenizer.generation_prompt
-    assert again.settings == tokenizer.settings
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    names = ["tokenizer.json", "tokenizer_config.json"]
+    names = ["chat_template.jinja", *names] if template else names
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_where_a_folder_may_have_its_template_and_names(tmp_path):
@@ -343,9 +341,10 @@ def test_where_a_folder_may_have_its_template_and_names(tmp_path):
         for name, text in NAMES.items()
     }
     entries = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
-    folder = saved(others(None, **named), tmp_path)
+    folder = saved(others(None), tmp_path)
     file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": entries}))
+    old = json.loads(file.read_text())
+    file.write_text(json.dumps({**old, **named, "chat_template": entries}))
     assert load_tokenizer(folder).prompt_ids(TURNS) == CHAT.prompt_ids(TURNS)
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     tokenizer = load_tokenizer(folder)
@@ -377,7 +376,7 @@ def test_folders_that_lack_something_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"tokenizer_config\.json: cannot be read"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match=r"tokenizer_config\.json: no such file"):
+    with pytest.raises(InputError, match="eos_token None is not in the vocabulary"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer\.json: not a tokenizer"):
