@@ -1,6 +1,8 @@
 """What a person sees while a stage runs."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -15,17 +17,31 @@ from rich.progress import (
 
 console = Console(highlight=False)
 
+IN_A_TERMINAL, IN_A_FILE = 2.0, 30.0  # seconds between two looks at how a run goes
 
-def track(items: Sequence[Any], label: str, start: int = 0) -> Iterator[Any]:
+
+def nothing() -> str:
+    return ""
+
+
+def track(
+    items: Sequence[Any], label: str, start: int = 0, status: Callable[[], str] = nothing
+) -> Iterator[Any]:
     """Yield the items under a progress bar with the remaining time.
 
-    Where the output is not a terminal, one line is printed at the end instead.
+    Where the output is not a terminal, a line is printed every `IN_A_FILE` seconds and at the end.
 
     Args:
         items: What is left to do.
         label: The name in front of the bar.
         start: How many items were done before, by a run that this one resumes.
+        status: How the run goes, in a few words; it is asked for now and then.
     """
+    show = bar if console.is_terminal else lines
+    yield from show(items, label, start, status)
+
+
+def bar(items: Sequence[Any], label: str, start: int, status: Callable[[], str]) -> Iterator[Any]:
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(),
@@ -33,12 +49,34 @@ def track(items: Sequence[Any], label: str, start: int = 0) -> Iterator[Any]:
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=start + len(items), completed=start)
+        task = progress.add_task(label, total=start + len(items), completed=start, status="")
+        looked = time.monotonic()
         for item in items:
             yield item
             progress.advance(task)
+            if time.monotonic() - looked >= IN_A_TERMINAL:
+                progress.update(task, status=status())
+                looked = time.monotonic()
+
+
+def lines(items: Sequence[Any], label: str, start: int, status: Callable[[], str]) -> Iterator[Any]:
+    began = printed = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now, left = time.monotonic(), len(items) - done
+        if now - printed >= IN_A_FILE or not left:
+            spent = now - began
+            times = f"{clock(spent)}, eta {clock(spent / done * left)}"
+            line = f"{label} {start + done}/{start + len(items)}, {times}  {status()}"
+            console.print(line.rstrip(), markup=False, soft_wrap=True)
+            printed = now
+
+
+def clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def quiet() -> None:

@@ -24,6 +24,13 @@ from scale.train.optimizer import Schedule
 from scale.train.throughput import Throughput
 from scale.train.timing import Timing
 
+WATCHED = {
+    "loss": "loss {:.3g}",
+    "rewards/accuracies": "accuracy {:.2f}",
+    "kl": "KL {:.3g}",
+    "validation/kl": "held-out KL {:.3g}",
+    "tokens_per_second": "{:,.0f} tokens/s",
+}
 AHEAD = 2  # batches that are made before the loop asks for them
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalFn = Callable[[Any, int], dict[str, Any]]
@@ -111,7 +118,7 @@ def train(
         monitor = Monitor(folder, writer, eval_fn, throughput or Throughput(0.0), timing)
         batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
         metrics: Metrics = {}
-        for step in track(range(start + 1, num_steps + 1), label, start):
+        for step in track(range(start + 1, num_steps + 1), label, start, monitor.status):
             state, metrics = timing.step(step_fn, state, timing.next(batches, metrics))
             monitor.add(step, metrics, first=step == start + 1)
             due = step % every == 0 or step in also or step == num_steps
@@ -140,6 +147,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self.pending: list[dict[str, Any]] = []
+        self.last: dict[str, Any] = {}
 
     def add(self, step: int, metrics: Metrics, first: bool) -> None:
         self.pending.append({"step": step} | metrics)
@@ -156,7 +164,13 @@ class Monitor:
         if evaluate and self.eval_fn:
             records[-1] |= self.eval_fn(model, records[-1]["step"])
         self.log.write(records)
-        self.pending = []
+        self.pending, self.last = [], self.last | records[-1]
+
+    def status(self) -> str:
+        """The metrics of the last step that people watch; of several models their means."""
+        latest = jax.device_get(self.pending[-1]) if self.pending else {}
+        values = {name: float(np.mean(x)) for name, x in (self.last | latest).items()}
+        return ", ".join(text.format(values[n]) for n, text in WATCHED.items() if n in values)
 
 
 def batch_pool(stack: ExitStack) -> Executor:

@@ -23,10 +23,12 @@ from scale.files import fingerprint, read_json
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.stages.align import Align
-from scale.train.loop import TrainingConfig, train
-from scale.train.metrics import WALL_CLOCK
+from scale.train.loop import Monitor, TrainingConfig, train
+from scale.train.metrics import WALL_CLOCK, Log
 from scale.train.optimizer import OptimizerConfig, Schedule, make_optimizer
 from scale.train.steps import update
+from scale.train.throughput import Throughput
+from scale.train.timing import Timing
 
 STEPS = 7
 TRAINING = TrainingConfig(
@@ -149,6 +151,15 @@ def test_it_is_evaluated_after_the_steps_that_are_asked_for_too(tmp_path):
         eval_fn=lambda _, step: at.append(step) or {},
     )  # fmt: skip
     assert at == [0, 1, 4, 5, STEPS]
+
+
+def test_the_status_of_a_run_is_its_last_step_and_its_last_throughput(tmp_path):
+    """Of two reward models the means."""
+    monitor = Monitor(tmp_path, Log([]), None, Throughput(0.0), Timing())
+    monitor.last = {"step": 2, "loss": 9.0, "tokens_per_second": 1234.5}
+    assert monitor.status() == "loss 9, 1,234 tokens/s"
+    monitor.add(3, {"loss": jnp.array([0.5, 0.25]), "kl": jnp.array([1.0, 2.0])}, first=False)
+    assert monitor.status() == "loss 0.375, KL 1.5, 1,234 tokens/s"
 
 
 def test_a_resumed_run_and_the_next_one_take_the_program_that_is_there(tmp_path):
