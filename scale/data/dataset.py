@@ -150,13 +150,22 @@ def encoded(
     """The tokens of the prompt and of each response of the rows."""
     prompts = [row["prompt"] for row in rows]
     texts = [[row[field] for row in rows] for field in fields]
-    complete = [[row.get(f"{field}_complete", True) for row in rows] for field in fields]
     try:
         ids = tokenizer.prompts_ids(prompts)
     except RefusedConversation as error:
         raise InputError(f"{place(source, error.index)}: {error}") from error
     warn_of_names(tokenizer, prompts, texts, source)
-    return zip(ids, *map(tokenizer.responses_ids, texts, complete), strict=True)
+    return zip(ids, *(response_ids(tokenizer, rows, field) for field in fields), strict=True)
+
+
+def response_ids(
+    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], field: str
+) -> list[list[int]]:
+    """The tokens of a column of responses: those that were sampled, where the rows have them."""
+    if all(f"{field}_ids" in row for row in rows):
+        return [row[f"{field}_ids"] for row in rows]
+    complete = [row.get(f"{field}_complete", True) for row in rows]
+    return tokenizer.responses_ids([row[field] for row in rows], complete)
 
 
 def warn_of_names(

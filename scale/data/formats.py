@@ -265,6 +265,12 @@ def _logp(name: str, value: Any) -> float:
     return number
 
 
+def _token_ids(name: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(i) is int and i >= 0 for i in value):
+        raise FieldError(name, "must be a list of token ids")
+    return value
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise FieldError(name, f"must be true or false, not {type_name(value)}")
@@ -282,6 +288,7 @@ _COLUMNS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(SCORES, _score),
     **dict.fromkeys(LOGPS, _logp),
     "ref_sample": _text,
+    "ref_sample_ids": _token_ids,
     **dict.fromkeys((f"{name}_complete" for name in (*RESPONSES, "ref_sample")), _flag),
 }
 """How the columns that the stages add are checked; all others go through `_extra`."""

@@ -1,7 +1,9 @@
 """Trained models over rows: samples, log-probabilities, rewards."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import track
-from scale.data.dataset import Dataset, take
+from scale.data.dataset import Dataset, cached, take
 from scale.data.layout import round_up
 from scale.data.tokenizer import Tokenizer
 from scale.model.response_logps import response_logps
@@ -21,8 +23,20 @@ from scale.parallel.sharding import runtime_of
 
 ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at half the speed
 
+BLOCK = 64 * ROWS  # rows whose numbers are kept together
+
 jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 jitted_rewards = eqx.filter_jit(ensemble_rewards)
+
+
+class Sampled(NamedTuple):
+    """One sample."""
+
+    text: str
+    complete: bool
+    """Whether it ended by itself."""
+    ids: list[int]
+    """Its tokens, with the one that ended it."""
 
 
 def generate(
@@ -35,7 +49,8 @@ def generate(
     seed: int,
     temperature: float,
     label: str,
-) -> list[list[tuple[str, bool]]]:
+    cache: Path | None = None,
+) -> list[list[Sampled]]:
     """Sample responses.
 
     Args:
@@ -47,45 +62,97 @@ def generate(
         seed: The same seed gives the same samples, whatever the number of devices.
         temperature: 1 samples from the policy itself, 0 is greedy.
         label: What the progress bar shows.
+        cache: A folder that keeps what is sampled, for a run that resumes this one.
 
     Returns:
-        For each prompt n pairs: the text, and whether it ended by itself.
+        The n samples of each prompt.
     """
     inputs, runtime, key = prompts.all.inputs, model.runtime, jax.random.key(seed)
     total, size = len(inputs.tokens), max(1, ROWS * 4 // n)
     padded = round_up(size, runtime.batch_shards)
-    texts: list[list[tuple[str, bool]]] = []
-    for i in track(range(0, total, size), label):
+
+    def sampled_at(i: int) -> tuple[np.ndarray, np.ndarray]:
         part = shard_batch(take(inputs, np.arange(i, i + padded) % total), runtime)
         lengths = (part.segment_ids == 0).sum(1)
         samples = sample(
             model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
             stops=tokenizer.stops, pad=tokenizer.pad, temperature=temperature,
         )  # fmt: skip
-        tokens, complete = to_host((samples.tokens, samples.complete))
-        texts += [
-            [(tokenizer.decode(ids), bool(done)) for ids, done in zip(*row, strict=True)]
+        return to_host((samples.tokens, samples.complete))
+
+    found: list[list[Sampled]] = []
+    for i in track(range(0, total, size), label):
+        tokens, complete = kept(
+            cache, f"sampled-{i}", ("tokens", "complete"), partial(sampled_at, i)
+        )
+        found += [
+            [as_sampled(tokenizer, ids, bool(done)) for ids, done in zip(*row, strict=True)]
             for row in zip(tokens[:size], complete[:size], strict=True)
         ]
-    return texts[:total]
+    return found[:total]
 
 
-def sequence_logps(model: Transformer, inputs: Inputs) -> np.ndarray:
+def as_sampled(tokenizer: Tokenizer, ids: np.ndarray, complete: bool) -> Sampled:
+    """A sample, whose tokens after the one that ended it are padding."""
+    length = 1 + int(np.isin(ids, tokenizer.stops).argmax()) if complete else len(ids)
+    own = ids[:length].tolist()
+    return Sampled(tokenizer.decode(own[: length - complete]), complete, own)
+
+
+def kept(
+    cache: Path | None,
+    name: str,
+    arrays: Sequence[str],
+    make: Callable[[], Sequence[np.ndarray]],
+) -> Sequence[np.ndarray]:
+    """The arrays of `make`, read from the cache where an earlier run wrote them."""
+    return cached(cache / name, arrays, make) if cache else make()
+
+
+def sequence_logps(model: Transformer, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
     """log pi(y | x) of the responses [N, n], nats."""
-    return over_batches(jitted_logps, model, inputs)
+    return over_batches(jitted_logps, model, inputs, "log-probabilities", cache)
 
 
-def rewards(models: RewardModel, inputs: Inputs) -> np.ndarray:
+def rewards(models: RewardModel, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
     """The rewards of the responses by K stacked reward models [N, n, K]."""
-    return over_batches(jitted_rewards, models, inputs)
+    return over_batches(jitted_rewards, models, inputs, "rewards", cache)
 
 
-def over_batches(function: Callable[[Any, Inputs], Any], model: Any, inputs: Inputs) -> np.ndarray:
-    """`function` over all rows, in batches of one shape; the first rows fill up the last batch."""
+def over_batches(
+    function: Callable[[Any, Inputs], Any],
+    model: Any,
+    inputs: Inputs,
+    label: str = "",
+    cache: Path | None = None,
+) -> np.ndarray:
+    """`function` over all rows, in batches of one shape; the first rows fill up the last batch.
+
+    Args:
+        function: The model and a batch -> an array with a row for each of the batch's.
+        model: Its first argument.
+        inputs: The rows.
+        label: The name of the results: of their files, and of the progress bar of many rows.
+        cache: A folder that keeps the results, for a run that resumes this one.
+
+    Returns:
+        The results of all rows.
+    """
     total, runtime = len(inputs.tokens), runtime_of(model)
     size = round_up(ROWS, runtime.batch_shards)
-    outputs = [
-        to_host(function(model, shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)))
-        for i in range(0, total, size)
+    block = round_up(BLOCK, size)
+
+    def results(start: int) -> list[np.ndarray]:
+        batches = [
+            take(inputs, np.arange(i, i + size) % total)
+            for i in range(start, min(start + block, total), size)
+        ]
+        outputs = [to_host(function(model, shard_batch(batch, runtime))) for batch in batches]
+        return [np.concatenate(outputs)]
+
+    starts = range(0, total, block)
+    blocks = [
+        kept(cache, f"{label}-{start}", ("values",), partial(results, start))[0]
+        for start in (track(starts, label) if len(starts) > 1 else starts)
     ]
-    return np.concatenate(outputs)[:total]
+    return np.concatenate(blocks)[:total]

@@ -78,9 +78,10 @@ class Evaluate(Stage):
         )  # fmt: skip
         fields = [f"sample_{i}" for i in range(self.n)]
         sampled = []
-        for row, pairs in zip(dataset.select(rows), samples, strict=True):
-            texts = {name: text for name, (text, _) in zip(fields, pairs, strict=True)}
-            complete = {f"{name}_complete": c for name, (_, c) in zip(fields, pairs, strict=True)}
+        for row, drawn in zip(dataset.select(rows), samples, strict=True):
+            named = dict(zip(fields, drawn, strict=True))
+            texts = {name: sample.text for name, sample in named.items()}
+            complete = {f"{name}_complete": sample.complete for name, sample in named.items()}
             sampled.append(row | texts | complete)
         own, ref = (
             folder.make_dataset(sampled, fields, self.limits).all.inputs

@@ -11,7 +11,7 @@ from scale.data.rows import read, write
 from scale.io import model_folder
 from scale.model.inference import generate
 from scale.parallel.mesh import RuntimeConfig, make_runtime
-from scale.stages.stage import Stage
+from scale.stages.stage import TOKENS, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,11 @@ class Sample(Stage):
         samples = generate(
             policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
             seed=self.seed, temperature=self.temperature, label="sample",
+            cache=self.out / TOKENS,
         )  # fmt: skip
         sampled = [
-            row | {"samples": [text for text, _ in pairs], "complete": [done for _, done in pairs]}
-            for row, pairs in zip(dataset.select(rows), samples, strict=True)
+            row | {"samples": [s.text for s in own], "complete": [s.complete for s in own]}
+            for row, own in zip(dataset.select(rows), samples, strict=True)
         ]
         write(self.out / "rows.parquet", sampled, policy.hashes)
         share = float(np.mean([row["complete"] for row in sampled]))

@@ -3,10 +3,12 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import tyro
 
+from minipref.methods import METHODS
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import SIDES
 from scale.data.rows import provenance, read, write
@@ -16,8 +18,9 @@ from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.stages.align import MethodName
 from scale.stages.judge import Judge, load_judge
-from scale.stages.stage import Stage
+from scale.stages.stage import TOKENS, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,9 @@ class Score(Stage):
     """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2. It adds
     `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a `ref_sample`, which is
     drawn where the rows have none."""
+    method: Annotated[MethodName | None, tyro.conf.arg(name="for")] = None
+    """Compute only what this method reads. Default: a sample of pi_ref too, which only methods with
+    a KL term read."""
     relabel: bool = False
     """Let the (first) reward decide which response is chosen, and drop ties; adds no scores."""
     seed: int = 0
@@ -43,13 +49,10 @@ class Score(Stage):
     """Devices, memory and precision."""
 
     def run(self) -> dict[str, Any]:
+        self.check()
         rows = read(self.data)
         hashes = provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
-        if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
-            raise InputError(
-                "score needs --rewards, --reference or both; --relabel needs --rewards"
-            )
         runtime = make_runtime(self.runtime)
         if self.rewards:
             judge = load_judge(self.rewards, runtime)
@@ -61,6 +64,16 @@ class Score(Stage):
             hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
+
+    def check(self) -> None:
+        """Refuse options that leave out what is asked for, or add what is not read."""
+        if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
+            raise InputError(
+                "score needs --rewards, --reference or both; --relabel needs --rewards"
+            )
+        if self.method and (METHODS[self.method].rewards == "none") == bool(self.rewards):
+            reads = "reads no rewards" if self.rewards else "reads rewards"
+            raise InputError(f"--for {self.method}: it {reads}; see --rewards")
 
     def with_rewards(self, judge: Judge, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
         """Rows with the rewards as columns, or relabelled by them; and the findings."""
@@ -86,15 +99,23 @@ class Score(Stage):
 
     def with_reference(self, reference: ModelFolder, rows: list[dict]) -> list[dict]:
         """Rows with pi_ref's log-probabilities, and a sample of it, as columns."""
-        source = str(self.data)
-        if "ref_sample" not in rows[0]:
-            rows, source = with_samples(reference, rows, self.limits, self.seed, source), ""
-        dataset = reference.make_dataset(rows, (*SIDES, "ref_sample"), self.limits, source)
-        logps = sequence_logps(reference.model, dataset.all.inputs).astype(float)
+        source, cache = str(self.data), self.out / TOKENS
+        fields = (*SIDES, "ref_sample") if self.reads_samples else SIDES
+        if provenance(self.data).get("tokenizer") != reference.hashes["tokenizer"]:
+            rows = [{k: v for k, v in row.items() if k != "ref_sample_ids"} for row in rows]
+        if self.reads_samples and "ref_sample" not in rows[0]:
+            rows, source = with_samples(reference, rows, self.limits, self.seed, source, cache), ""
+        dataset = reference.make_dataset(rows, fields, self.limits, source)
+        logps = sequence_logps(reference.model, dataset.all.inputs, cache).astype(float)
+        names = [REF_LOGPS[field] for field in fields]
         return [
-            row | dict(zip(REF_LOGPS.values(), values.tolist(), strict=True))
+            row | dict(zip(names, values.tolist(), strict=True))
             for row, values in zip(dataset.select(rows), logps, strict=True)
         ]
+
+    @property
+    def reads_samples(self) -> bool:
+        return self.method is None or METHODS[self.method].gamma is not None
 
 
 def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
@@ -108,16 +129,16 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 
 
 def with_samples(
-    reference: ModelFolder, rows: list[dict], limits: Limits, seed: int, source: str
+    reference: ModelFolder, rows: list[dict], limits: Limits, seed: int, source: str, cache: Path
 ) -> list[dict]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
     rows = reference.make_dataset(rows, SIDES, limits, source).select(rows)
     prompts = reference.make_dataset(rows, [], limits)
     samples = generate(
         reference.model, reference.tokenizer, prompts, n=1, max_new_tokens=limits.response,
-        seed=seed, temperature=1.0, label="reference samples",
+        seed=seed, temperature=1.0, label="reference samples", cache=cache,
     )  # fmt: skip
     return [
-        row | {"ref_sample": text, "ref_sample_complete": complete}
-        for row, [(text, complete)] in zip(rows, samples, strict=True)
+        row | {"ref_sample": s.text, "ref_sample_complete": s.complete, "ref_sample_ids": s.ids}
+        for row, [s] in zip(rows, samples, strict=True)
     ]

@@ -7,9 +7,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from minipref.batch import attention_mask
 from scale.console import console
 from scale.data.dataset import Limits, limits_text, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
@@ -19,6 +22,8 @@ from scale.data.village import village
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
 from scale.io import model_folder
+from scale.model import inference
+from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.inference import rewards, sequence_logps
 from scale.stages import corpus
@@ -359,6 +364,77 @@ def test_a_column_missing_from_a_later_row_is_named(chain, tmp_path):
 def test_methods_refuse_what_they_cannot_use(chain, tmp_path):
     refused(chain.align("d-dpo", out=tmp_path / "a"), "distils one reward.*, not 2")
     refused(chain.align("dpo", out=tmp_path / "b", gamma=(0.1, 0.1)), "no KL term")
+
+
+@pytest.mark.parametrize("method", ["dpo", "e-dpo"])
+def test_score_for_a_method_computes_what_it_reads(chain, tmp_path, method):
+    """DPO reads no sample of pi_ref, and aligns as with one."""
+    rewards = {"rewards": chain.folder / "rewards"} if method == "e-dpo" else {}
+    options = {"data": chain.data, "reference": chain.folder / "sft", "limits": LIMITS} | rewards
+    execute(Score(out=tmp_path / "scored", method=method, **options))
+    columns = read(tmp_path / "scored/rows.parquet")[0].keys()
+    sampled = {"ref_sample", "ref_sample_ids", "ref_sample_complete", "ref_sample_logps"}
+    assert {*columns} & sampled == (sampled if method == "e-dpo" else set())
+    assert ("score_chosen" in columns) == (method == "e-dpo")
+    losses = []
+    for name, data in (("a", chain.scored), ("b", tmp_path / "scored/rows.parquet")):
+        execute(chain.align(method, out=tmp_path / name, data=data))
+        losses.append(log_of(tmp_path / name)[-1]["loss"])
+    assert losses[0] == losses[1]
+    wrong = {} if rewards else {"rewards": chain.folder / "rewards"}
+    options = {k: v for k, v in options.items() if k != "rewards"} | wrong
+    refused(Score(out=tmp_path / "c", method=method, **options), f"--for {method}: it reads")
+
+
+def test_score_goes_on_where_it_was(chain, tmp_path, monkeypatch):
+    """Stopped after a part of its samples, and of its log-probabilities: what is written is not
+    computed again, and the rows are those of a run that was never stopped."""
+    monkeypatch.setattr(inference, "ROWS", 2)
+    monkeypatch.setattr(inference, "BLOCK", 8)
+    computed, most = [], [3]
+
+    def stopping(cache, name, arrays, make):
+        def count():
+            if len(computed) == most[0]:
+                raise KeyboardInterrupt
+            computed.append(name)
+            return make()
+
+        return kept(cache, name, arrays, count)
+
+    kept = inference.kept
+    monkeypatch.setattr(inference, "kept", stopping)
+    options = {"data": chain.data, "reference": chain.folder / "sft", "limits": LIMITS}
+    for most[0] in (3, 7):
+        with pytest.raises(KeyboardInterrupt):
+            execute(Score(out=tmp_path / "cut", **options))
+    most[0] = 99
+    execute(Score(out=tmp_path / "cut", **options))
+    assert len(computed) == len(set(computed)) == 5 + 5  # 40 rows: 8 prompts, 8 rows each
+    assert not (tmp_path / "cut/tokens").exists()
+    execute(Score(out=tmp_path / "whole", **options))
+    assert read(tmp_path / "cut/rows.parquet") == read(tmp_path / "whole/rows.parquet")
+
+
+def test_what_was_sampled_is_what_is_scored(chain, tmp_path):
+    """A young policy samples bytes that are no text: their text reads as other tokens."""
+    young, training = tmp_path / "young", replace(FEW, learning_rate=1e-30)
+    execute(replace(chain.sft, out=young, training=training, validation=None))
+    execute(Score(out=tmp_path / "a", data=chain.data, reference=young, limits=LIMITS))
+    rows, policy = read(tmp_path / "a/rows.parquet"), model_folder.load_policy(young)
+    read_again = policy.tokenizer.responses_ids(
+        [row["ref_sample"] for row in rows], [row["ref_sample_complete"] for row in rows]
+    )
+    sampled = [row["ref_sample_ids"] for row in rows]
+    assert sum(a != b for a, b in zip(sampled, read_again, strict=True)) > 20
+    for row, response in zip(rows[:5], sampled, strict=False):
+        prompt = policy.tokenizer.prompt_ids(row["prompt"])
+        tokens = jnp.asarray([[*prompt, *response]])
+        attend = masked(attention_mask(jnp.zeros(tokens.shape, jnp.int32)))
+        hidden = policy.model.hidden(tokens, jnp.arange(tokens.shape[1])[None], attend)[0][0]
+        logps = jax.nn.log_softmax(hidden @ policy.model.unembedding.T)[len(prompt) - 1 : -1]
+        by_hand = sum(float(logps[i, token]) for i, token in enumerate(response))
+        assert row["ref_sample_logps"] == pytest.approx(by_hand, abs=1e-3)
 
 
 def test_score_needs_something_to_do(chain, tmp_path):
