@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from minipref.batch import Batch
@@ -15,22 +16,50 @@ from minipref.reward_models import RewardModel, stack
 from minipref.training import init_state
 from scale.data.dataset import Dataset, Limits
 from scale.data.formats import SIDES
+from scale.data.layout import BatchShape
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import read, split
 from scale.errors import InputError
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import rewards
-from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.model.transformer import Transformer, parameter_count
+from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.processes import shard_batch
-from scale.parallel.sharding import initialise, runtime_of
-from scale.stages.stage import TOKENS, Stage
+from scale.parallel.sharding import initialise
+from scale.stages.stage import MEMBERS, TOKENS, Stage
 from scale.train.batches import common_shape, row_order
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
 from scale.train.optimizer import make_optimizer
 from scale.train.steps import reward_step
 from scale.train.throughput import throughput_of
+
+STATE_BYTES = 16  # of a parameter, its gradient and Adam's two moments, in float32
+SIDE_BY_SIDE = 4 * 2**30  # bytes on a device up to which the states of several are in memory
+
+
+@dataclass(frozen=True)
+class RewardBatches:
+    """The batches of several reward models.
+
+    Attributes:
+        dataset: The rows.
+        orders: For each model the rows of its steps [steps, B].
+        shape: Of all batches.
+        runtime: Where they are placed.
+    """
+
+    dataset: Dataset
+    orders: Sequence[np.ndarray]
+    shape: BatchShape
+    runtime: Runtime
+
+    def batch(self, members: Sequence[int], step: int) -> Batch:
+        """The batch of a step of each of these models, stacked."""
+        batches = [self.dataset.batch(self.orders[k][step], self.shape) for k in members]
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+        return shard_batch(stacked, self.runtime, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +74,7 @@ class Reward(Stage):
     validation: Path | None = None
     """Held-out preference rows. Default: a tenth of the prompts of --data."""
     num_reward_models: int = 1
-    """How many; they differ by seed: each has its own head and its own order of the rows."""
+    """How many. Where there are several, each is trained on a bootstrap sample of the rows."""
     length_biases: tuple[float, ...] = ()
     """Instead of --num-reward-models: one for each length bias b, trained on pairs of which a share
     b prefer the longer response. All have as many pairs, the most that --data allows."""
@@ -65,7 +94,7 @@ class Reward(Stage):
         subsets = self.subsets(policy, dataset.select(rows))
         source = str(self.validation or f"{self.data}, held out")
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)
-        models = self.fit(self.start(policy, len(subsets)), dataset, subsets)
+        models = self.trained(policy, dataset, subsets)
         model_folder.save(self.out, models, policy.config, policy.tokenizer, len(subsets))
         findings = {"pairs of each reward model": len(subsets[0])}
         return findings | accuracy(models, policy, validation, held_out)
@@ -83,49 +112,83 @@ class Reward(Stage):
 
     def subsets(self, policy: ModelFolder, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
         """The indices of the rows that each reward model trains on."""
-        if not self.length_biases:
-            return [np.arange(len(rows))] * self.num_reward_models
-        sides = longer_side(policy.tokenizer, rows)
-        size = min(largest(sides, bias) for bias in self.length_biases)
-        rng = np.random.default_rng(self.training.seed)
-        return [subsample(sides, bias, size, rng) for bias in self.length_biases]
+        rng, n = np.random.default_rng(self.training.seed), len(rows)
+        if self.length_biases:
+            sides = longer_side(policy.tokenizer, rows)
+            size = min(largest(sides, bias) for bias in self.length_biases)
+            return [subsample(sides, bias, size, rng) for bias in self.length_biases]
+        if self.num_reward_models == 1:
+            return [np.arange(n)]
+        return [rng.integers(n, size=n) for _ in range(self.num_reward_models)]
 
-    def start(self, policy: ModelFolder, num_reward_models: int) -> RewardModel:
-        """Stacked reward models: equal trunks, each with a head of its own."""
-        keys = list(jax.random.split(jax.random.key(self.training.seed), num_reward_models))
-        width = policy.config.d_model
-        return initialise(
-            lambda trunk: stack([RewardModel(trunk, width, key) for key in keys]), policy.model
-        )
+    def trained(
+        self, policy: ModelFolder, dataset: Dataset, subsets: list[np.ndarray]
+    ) -> RewardModel:
+        """The stacked reward models.
 
-    def fit(self, models: RewardModel, dataset: Dataset, subsets: list[np.ndarray]) -> RewardModel:
-        training, runtime, schedule = self.training, runtime_of(models), self.training.schedule
+        They are trained side by side where the training states of all are small, and otherwise one
+        after another, so that the most memory is that of one.
+        """
+        data, members = self.batches(policy.model, dataset, subsets), range(len(subsets))
+        bytes_of_one = STATE_BYTES * parameter_count(policy.model) / data.runtime.devices
+        if len(members) * bytes_of_one <= SIDE_BY_SIDE:
+            return self.fit(policy, data, members, self.out)
+        return initialise(joined, *(self.member(policy, data, k) for k in members))
+
+    def batches(
+        self, trunk: Transformer, dataset: Dataset, subsets: list[np.ndarray]
+    ) -> RewardBatches:
+        """The batches of all reward models, each in an order of its own."""
+        training = self.training
+        orders = [
+            rows[row_order(len(rows), training, training.seed + k)]
+            for k, rows in enumerate(subsets)
+        ]
+        shape = common_shape(dataset, np.concatenate(orders), trunk)
+        return RewardBatches(dataset, orders, shape, trunk.runtime)
+
+    def member(self, policy: ModelFolder, data: RewardBatches, k: int) -> RewardModel:
+        """The k-th reward model, trained alone; a run that resumes reads it from its folder."""
+        folder = self.out / MEMBERS / str(k)
+        if not model_folder.is_ours(folder):
+            model = self.fit(policy, data, [k], folder)
+            model_folder.save(folder, model, policy.config, policy.tokenizer, 1)
+        return model_folder.load_rewards(folder, data.runtime).model
+
+    def fit(
+        self, policy: ModelFolder, data: RewardBatches, members: Sequence[int], folder: Path
+    ) -> RewardModel:
+        """Train reward models side by side: equal trunks, each with a head of its own."""
+        training, schedule, width = self.training, self.training.schedule, policy.config.d_model
+        keys = list(jax.random.split(jax.random.key(training.seed), len(data.orders)))
         optimizer = make_optimizer("adam", schedule, training.learning_rate)
-        orders = np.stack(
-            [
-                rows[row_order(len(rows), training, training.seed + k)]
-                for k, rows in enumerate(subsets)
-            ]
+
+        @eqx.filter_vmap
+        def start(model: RewardModel) -> Any:
+            return init_state(model, optimizer, training.steps)
+
+        models = initialise(
+            lambda trunk: stack([RewardModel(trunk, width, keys[k]) for k in members]),
+            policy.model,
         )
-        trunk: Any = models.trunk
-        shape = common_shape(dataset, orders.reshape(-1, training.batch_size), trunk)
-
-        def batch_fn(step: int) -> Batch:
-            batches = [dataset.batch(rows, shape) for rows in orders[:, step]]
-            return shard_batch(jax.tree.map(lambda *a: np.stack(a), *batches), runtime, axis=1)
-
-        start = eqx.filter_vmap(lambda model: init_state(model, optimizer, training.steps))
         return train(
             partial(reward_step, schedule),
             initialise(start, models, donate=(0,)),
-            batch_fn,
+            partial(data.batch, members),
             training.steps,
-            self.out,
-            f"reward models x {len(subsets)}",
+            folder,
+            f"reward models {', '.join(str(k + 1) for k in members)}",
             record=self.record,
             loggers=self.log,
-            throughput=throughput_of(trunk, float(shape.row_length), 0.0),
+            throughput=throughput_of(policy.model, float(data.shape.row_length), 0.0),
         )
+
+
+def joined(*models: RewardModel) -> RewardModel:
+    """Stacks of reward models as one stack."""
+    return jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves) if eqx.is_array(leaves[0]) else leaves[0], *models
+    )
 
 
 def accuracy(

@@ -41,6 +41,9 @@ class Score(Stage):
     a KL term read."""
     relabel: bool = False
     """Let the (first) reward decide which response is chosen, and drop ties; adds no scores."""
+    standardize: bool = False
+    """Divide the rewards of each model by the standard deviation of its margins on --data. Default:
+    they stay in nats, as Bradley-Terry fits them: Eq. 7 gives beta its meaning in that unit."""
     seed: int = 0
     """Seed of the reference samples."""
     limits: Limits = field(default_factory=Limits)
@@ -87,6 +90,8 @@ class Score(Stage):
                 "share of pairs without a tie": float((first != 0).mean()),
                 "share of labels kept": float((first > 0).sum() / (first != 0).sum()),
             }
+        if self.standardize:
+            values, margins = values / margins.std(0), margins / margins.std(0)
         scored = [
             row | {"score_chosen": chosen.tolist(), "score_rejected": rejected.tolist()}
             for row, (chosen, rejected) in zip(rows, values, strict=True)

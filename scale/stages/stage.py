@@ -22,7 +22,8 @@ from scale.stages.bounds import require_bounds
 NO_RESULT = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
 PROGRAMS = "programs"  # folder of what its workers compile
-SCRATCH = ("checkpoints", TOKENS, PROGRAMS)
+MEMBERS = "members"  # folder of the reward models that are trained one after another
+SCRATCH = ("checkpoints", TOKENS, PROGRAMS, MEMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,14 @@ from scale.model import inference
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.inference import rewards, sequence_logps
-from scale.stages import corpus
+from scale.stages import corpus, reward
 from scale.stages.align import Align
 from scale.stages.bias import Bias
 from scale.stages.bounds import out_of_bounds
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate, per_prompt, summary
 from scale.stages.pairs import Pairs, preferred, to_label
-from scale.stages.reward import Reward
+from scale.stages.reward import Reward, RewardBatches
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
@@ -386,6 +386,19 @@ def test_score_for_a_method_computes_what_it_reads(chain, tmp_path, method):
     refused(Score(out=tmp_path / "c", method=method, **options), f"--for {method}: it reads")
 
 
+def test_standardized_rewards_have_margins_of_unit_deviation(chain, tmp_path):
+    options = {"data": chain.data, "rewards": chain.folder / "rewards", "limits": LIMITS}
+    for name, standardize in (("plain", False), ("unit", True)):
+        execute(Score(out=tmp_path / name, standardize=standardize, **options))
+    plain, unit = (
+        np.array([[row["score_chosen"], row["score_rejected"]] for row in read(path)])
+        for path in (tmp_path / "plain/rows.parquet", tmp_path / "unit/rows.parquet")
+    )
+    margins = plain[:, 0] - plain[:, 1]
+    deviation = np.sqrt(((margins - margins.mean(0)) ** 2).mean(0))
+    np.testing.assert_allclose(unit, plain / deviation, rtol=1e-12)
+
+
 def test_score_goes_on_where_it_was(chain, tmp_path, monkeypatch):
     """Stopped after a part of its samples, and of its log-probabilities: what is written is not
     computed again, and the rows are those of a run that was never stopped."""
@@ -705,6 +718,42 @@ def test_reward_models_are_trained_on_equal_biased_subsets(chain, tmp_path):
     findings = execute(replace(stage, length_biases=(0.2, 0.8)))
     assert findings["pairs of each reward model"] == 25
     assert model_folder.load_rewards(tmp_path / "a").model.head.shape == (2, 16)
+
+
+def test_reward_models_one_after_another_are_those_side_by_side(chain, tmp_path, monkeypatch):
+    """Where the states of all are too large. A run goes on with the model that it stopped at."""
+    side_by_side = model_folder.load_rewards(chain.folder / "rewards").model
+    monkeypatch.setattr(reward, "SIDE_BY_SIDE", 0)
+    stage = replace(chain.reward, out=tmp_path / "a")
+    begun, batch = [], RewardBatches.batch
+
+    def stopping(self, members, step):
+        begun.append((*members, step))
+        if begun[-1] == (1, 1) and begun.count((1, 1)) == 1:
+            pytest.fail("stopped")
+        return batch(self, members, step)
+
+    monkeypatch.setattr(RewardBatches, "batch", stopping)
+    with pytest.raises(pytest.fail.Exception, match="stopped"):
+        execute(stage)
+    assert execute(stage) == chain.findings["rewards"]
+    assert begun.count((0, 0)) == 1 and begun.count((1, 0)) == 2
+    models = model_folder.load_rewards(tmp_path / "a").model
+    for ours, theirs in zip(jax.tree.leaves(models), jax.tree.leaves(side_by_side), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert not (tmp_path / "a/members").exists()
+
+
+def test_each_of_several_reward_models_has_a_bootstrap_sample_of_the_rows(chain):
+    """Of n rows a sample of n with replacement has about 1 - 1/e; a single model has them all."""
+    rows, policy = [{}] * 10_000, model_folder.load_policy(chain.folder / "sft")
+    [one] = replace(chain.reward, num_reward_models=1).subsets(policy, rows)
+    assert one.tolist() == list(range(10_000))
+    samples = replace(chain.reward, num_reward_models=3).subsets(policy, rows)
+    assert [len(sample) for sample in samples] == [10_000] * 3
+    for sample in samples:
+        assert len(set(sample)) / 10_000 == pytest.approx(1 - np.exp(-1), abs=0.02)
+    assert len({tuple(sample) for sample in samples}) == 3
 
 
 def test_a_reward_stage_without_held_out_rows_says_so_before_training(chain, tmp_path):
