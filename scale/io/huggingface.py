@@ -22,6 +22,11 @@ from scale.io.hf_config import config_from, settings_for
 from scale.io.weight_table import ModelTensor, Weights, tensors_of
 from scale.model.transformer import Transformer
 
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template*", "generation_config.json"),
+)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 2**30
 DTYPES = ("F32", "F16", "BF16")

@@ -20,6 +20,8 @@ from scale.data.tokenizer import Tokenizer, load_tokenizer
 from scale.errors import InputError
 from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
+from scale.io.hub import downloaded
+from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
 from scale.io.pretrained import pretrained, smollm2_path
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
@@ -27,10 +29,6 @@ from scale.parallel.mesh import ONE_DEVICE, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-TOKENIZER_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template*", "generation_config.json"),
-)
 VILLAGE = Path("village")  # the true reward of `scale.data.village`, where a judge is asked for
 
 
@@ -101,7 +99,7 @@ def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
         InputError: The path holds no policy, or one of its files cannot be read.
     """
     if is_pretrained(path):
-        weights, tokenizer = pretrained(str(path))
+        weights, tokenizer = pretrained(located(path))
         return ModelFolder(path, weights.load(runtime), weights.config, tokenizer)
     return _load(path, runtime, reward=False)
 
@@ -117,14 +115,14 @@ def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
 
 def tokenizer_of(path: Path) -> Tokenizer:
     """The tokenizer of a model, ours or another program's."""
-    return pretrained(str(path))[1] if is_pretrained(path) else load_tokenizer(path)
+    return pretrained(located(path))[1] if is_pretrained(path) else load_tokenizer(path)
 
 
 def identity(path: Path) -> str:
     """The hash of what a path means: of another program's folder, of the files of its model."""
     path = located(path)
     if path.is_dir() and is_pretrained(path):
-        return fingerprint(*present(path, (CONFIG, "*.safetensors*", *TOKENIZER_FILES)))
+        return fingerprint(*present(path, (*MODEL_FILES, *TOKENIZER_FILES)))
     return fingerprint(path)
 
 
@@ -142,6 +140,7 @@ def is_pretrained(path: Path) -> bool:
     """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
     if located(path).is_file():
         return True
+    path = located(path)
     config = path / CONFIG
     ours = is_ours(path) or not config.exists() or "num_reward_models" in read_json_object(config)
     return not ours
@@ -149,10 +148,12 @@ def is_pretrained(path: Path) -> bool:
 
 def located(path: Path) -> Path:
     """The file or folder that a path means: `smollm2` is a file of its package, `village` a module
-    of ours."""
+    of ours, and an id of the hub a folder of its cache."""
     if path == VILLAGE:
         return Path(village.__file__)
-    return smollm2_path() if str(path) == "smollm2" else path
+    if str(path) == "smollm2":
+        return smollm2_path()
+    return path if path.exists() else downloaded(path) or path
 
 
 def _load(path: Path, runtime: Runtime, reward: bool) -> ModelFolder:

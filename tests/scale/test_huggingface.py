@@ -78,7 +78,7 @@ def assert_same(a: Transformer, b: Transformer) -> None:
 def test_an_exported_model_comes_back_bit_for_bit(tmp_path, name):
     model = random_model(replace(CONFIGS[name], max_seq_len=64))
     export(tmp_path / "out", model, OURS)
-    weights, tokenizer = pretrained(str(tmp_path / "out"))
+    weights, tokenizer = pretrained(tmp_path / "out")
     assert weights.config == replace(CONFIGS[name], max_seq_len=64)
     assert_same(weights.load(HERE), model)
     assert tokenizer.prompt_ids("the cat") == OURS.prompt_ids("the cat")
@@ -254,7 +254,7 @@ def test_files_that_are_missing_or_damaged_are_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"config\.json: cannot be read"):
         open_weights(folder)
     with pytest.raises(InputError, match="nowhere: no such model; 'smollm2'"):
-        pretrained("nowhere")
+        pretrained(Path("nowhere"))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
@@ -262,7 +262,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     export(tmp_path / "out", random_model(replace(LLAMA, vocab_size=size - 1)), OURS)
     message = f"the tokenizer has {size} tokens, the model {size - 1}"
     with pytest.raises(InputError, match=message):
-        pretrained(str(tmp_path / "out"))
+        pretrained(tmp_path / "out")
 
 
 PALM = {"block": "parallel", "norm": "layer", "scaled_logits": True}
@@ -526,7 +526,7 @@ SHARED = """
     from scale.io.pretrained import pretrained
     from scale.parallel.mesh import Runtime, make_mesh
 
-    weights, tokenizer = pretrained(folder)
+    weights, tokenizer = pretrained(Path(folder))
     model = weights.load(Runtime(make_mesh((1, 2, 2), jax.devices())))
     assert not model.blocks.query.is_fully_addressable
     export(Path(out), model, tokenizer)

@@ -1,0 +1,157 @@
+"""Models by their ids, against a stand-in for the hub's HTTP interface on this machine."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from scale.data.tokenizer import train_tokenizer
+from scale.io import hub, model_folder
+from scale.io.huggingface import export
+from scale.model.config import ModelConfig
+from scale.model.transformer import Transformer
+
+CONFIG = ModelConfig(
+    270, 1, 16, 2, 8, 16, num_kv_heads=1, block="sequential", norm="rms", scaled_logits=False
+)
+COMMITS = {"main": "a" * 40, "v1": "b" * 40}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Two revisions of `org/tiny`, which asks for a token, and the requests for them."""
+
+    folders: dict[str, Path]
+    asked: list[str]
+
+    def do_HEAD(self):
+        self.respond(head=True)
+
+    def do_GET(self):
+        self.respond(head=False)
+
+    def respond(self, head):
+        self.asked.append(f"{self.command} {self.path}")
+        _, *parts = self.path.split("?")[0].split("/")
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.reply(401, b"{}", {"X-Error-Message": "Access denied. Log in."}, head)
+        if parts[:4] == ["api", "models", "org", "tiny"] and parts[4] in ("revision", "tree"):
+            commit = COMMITS.get(parts[5], parts[5])
+            if commit not in self.folders:
+                return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, head)
+            names = sorted(path.name for path in self.folders[commit].iterdir())
+            files = [self.file(commit, name) for name in names]
+            info = {"id": "org/tiny", "sha": commit, "siblings": [{"rfilename": n} for n in names]}
+            return self.reply(200, json.dumps(info if parts[4] == "revision" else files).encode())
+        if parts[:3] == ["org", "tiny", "resolve"]:
+            data = (self.folders[parts[3]] / parts[4]).read_bytes()
+            etag = f'"{hashlib.sha1(data).hexdigest()}"'
+            return self.reply(200, data, {"ETag": etag, "X-Repo-Commit": parts[3]}, head)
+        return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"}, head)
+
+    def file(self, commit, name):
+        data = (self.folders[commit] / name).read_bytes()
+        oid = hashlib.sha1(data).hexdigest()
+        return {"type": "file", "path": name, "size": len(data), "oid": oid}
+
+    def reply(self, status, data, headers=None, head=False):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if not head:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The address of the hub, the models of its revisions and the requests so far."""
+    tokenizer, folders, models = train_tokenizer(["the cat"], 270), {}, {}
+    for seed, (revision, commit) in enumerate(COMMITS.items()):
+        models[revision] = Transformer(CONFIG, jax.random.key(seed))
+        folders[commit] = tmp_path_factory.mktemp("hub") / revision
+        export(folders[commit], models[revision], tokenizer)
+        (folders[commit] / "pytorch_model.bin").write_bytes(b"\x80")
+    handler = type("Tiny", (Hub,), {"folders": folders, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", models, handler.asked
+    server.shutdown()
+    server.server_close()
+
+
+def run(path, home, address, token="secret", **environment):
+    """`sample`'s view of a model: the sum of its weights, or one line of error."""
+    code = f"""if True:
+        from pathlib import Path
+        import numpy as np
+        from scale.errors import InputError
+        from scale.io.model_folder import load_policy
+        try:
+            print("sum", float(np.abs(load_policy(Path({path!r})).model.embedding).sum()))
+        except InputError as error:
+            print("error:", error)
+    """
+    environment = os.environ | {
+        "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": token, "JAX_PLATFORMS": "cpu",
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=True, cwd=home)  # fmt: skip
+    return done.stdout.strip()
+
+
+def weight_sum(model):
+    return f"sum {float(np.abs(np.asarray(model.embedding)).sum())}"
+
+
+def test_an_id_is_downloaded_once_and_is_there_offline(served, tmp_path):
+    address, models, asked = served
+    assert run("org/tiny", tmp_path, address) == weight_sum(models["main"])
+    assert not any("pytorch_model.bin" in request for request in asked)
+    assert run("org/tiny", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == weight_sum(
+        models["main"]
+    )
+
+
+def test_a_revision_after_an_at(served, tmp_path):
+    address, models, _ = served
+    assert run("org/tiny@v1", tmp_path, address) == weight_sum(models["v1"])
+    printed = run("org/tiny@v2", tmp_path, address)
+    assert printed.startswith("error: org/tiny@v2: no such file or folder, and not a model of")
+    assert printed.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "environment"),
+    [
+        ("org/other", {}),
+        ("org/tiny", {"token": "wrong"}),
+        ("org/tiny", {"HF_HUB_OFFLINE": "1"}),
+        ("org/tiny", {"address": "http://127.0.0.1:9"}),
+    ],
+)
+def test_what_the_hub_does_not_give_is_an_error_of_one_line(served, tmp_path, path, environment):
+    printed = run(path, tmp_path, **{"address": served[0]} | environment)
+    assert printed.startswith(f"error: {path}: no such file or folder, and not a model of the hub:")
+    assert printed.count("\n") == 0
+
+
+def test_a_path_into_a_folder_that_exists_is_no_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for path in ("runs/sft", "sft", "/runs/sft", "a/b/c", "./runs", "../a"):
+        assert hub.downloaded(Path(path)) is None
+    assert model_folder.located(Path("runs/sft")) == Path("runs/sft")
