@@ -1,5 +1,6 @@
 """The study's tables, from made-up rows with values by hand, and the stages of its variations."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,35 @@ def test_the_epochs_table_by_hand() -> None:
     )
 
 
+def test_what_longer_reward_models_change() -> None:
+    """d-dpo is 1 behind dpo, and 2 ahead with better reward models. Seed 9 has none."""
+    values = {"dpo": {"advantage": 4}, "d-dpo": {"advantage": 3, "reward_accuracy": "0.5 0.7"}}
+    rows = [row(s, 0.2, name, **v) for s in (*SEEDS, 9) for name, v in values.items()]
+    better = [
+        varied("longer", s, 0.2, "d-dpo", advantage=6, reward_accuracy="0.8 1.0") for s in SEEDS
+    ]
+    [(rho, method, accuracies, found)] = tables.longer_table(rows, better)
+    assert (rho, method, accuracies) == (0.2, "d-dpo", pytest.approx([0.6, 0.9]))
+    assert [contrast.mean for contrast in found] == [3, 6, 3, -1, 2]
+
+
+def test_how_knowledge_predicts_the_lead() -> None:
+    """d-dpo leads where its reward models know more than dpo, mean where they know less."""
+    known = {0.2: (0.9, 0.5), 0.5: (0.7, 0.7), 0.8: (0.5, 0.9)}  # reward models, dpo
+    leads = {"d-dpo": {0.2: 3.0, 0.5: 2.0, 0.8: 1.0}, "mean": {0.2: 1.0, 0.5: 2.0, 0.8: 3.0}}
+    rows = [
+        row(seed, rho, "dpo", advantage=seed, implicit_accuracy=implicit, reward_accuracy=0)
+        for seed in SEEDS
+        for rho, (_, implicit) in known.items()
+    ] + [
+        row(seed, rho, name, advantage=seed + lead[rho], reward_accuracy=known[rho][0])
+        for seed in SEEDS
+        for name, lead in leads.items()
+        for rho in known
+    ]
+    assert tables.knowledge(rows) == pytest.approx({"d-dpo": 1.0, "mean": -1.0})
+
+
 def test_orders_that_agree() -> None:
     """Of dpo, ipo and mean, the two judges differ about dpo and ipo alone: 2 of 3 pairs."""
     a = {(0.2, name): [np.array([x])] for name, x in (("dpo", 1.0), ("ipo", 2.0), ("mean", 3.0))}
@@ -177,7 +207,7 @@ def test_the_report_of_made_up_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [
         row(seed, rho, name, **numbers | {
             "advantage": rng.normal(), "nearest": "0 0 0 0 1" if name == "e-dpo" else "",
-            "reward_accuracy": "0.5 0.7"})
+            "reward_accuracy": f"{rng.random()} 0.7"})
         for seed in SEEDS for rho in (0.2, 0.5, 0.8) for name in METHODS
     ]  # fmt: skip
     values = dict.fromkeys(variations.FINDINGS, 0.25)
@@ -204,8 +234,8 @@ def test_the_report_of_made_up_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report.write_report(tmp_path, rows, more)
     text = (tmp_path / "study.md").read_text()
     assert "cpu, Python" in text and "3 seeds" in text and "None" not in text
-    assert text.count("\n## ") == 12
-    assert "| 0.2 | d-dpo | 0.60 -> 0.75 |" in text
+    assert text.count("\n## ") == 13
+    assert re.search(r"\| 0.2 \| d-dpo \| 0.\d\d -> 0.75 \|", text)
     [annealing] = [line for line in text.splitlines() if line.startswith(f"| {claims.ANNEALING}")]
     assert annealing.endswith("| confirmed |") and "annealed - constant" in annealing
     assert len((tmp_path / "summary.csv").read_text().splitlines()) == 1 + 3 * len(METHODS)

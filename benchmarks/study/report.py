@@ -49,6 +49,7 @@ def write_report(out: Path, rows: Sequence[Row], varied: Sequence[Row]) -> None:
         "candidates": tables.candidates(read_csv(out / "search.csv")),
         "annealed": tables.annealed_table(rows, varied),
         "longer": tables.longer_table(rows, varied),
+        "knowledge": tables.knowledge(rows),
         "epochs": tables.epochs_table(varied),
         "equal_kl": tables.equal_kl(rows),
         "protocol": tables.protocol_agreement(rows, varied),

@@ -145,19 +145,38 @@ def annealed_table(rows: Sequence[Row], varied: Sequence[Row]) -> list[Contrast]
 def longer_table(
     rows: Sequence[Row], varied: Sequence[Row]
 ) -> list[tuple[float, str, list[float], list[Contrast]]]:
-    """For each rho and method the accuracy of the reward models and the advantage, of the study
-    and with longer training, and the gain of the advantage; all in the same seeds."""
+    """For each rho and method the accuracy of the reward models, and the advantage and what it is
+    over dpo's, of the study and with longer training, and the gain; all in the same seeds."""
     longer = of_experiment(varied, "longer")
     short = same_cells(rows, longer)
     accuracies = [means(part, "reward_accuracy") for part in (short, longer)]
     before, after = (column(part, "advantage") for part in (short, longer))
-    return [
-        (
-            *key, [known[key] for known in accuracies],
-            [cell("", v) for v in (before[key], after[key], minus(after[key], before[key]))],
+    seeds = {row["seed"] for row in longer}
+    dpo = column([r for r in rows if r["seed"] in seeds and r["method"] == "dpo"], "advantage")
+    table = []
+    for key in after:
+        over_dpo = [minus(values[key], dpo[key[0], "dpo"]) for values in (before, after)]
+        values = (before[key], after[key], minus(after[key], before[key]), *over_dpo)
+        table.append((*key, [known[key] for known in accuracies], [cell("", v) for v in values]))
+    return table
+
+
+def knowledge(rows: Sequence[Row]) -> dict[str, float]:
+    """For each method that distils: how well what its reward models know beyond dpo's implicit
+    reward (held-out accuracy) predicts its lead over dpo, as a correlation over the rhos."""
+    models, implicit = (means(rows, name) for name in ("reward_accuracy", "implicit_accuracy"))
+    advantages = means(rows, "advantage")
+    rhos = sorted({rho for rho, _ in advantages})
+    return {
+        method: float(
+            np.corrcoef(
+                [models[rho, method] - implicit[rho, "dpo"] for rho in rhos],
+                [advantages[rho, method] - advantages[rho, "dpo"] for rho in rhos],
+            )[0, 1]
         )
-        for key in after
-    ]  # fmt: skip
+        for method in figures.in_order([m for _, m in advantages])
+        if METHODS[method].rewards != "none"
+    }
 
 
 def epochs_table(varied: Sequence[Row]) -> dict[tuple[int, float], dict[str, Contrast]]:
