@@ -1,5 +1,6 @@
 """The READMEs keep their promises: Python runs, commands parse, links exist, and they fit."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -68,3 +69,22 @@ def test_links_lead_somewhere(page):
 def test_the_front_page_is_short():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 120 and max(map(len, lines)) <= 120
+
+
+def test_the_front_page_has_the_study_s_numbers():
+    """The mean and half of the interval of each method, from the table that the study wrote."""
+    with (ROOT / "scale/paper/study.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    text = (ROOT / "README.md").read_text()
+    [header] = re.findall(r"^\| rho \| (.*) \|$", text, re.MULTILINE)
+    methods = header.replace("`", "").split(" | ")
+    for rho in (".2", ".5", ".8"):
+        [line] = re.findall(rf"^\| \{rho} \| (.*) \|$", text, re.MULTILINE)
+        shown = dict(zip(methods, line.split(" | "), strict=True))
+        cells = [row for row in rows if float(row["rho"]) == float(rho)]
+        assert shown.keys() == {row["method"] for row in cells}
+        for row in cells:
+            mean, half = map(float, shown[row["method"]].split(" ±"))
+            assert mean == pytest.approx(float(row["advantage"]), abs=0.0051)
+            width = float(row["high"]) - float(row["low"])
+            assert half == pytest.approx(width / 2, abs=0.0051)
