@@ -7,12 +7,15 @@ and `completion` are strings, the response alone. One file holds one of these fo
   conversation, which must begin with `prompt` where the row has one (UltraFeedback has both).
 - Whole conversations without a `prompt`: lists of turns, or Anthropic HH text, `\n\nHuman: ...`,
   `\n\nAssistant: ...`, whose prompt ends with its last `\n\nAssistant:`. Turns stay whole.
+- LLaMA-Factory's ShareGPT rows: `conversations` of `{from, value}` turns is the prompt, and
+  `chosen` and `rejected` are one such turn each.
 - OpenAI's summarize-from-feedback comparisons. The prompt is `r/` `info.subreddit`, `info.title`
   and `info.post`, as far as the row has them, with blank lines between; `choice` is the index of
   the better of the two `summaries`.
 
-Nulls are missing values. Unknown columns stay where they hold text, numbers, booleans or lists of
-these, and are dropped otherwise.
+A turn's content may be a list of parts of type "text", which are joined. A column `system` opens
+the conversation. Nulls are missing values. Unknown columns stay where they hold text, numbers,
+booleans or lists of these, and are dropped otherwise.
 """
 
 import sys
@@ -24,6 +27,7 @@ Prompt = str | list[Row]
 
 LINES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")  # suffixes of files with a row in each line
 ROLES = ("system", "user", "assistant")
+SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of the roles
 SIDES = ("chosen", "rejected")
 RESPONSES = (*SIDES, "completion")
 SCORES = ("score_chosen", "score_rejected")
@@ -54,6 +58,7 @@ def parse_row(record: Row, need: tuple[str, ...]) -> Row:
     if "tools" in record:
         raise FieldError("tools", "a prompt with tools is not supported")
     record = _from_comparison(record) if "summaries" in record else record
+    record = _from_sharegpt(record) if "conversations" in record else record
     extras = {name: value for name, value in record.items() if _is_extra(name, value)}
     row = {**_prompt_and_responses(record), **extras}
     if "completion" in need and "chosen" in row:
@@ -93,7 +98,8 @@ def type_name(value: Any) -> str:
 def _text_form(name: str, value: Any) -> str:
     if isinstance(value, str):
         return "text"
-    return "turns" if name == "prompt" else "reply" if len(value) == 1 else "conversation"
+    one = isinstance(value, dict) or len(value) == 1
+    return "turns" if name == "prompt" else "reply" if one else "conversation"
 
 
 def _without_nulls(record: Row) -> Row:
@@ -149,9 +155,9 @@ def _split_response(prompt: Prompt | None, name: str, value: Any) -> tuple[Promp
     if isinstance(value, str):
         before, response = _split_text(name, value) if prompt is None else (prompt, value)
     else:
-        turns = _turns(name, value, last="assistant")
+        turns = _turns(name, [value] if isinstance(value, dict) else value, last="assistant")
         before, response = _prompt_of_turns(prompt, name, turns[:-1]), turns[-1]["content"]
-    return before, _non_blank(name, response)
+    return before, response if name == "rejected" else _non_blank(name, response)
 
 
 def _split_text(name: str, text: str) -> tuple[str, str]:
@@ -192,12 +198,27 @@ def _turn(name: str, value: Any) -> Row:
     if not isinstance(value, dict):
         raise FieldError(name, f"must be an object with role and content, not {type_name(value)}")
     turn = _without_nulls(value)
+    if turn.keys() == {"from", "value"}:
+        turn = {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"]}
     if turn.keys() != {"role", "content"}:
         keys = ", ".join(turn) or "none"
         raise FieldError(name, f"a turn's keys are role and content, not {keys}")
     if turn["role"] not in ROLES:
         raise FieldError(name, f"role must be one of {', '.join(ROLES)}, not {turn['role']!r}")
-    return {"role": turn["role"], "content": _text(f"{name}.content", turn["content"])}
+    return {"role": turn["role"], "content": _content(f"{name}.content", turn["content"])}
+
+
+def _content(name: str, value: Any) -> str:
+    """A turn's text, which may be in parts."""
+    if not isinstance(value, list):
+        return _text(name, value)
+    texts = []
+    for i, part in enumerate(value):
+        part = _without_nulls(part) if isinstance(part, dict) else {}
+        if part.get("type") != "text" or part.keys() != {"type", "text"}:
+            raise FieldError(f"{name}[{i}]", "must be a part of type 'text'; others are not read")
+        texts.append(_text(f"{name}[{i}].text", part["text"]))
+    return "".join(texts)
 
 
 def _from_comparison(record: Row) -> Row:
@@ -213,6 +234,14 @@ def _from_comparison(record: Row) -> Row:
     texts = [_summary(f"summaries[{i}].text", summary) for i, summary in enumerate(summaries)]
     rest = {name: value for name, value in record.items() if name not in COMPARISON}
     return {**rest, "prompt": _post(info), "chosen": texts[choice], "rejected": texts[1 - choice]}
+
+
+def _from_sharegpt(record: Row) -> Row:
+    """A row whose prompt is called `conversations`."""
+    if "prompt" in record:
+        raise FieldError("conversations", "the row has a 'prompt' too")
+    rest = {name: value for name, value in record.items() if name != "conversations"}
+    return {**rest, "prompt": record["conversations"]}
 
 
 def _summary(name: str, summary: Any) -> str:

@@ -41,7 +41,7 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
         need: Fields that every row must have. A `completion` that the file lacks is its `chosen`.
 
     Returns:
-        The rows. A `rejected` may be blank: HH has such rows, and to say nothing is a bad reply.
+        The rows. A `rejected` may be empty: HH has such rows, and to say nothing is a bad reply.
 
     Raises:
         InputError: A row is malformed, lacks a field, has a blank prompt, `chosen` or `completion`,
@@ -161,7 +161,7 @@ def _records(path: Path) -> Iterator[tuple[str, Row]]:
     if path.name.endswith(LINES):
         return _json_records(path)
     if path.suffix == ".parquet":
-        rows = _parquet(path, lambda file: pq.ParquetFile(file).read().to_pylist())
+        rows = _parquet(path, _rows_of_parquet)
         return ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
     raise InputError(
         f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines), these with .gz, and "
@@ -174,7 +174,8 @@ def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot read the file: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot read the file: {reason}") from error
     data = data.removeprefix(codecs.BOM_UTF8).rstrip()
     for i, line in enumerate(data.split(b"\n") if data else [], 1):
         yield f"{path}:{i}", _json_object(f"{path}:{i}", line)
@@ -182,7 +183,9 @@ def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _json_object(place: str, line: bytes) -> Row:
     try:
-        value = json.loads(line.decode())
+        value = json.loads(line.decode(), object_pairs_hook=_without_duplicates)
+    except FieldError as error:
+        raise InputError(f"{place}: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: invalid UTF-8 at byte {error.start + 1}") from error
     except (ValueError, RecursionError) as error:
@@ -190,6 +193,24 @@ def _json_object(place: str, line: bytes) -> Row:
     if not isinstance(value, dict):
         raise InputError(f"{place}: not a JSON object but {type_name(value)}")
     return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
+    """A JSON object, of which `json` would keep the last of two equal names in silence."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise FieldError(next(name for name in names if names.count(name) > 1), "is there twice")
+    return row
+
+
+def _rows_of_parquet(path: Path) -> list[Row]:
+    file = pq.ParquetFile(path)
+    names = file.schema_arrow.names
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: field {name!r}: is there twice")
+    return file.read().to_pylist()
 
 
 def _parquet(path: Path, reader: Callable[[Path], Any]) -> Any:

@@ -133,6 +133,51 @@ def test_a_byte_order_mark_and_gzip(tmp_path):
             read(tmp_path / name)
 
 
+def test_a_rejected_response_may_say_nothing(tmp_path):
+    for text in ("", " "):
+        assert read(jsonl(tmp_path, PAIR | {"rejected": text})) == [PAIR | {"rejected": text}]
+
+
+def test_sharegpt_preferences_of_llama_factory(tmp_path):
+    raw = {
+        "conversations": [
+            {"from": "human", "value": "the cat"},
+            {"from": "gpt", "value": "sat"},
+            {"from": "human", "value": "on?"},
+        ],
+        "chosen": {"from": "gpt", "value": "the mat"},
+        "rejected": {"from": "gpt", "value": "no"},
+        "system": "Be kind.",
+    }
+    system = {"role": "system", "content": "Be kind."}
+    prompt = [system, user("the cat"), says("sat"), user("on?")]
+    expected = {"prompt": prompt, "chosen": "the mat", "rejected": "no"}
+    assert read(jsonl(tmp_path, raw)) == [expected]
+    table = pa.Table.from_pylist([raw])
+    large = [
+        f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema
+    ]
+    pq.write_table(table.cast(pa.schema(large)), tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == [expected]
+
+
+def test_a_content_in_parts_is_one_text(tmp_path):
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "cat"}]
+    raw = {"prompt": [{"role": "user", "content": parts}], "chosen": "a", "rejected": "b"}
+    assert read(jsonl(tmp_path, raw))[0]["prompt"] == [user("the cat")]
+
+
+def test_a_name_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "chosen": "c"}')
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: field 'chosen': is there twice"):
+        read(tmp_path / "rows.jsonl")
+    columns = [pa.array(["a"])] * 4
+    table = pa.Table.from_arrays(columns, ["prompt", "chosen", "rejected", "chosen"])
+    pq.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match=r"rows\.parquet: field 'chosen': is there twice"):
+        read(tmp_path / "rows.parquet")
+
+
 def test_a_system_column_opens_the_conversation(tmp_path):
     system = {"role": "system", "content": "Be kind."}
     for prompt in ("the cat", [user("the cat")]):
@@ -218,8 +263,14 @@ ROW_FAULTS = {
     ),
     "empty chosen": (PAIR | {"chosen": ""}, "field 'chosen': empty"),
     "blank chosen": (PAIR | {"chosen": " \n"}, "field 'chosen': empty"),
-    "empty rejected": (PAIR | {"rejected": ""}, "field 'rejected': empty"),
-    "blank rejected": (PAIR | {"rejected": " "}, "field 'rejected': empty"),
+    "sharegpt and prompt": (
+        PAIR | {"conversations": [{"from": "human", "value": "a"}]},
+        "field 'conversations': the row has a 'prompt' too",
+    ),
+    "image part": (
+        PAIR | {"prompt": [{"role": "user", "content": [{"type": "image", "url": "u"}]}]},
+        "field 'prompt[0].content[0]': must be a part of type 'text'",
+    ),
     "blank system": (PAIR | {"system": " "}, "field 'system': empty"),
     "two systems": (
         PAIR | {"system": "a", "prompt": [{"role": "system", "content": "b"}, user("c")]},
@@ -440,7 +491,7 @@ def test_a_missing_file(tmp_path, name):
 
 def test_an_unknown_suffix(tmp_path):
     assert fault(tmp_path / "rows.csv") == (
-        "rows.csv: suffix '.csv'; accepted are .jsonl, .json (lines) and .parquet"
+        "rows.csv: suffix '.csv'; accepted are .jsonl, .json (lines), these with .gz, and .parquet"
     )
 
 
