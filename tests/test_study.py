@@ -120,6 +120,21 @@ def test_the_epochs_table_by_hand() -> None:
     )
 
 
+def test_where_an_ensemble_method_is_far_behind_the_mean() -> None:
+    """e-dpo is .2 behind in the second seed of rho .8 alone, hull never."""
+    behind = {(0.2, 0): 0.1, (0.2, 1): 0.0, (0.8, 0): -0.3, (0.8, 1): 0.2}
+    rows = [
+        row(seed, rho, name, advantage=1.0 - lag, nearest="0.9 0.1" if lag > 0.15 else "0.3 0.7",
+            reward_accuracy="0.5 0.8")
+        for (rho, seed), gap in behind.items()
+        for name, lag in (("e-dpo", gap), ("hull", 0.1), ("mean", 0.0))
+    ]
+    found = tables.failures(rows)
+    assert (found["e_dpo"], found["hull"], found["of"]) == (1, 0, 4)
+    assert found["accuracy"] == 0.5
+    assert found["there"] == 0.9 and found["elsewhere"] == pytest.approx(0.3)
+
+
 def test_what_longer_reward_models_change() -> None:
     """d-dpo is 1 behind dpo, and 2 ahead with better reward models. Seed 9 has none."""
     values = {"dpo": {"advantage": 4}, "d-dpo": {"advantage": 3, "reward_accuracy": "0.5 0.7"}}
@@ -234,7 +249,7 @@ def test_the_report_of_made_up_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report.write_report(tmp_path, rows, more)
     text = (tmp_path / "study.md").read_text()
     assert "cpu, Python" in text and "3 seeds" in text and "None" not in text
-    assert text.count("\n## ") == 13
+    assert text.count("\n## ") == 14
     assert re.search(r"\| 0.2 \| d-dpo \| 0.\d\d -> 0.75 \|", text)
     [annealing] = [line for line in text.splitlines() if line.startswith(f"| {claims.ANNEALING}")]
     assert annealing.endswith("| confirmed |") and "annealed - constant" in annealing

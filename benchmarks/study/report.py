@@ -43,6 +43,7 @@ def write_report(out: Path, rows: Sequence[Row], varied: Sequence[Row]) -> None:
         "verdicts": tables.verdicts(rows, varied),
         "bandit": {row["claim"]: row["verdict"] for row in bandit},
         "nearest": tables.nearest(rows),
+        "failures": tables.failures(rows),
         "contents": {name: means(rows, name) for name in CONTENTS},
         "held_out": {name: means(rows, name) for name in (*HELD_OUT, "kl")},
         "accuracies": means(rows, "reward_accuracy"),

@@ -18,6 +18,7 @@ from scale.paper.pipeline import PRESETS
 from scale.statistics import seed_means, value_at
 
 Row = dict[str, str]
+FAR = 0.15  # of the true reward
 BIASES = np.array(PRESETS["miniature"].length_biases)
 
 
@@ -116,6 +117,49 @@ def nearest(rows: Sequence[Row]) -> dict[float, tuple[np.ndarray, Contrast]]:
         )
         for (rho, method), seeds in column(rows, "nearest").items()
         if method == "e-dpo"
+    }
+
+
+def behind_the_mean(rows: Sequence[Row], method: str) -> list[tuple[float, int]]:
+    """The (rho, place of the seed) at which a method is more than `FAR` behind `mean`."""
+    advantages = column(rows, "advantage")
+    return [
+        (rho, i)
+        for rho, name in advantages
+        if name == method
+        for i, values in enumerate(minus(advantages[rho, method], advantages[rho, "mean"]))
+        if values.mean() < -FAR
+    ]
+
+
+def failures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Where e-dpo and hull are far behind the mean of the same ensemble, of all rhos and seeds, and
+    the share of pairs nearest to the first reward model where e-dpo is, and elsewhere."""
+    failed = behind_the_mean(rows, "e-dpo")
+    shares = {
+        (rho, i): values[0]
+        for (rho, method), seeds in column(rows, "nearest").items()
+        if method == "e-dpo"
+        for i, values in enumerate(seeds)
+    }
+    there = [share for key, share in shares.items() if key in failed]
+    elsewhere = [share for key, share in shares.items() if key not in failed]
+    accuracies = column(rows, "reward_accuracy")
+    first = [
+        of_models[0]
+        for (_, method), seeds in accuracies.items()
+        if method == "e-dpo"
+        for of_models in seeds
+    ]
+    return {
+        "accuracy": float(np.mean(first)),
+        "e_dpo": len(failed),
+        "hull": len(behind_the_mean(rows, "hull")),
+        "of": len(shares),
+        "far": FAR,
+        "bias": BIASES[0],
+        "there": float(np.mean(there)) if there else 0.0,
+        "elsewhere": float(np.mean(elsewhere)),
     }
 
 
