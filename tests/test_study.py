@@ -104,7 +104,7 @@ def test_the_advantage_at_equal_kl() -> None:
     }
     rows = [row(seed, 0.2, name, **v) for seed in SEEDS for name, v in values.items()]
     advantages, budgets = tables.equal_kl(rows)
-    assert budgets == {0.2: 1.0}
+    assert budgets == {0.2: (1.0, 0.5)}
     assert {key: c.mean for key, c in advantages.items()} == {(0.2, "dpo"): 7.0, (0.2, "ipo"): 4.0}
 
 
@@ -121,16 +121,18 @@ def test_the_epochs_table_by_hand() -> None:
 
 
 def test_where_an_ensemble_method_is_far_behind_the_mean() -> None:
-    """e-dpo is .2 behind in the second seed of rho .8 alone, hull never."""
+    """e-dpo is .2 behind in the second seed of rho .8 alone, hull .11 there."""
     behind = {(0.2, 0): 0.1, (0.2, 1): 0.0, (0.8, 0): -0.3, (0.8, 1): 0.2}
     rows = [
-        row(seed, rho, name, advantage=1.0 - lag, nearest="0.9 0.1" if lag > 0.15 else "0.3 0.7",
-            reward_accuracy="0.5 0.8")
+        row(
+            seed, rho, name, advantage=1.0 - lag, reward_accuracy="0.5 0.8",
+            nearest="0.9 0.1" if lag > 0.15 else "0.3 0.7",
+        )
         for (rho, seed), gap in behind.items()
-        for name, lag in (("e-dpo", gap), ("hull", 0.1), ("mean", 0.0))
-    ]
+        for name, lag in (("e-dpo", gap), ("hull", 0.55 * gap), ("mean", 0.0))
+    ]  # fmt: skip
     found = tables.failures(rows)
-    assert (found["e_dpo"], found["hull"], found["of"]) == (1, 0, 4)
+    assert found["counts"] == {0.1: [1, 1], 0.15: [1, 0]} and found["of"] == 4
     assert found["accuracy"] == 0.5
     assert found["there"] == 0.9 and found["elsewhere"] == pytest.approx(0.3)
 
@@ -145,23 +147,6 @@ def test_what_longer_reward_models_change() -> None:
     [(rho, method, accuracies, found)] = tables.longer_table(rows, better)
     assert (rho, method, accuracies) == (0.2, "d-dpo", pytest.approx([0.6, 0.9]))
     assert [contrast.mean for contrast in found] == [3, 6, 3, -1, 2]
-
-
-def test_how_knowledge_predicts_the_lead() -> None:
-    """d-dpo leads where its reward models know more than dpo, mean where they know less."""
-    known = {0.2: (0.9, 0.5), 0.5: (0.7, 0.7), 0.8: (0.5, 0.9)}  # reward models, dpo
-    leads = {"d-dpo": {0.2: 3.0, 0.5: 2.0, 0.8: 1.0}, "mean": {0.2: 1.0, 0.5: 2.0, 0.8: 3.0}}
-    rows = [
-        row(seed, rho, "dpo", advantage=seed, implicit_accuracy=implicit, reward_accuracy=0)
-        for seed in SEEDS
-        for rho, (_, implicit) in known.items()
-    ] + [
-        row(seed, rho, name, advantage=seed + lead[rho], reward_accuracy=known[rho][0])
-        for seed in SEEDS
-        for name, lead in leads.items()
-        for rho in known
-    ]
-    assert tables.knowledge(rows) == pytest.approx({"d-dpo": 1.0, "mean": -1.0})
 
 
 def test_orders_that_agree() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.machine import describe
 from benchmarks.study import tables
 from benchmarks.study.tables import Row, column, means
+from minipref.methods import METHODS
 from scale.files import atomic, read_csv, write_csv
 from scale.paper import figures
 from scale.paper.comparisons import SIGNIFICANT, SUMMARY, summary
@@ -31,6 +32,7 @@ def write_report(out: Path, rows: Sequence[Row], varied: Sequence[Row]) -> None:
     write_csv(STUDY, SUMMARY, rows_of_summary)
     points = points_of(rows_of_summary)
     figures.figure2(out / FIGURE, points, behind={})
+    verdicts = tables.verdicts(rows, varied)
     bandit = read_csv(out / "section6_verdicts.csv")
     context = {
         "machine": describe(),
@@ -40,17 +42,25 @@ def write_report(out: Path, rows: Sequence[Row], varied: Sequence[Row]) -> None:
         "rhos": sorted({rho for rho, _ in values}),
         "methods": figures.in_order([method for _, method in values]),
         "points": points,
-        "verdicts": tables.verdicts(rows, varied),
+        "verdicts": verdicts,
+        "by_word": {
+            word: [v.claim for v in verdicts if v.word == word]
+            for word in ("confirmed", "refuted", "undecided")
+        },
         "bandit": {row["claim"]: row["verdict"] for row in bandit},
         "nearest": tables.nearest(rows),
         "failures": tables.failures(rows),
         "contents": {name: means(rows, name) for name in CONTENTS},
-        "held_out": {name: means(rows, name) for name in (*HELD_OUT, "kl")},
-        "accuracies": means(rows, "reward_accuracy"),
+        "held_out": {name: means(rows, name) for name in HELD_OUT},
+        "kl": means(rows, "kl"),
+        "accuracies": {
+            key: accuracy
+            for key, accuracy in means(rows, "reward_accuracy").items()
+            if METHODS[key[1]].rewards != "none"
+        },
         "candidates": tables.candidates(read_csv(out / "search.csv")),
         "annealed": tables.annealed_table(rows, varied),
         "longer": tables.longer_table(rows, varied),
-        "knowledge": tables.knowledge(rows),
         "epochs": tables.epochs_table(varied),
         "equal_kl": tables.equal_kl(rows),
         "protocol": tables.protocol_agreement(rows, varied),

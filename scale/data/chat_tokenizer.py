@@ -15,6 +15,7 @@ import tokenizers
 from jinja2 import TemplateError
 
 from scale.data.tokenizer import (
+    SPECIAL,
     Prompt,
     RefusedConversation,
     Tokenizer,
@@ -25,10 +26,6 @@ from scale.data.tokenizer import (
 )
 from scale.errors import InputError
 from scale.files import read_json_object, write_json
-
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
-
-from transformers import AutoTokenizer
 
 # the texts of a conversation from which the template's own parts are read off
 MARKS = "\ue100", "\ue101"  # of Unicode's private use area
@@ -252,6 +249,18 @@ def conversation(prompt: Prompt) -> Turns:
     ]
 
 
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder: ours if its first tokens are our special ones.
+
+    Raises:
+        InputError: A file is missing or cannot be read.
+    """
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
+        return Tokenizer(special_as_text(tokenizer))
+    return read_chat_tokenizer(folder)
+
+
 def read_chat_tokenizer(folder: Path) -> ChatTokenizer:
     """The tokenizer of another program's folder.
 
@@ -261,6 +270,9 @@ def read_chat_tokenizer(folder: Path) -> ChatTokenizer:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             read_json_object(folder / name)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
+    from transformers import AutoTokenizer  # it takes a second to import
+
     try:
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # `transformers` raises nothing narrower

@@ -19,7 +19,9 @@ def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndar
 
     Source: section 6.1.
     """
-    lengths = [[len(tokenizer.response_ids(row[field])) for field in SIDES] for row in rows]
+    complete = [True] * len(rows)
+    ids = [tokenizer.responses_ids([row[field] for row in rows], complete) for field in SIDES]
+    lengths = [[len(one) for one in pair] for pair in zip(*ids, strict=True)]
     chosen, rejected = np.array(lengths).T
     return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)
 

@@ -171,20 +171,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(special_as_text(tokenizer))
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder: ours if its first tokens are our special ones.
-
-    Raises:
-        InputError: A file is missing or cannot be read.
-    """
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
-    if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
-        return Tokenizer(special_as_text(tokenizer))
-    from scale.data.chat_tokenizer import read_chat_tokenizer  # it takes a second to import
-
-    return read_chat_tokenizer(folder)
-
-
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     """A `tokenizer.json`.
 

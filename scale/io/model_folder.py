@@ -15,8 +15,9 @@ import jax
 
 from minipref.reward_models import RewardModel, stack
 from scale.data import village
+from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
-from scale.data.tokenizer import Tokenizer, load_tokenizer
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree

@@ -3,7 +3,8 @@
 from pathlib import Path
 from types import ModuleType
 
-from scale.data.tokenizer import Tokenizer, load_tokenizer
+from scale.data.chat_tokenizer import load_tokenizer
+from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.io.huggingface import open_weights
 from scale.io.weight_table import Weights

@@ -104,7 +104,8 @@ def options(cls, prefix=""):
         if is_dataclass(inner):
             yield from options(inner, f"{prefix}{f.name}.")
         else:
-            yield f"--{prefix}{f.name}".replace("_", "-")
+            [name] = [a.name for a in typing.get_args(inner) if type(getattr(a, "name", 0)) is str] or [f.name]
+            yield f"--{prefix}{name}".replace("_", "-")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -14,10 +14,11 @@ import pytest
 
 from minipref.batch import attention_mask
 from scale.console import console
+from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Limits, limits_text, make_dataset
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import provenance, read, write
-from scale.data.tokenizer import Tokenizer, load_tokenizer
+from scale.data.tokenizer import Tokenizer
 from scale.data.village import village
 from scale.errors import InputError
 from scale.files import fingerprint, read_json
@@ -600,8 +601,8 @@ class Letters(Tokenizer):
     def __init__(self):
         """No backend: a token a letter."""
 
-    def text_ids(self, text):
-        return list(map(ord, text))
+    def texts_ids(self, texts):
+        return [list(map(ord, text)) for text in texts]
 
 
 def lengths(chosen, rejected):

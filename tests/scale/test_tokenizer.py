@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer, conversation
-from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, load_tokenizer, train_tokenizer
+from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
+from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, train_tokenizer
 from scale.errors import InputError
 
 TEXTS = [
