@@ -104,7 +104,8 @@ def options(cls, prefix=""):
         if is_dataclass(inner):
             yield from options(inner, f"{prefix}{f.name}.")
         else:
-            [name] = [a.name for a in typing.get_args(inner) if type(getattr(a, "name", 0)) is str] or [f.name]
+            named = [getattr(a, "name", None) for a in typing.get_args(inner)]
+            name = next((n for n in named if isinstance(n, str)), f.name)
             yield f"--{prefix}{name}".replace("_", "-")
 
 
