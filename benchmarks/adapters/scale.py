@@ -7,7 +7,7 @@ has a mesh of 2 x 2 x 2.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -118,8 +118,8 @@ def split(params: Values, inputs: Values) -> Values:
 class NumberTokenizer(Tokenizer):
     """A tokenizer of numbers, with 1 as the end-of-sequence token."""
 
-    def text_ids(self, text: str) -> list[int]:
-        return [int(word) for word in text.split()]
+    def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
 
     @property
     def eos(self) -> int:
