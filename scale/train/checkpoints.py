@@ -33,7 +33,8 @@ class Checkpoints:
         """Orbax's, imported when the first checkpoint is read or written: short runs have none."""
         import orbax.checkpoint as ocp
 
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # every error is also raised
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # every error is also raised
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         folder, names = self.folder.absolute(), ("state", "record")
         return ocp.CheckpointManager(folder, options=options, item_names=names)
