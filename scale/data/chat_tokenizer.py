@@ -187,7 +187,7 @@ class ChatTokenizer(Tokenizer):
                 list(conversations), chat_template=self.template, tokenize=False,
                 add_generation_prompt=generation_prompt,
             )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, LookupError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             if len(conversations) == 1:
                 reason = f"{self.source}: the chat template refuses the conversation: {error}"
                 raise RefusedConversation(0, reason) from error

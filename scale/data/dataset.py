@@ -152,20 +152,27 @@ def encoded(
     texts = [[row[field] for row in rows] for field in fields]
     try:
         ids = tokenizer.prompts_ids(prompts)
+        responses = [response_ids(tokenizer, rows, field) for field in fields]
     except RefusedConversation as error:
         raise InputError(f"{place(source, error.index)}: {error}") from error
     warn_of_names(tokenizer, prompts, texts, source)
-    return zip(ids, *(response_ids(tokenizer, rows, field) for field in fields), strict=True)
+    return zip(ids, *responses, strict=True)
 
 
 def response_ids(
     tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], field: str
 ) -> list[list[int]]:
     """The tokens of a column of responses: those that were sampled, where the rows have them."""
-    if all(f"{field}_ids" in row for row in rows):
-        return [row[f"{field}_ids"] for row in rows]
+    if field == "ref_sample" and all("ref_sample_ids" in row for row in rows):
+        return [within(tokenizer.vocab_size, row["ref_sample_ids"]) for row in rows]
     complete = [row.get(f"{field}_complete", True) for row in rows]
     return tokenizer.responses_ids([row[field] for row in rows], complete)
+
+
+def within(vocab_size: int, ids: list[int]) -> list[int]:
+    if max(ids, default=0) >= vocab_size:
+        raise InputError(f"field 'ref_sample_ids': {max(ids)} is not one of {vocab_size} tokens")
+    return ids
 
 
 def warn_of_names(

@@ -144,6 +144,8 @@ def _with_system(prompt: Prompt | None, system: Any) -> Prompt:
     """The prompt as a conversation that the text of the column `system` opens."""
     if prompt is None:
         raise FieldError("system", "there is no prompt that it could open")
+    if isinstance(prompt, str) and ASSISTANT in "\n\n" + prompt:
+        raise FieldError("system", "beside Anthropic HH text; give the prompt as turns")
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if turns[0]["role"] == "system":
         raise FieldError("system", "the conversation has a system turn of its own")
@@ -199,7 +201,8 @@ def _turn(name: str, value: Any) -> Row:
         raise FieldError(name, f"must be an object with role and content, not {type_name(value)}")
     turn = _without_nulls(value)
     if turn.keys() == {"from", "value"}:
-        turn = {"role": SHAREGPT.get(turn["from"], turn["from"]), "content": turn["value"]}
+        speaker = _text(f"{name}.from", turn["from"])
+        turn = {"role": SHAREGPT.get(speaker, speaker), "content": turn["value"]}
     if turn.keys() != {"role", "content"}:
         keys = ", ".join(turn) or "none"
         raise FieldError(name, f"a turn's keys are role and content, not {keys}")

@@ -152,7 +152,7 @@ def over_batches(
 
     starts = range(0, total, block)
     blocks = [
-        kept(cache, f"{label}-{start}", ("values",), partial(results, start))[0]
+        kept(cache, f"{label}-{start}-{block}", ("values",), partial(results, start))[0]
         for start in (track(starts, label) if len(starts) > 1 else starts)
     ]
     return np.concatenate(blocks)[:total]

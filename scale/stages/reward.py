@@ -90,7 +90,8 @@ class Reward(Stage):
     def run(self) -> dict[str, Any]:
         rows, held_out = self.parts()
         policy = model_folder.load_policy(self.init, make_runtime(self.runtime))
-        dataset = policy.make_dataset(rows, SIDES, self.limits, str(self.data), self.out / TOKENS)
+        of_rows = str(self.data) if self.validation else f"{self.data}, without those held out"
+        dataset = policy.make_dataset(rows, SIDES, self.limits, of_rows, self.out / TOKENS)
         subsets = self.subsets(policy, dataset.select(rows))
         source = str(self.validation or f"{self.data}, held out")
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)

@@ -9,6 +9,7 @@ import numpy as np
 import tyro
 
 from minipref.methods import METHODS
+from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import SIDES
 from scale.data.rows import provenance, read, write
@@ -52,8 +53,8 @@ class Score(Stage):
     """Devices, memory and precision."""
 
     def run(self) -> dict[str, Any]:
-        self.check()
         rows = read(self.data)
+        self.check("score_chosen" in rows[0])
         hashes = provenance(self.data) | {"data": fingerprint(self.data)}
         findings: dict[str, Any] = {}
         runtime = make_runtime(self.runtime)
@@ -68,15 +69,23 @@ class Score(Stage):
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
-    def check(self) -> None:
-        """Refuse options that leave out what is asked for, or add what is not read."""
+    def check(self, scored: bool) -> None:
+        """Refuse options that leave out what is asked for, or add what is not read.
+
+        Args:
+            scored: Whether the rows have rewards.
+        """
         if not (self.rewards or self.reference) or (self.relabel and not self.rewards):
             raise InputError(
                 "score needs --rewards, --reference or both; --relabel needs --rewards"
             )
-        if self.method and (METHODS[self.method].rewards == "none") == bool(self.rewards):
-            reads = "reads no rewards" if self.rewards else "reads rewards"
-            raise InputError(f"--for {self.method}: it {reads}; see --rewards")
+        if self.standardize and (self.relabel or not self.rewards):
+            raise InputError("--standardize: it needs --rewards, and --relabel adds no rewards")
+        reads_none = self.method and METHODS[self.method].rewards == "none"
+        if reads_none and self.rewards and not self.relabel:
+            raise InputError(f"--for {self.method}: it reads no rewards; leave --rewards out")
+        if self.method and not (reads_none or scored) and (self.relabel or not self.rewards):
+            raise InputError(f"--for {self.method}: it reads rewards; name --rewards")
 
     def with_rewards(self, judge: Judge, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
         """Rows with the rewards as columns, or relabelled by them; and the findings."""
@@ -90,6 +99,8 @@ class Score(Stage):
                 "share of pairs without a tie": float((first != 0).mean()),
                 "share of labels kept": float((first > 0).sum() / (first != 0).sum()),
             }
+        if self.standardize and not margins.std(0).all():
+            raise InputError(f"{self.data}: --standardize: all margins of a model are equal")
         if self.standardize:
             values, margins = values / margins.std(0), margins / margins.std(0)
         scored = [
@@ -105,6 +116,11 @@ class Score(Stage):
     def with_reference(self, reference: ModelFolder, rows: list[dict]) -> list[dict]:
         """Rows with pi_ref's log-probabilities, and a sample of it, as columns."""
         source, cache = str(self.data), self.out / TOKENS
+        source += ", after the rewards" if self.rewards else ""
+        recorded = provenance(self.data).get("model")
+        if recorded not in (None, reference.hashes["model"]):
+            console.print("  the samples and log-probabilities of another model are dropped")
+            rows = [{k: v for k, v in row.items() if not k.startswith("ref_")} for row in rows]
         fields = (*SIDES, "ref_sample") if self.reads_samples else SIDES
         if provenance(self.data).get("tokenizer") != reference.hashes["tokenizer"]:
             rows = [{k: v for k, v in row.items() if k != "ref_sample_ids"} for row in rows]

@@ -60,6 +60,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     require_bounds(stage)
     refuse_foreign(stage.out)
     path, record = stage.out / "stage.json", describe(stage)
+    resumes = path.exists()
     old = read_json_object(path) if path.exists() else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):
@@ -71,7 +72,8 @@ def execute(stage: Stage) -> dict[str, Any]:
     try:
         findings = stage.run()
     except InputError:
-        discard_unstarted(stage.out)
+        if not resumes:
+            discard_unstarted(stage.out)
         raise
     write_json(path, record | {"findings": findings})
     if is_main():

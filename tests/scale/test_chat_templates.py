@@ -211,6 +211,11 @@ def test_a_template_that_looks_for_a_special_token_in_a_turn():
     assert ours.prompt_ids(turns) == made("bytes", CHATML).prompt_ids(plain)
 
 
+def test_whatever_a_template_raises_is_an_error_of_one_line():
+    with pytest.raises(InputError, match="refuses the conversation: division by zero"):
+        made("bytes", "{{ 1 / 0 }}").prompt_ids("the cat")
+
+
 def test_the_conversation_that_is_refused_is_named():
     ours = made("bytes", TEMPLATES["gemma"])
     with pytest.raises(InputError, match="turns must alternate") as error:

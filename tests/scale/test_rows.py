@@ -276,6 +276,14 @@ ROW_FAULTS = {
         PAIR | {"system": "a", "prompt": [{"role": "system", "content": "b"}, user("c")]},
         "field 'system': the conversation has a system turn of its own",
     ),
+    "system and HH text": (
+        PAIR | {"system": "a", "prompt": "\n\nHuman: b\n\nAssistant:"},
+        "field 'system': beside Anthropic HH text; give the prompt as turns",
+    ),
+    "sharegpt without a name": (
+        {"conversations": [{"from": ["human"], "value": "x"}], "chosen": "a", "rejected": "b"},
+        "field 'prompt[0].from': must be text, not a list",
+    ),
     "tools": (PAIR | {"tools": ["t"]}, "field 'tools': a prompt with tools is not supported"),
     "blank prompt": (PAIR | {"prompt": "\t "}, "field 'prompt': empty"),
     "no turns": (PAIR | {"prompt": []}, "field 'prompt': must end with a user turn"),

@@ -21,7 +21,7 @@ from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Tokenizer
 from scale.data.village import village
 from scale.errors import InputError
-from scale.files import fingerprint, read_json
+from scale.files import fingerprint, read_json, write_json
 from scale.io import model_folder
 from scale.model import inference
 from scale.model.attention import masked
@@ -38,7 +38,7 @@ from scale.stages.reward import Reward, RewardBatches
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
-from scale.stages.stage import execute, needs
+from scale.stages.stage import describe, execute, needs
 from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 
@@ -385,6 +385,46 @@ def test_score_for_a_method_computes_what_it_reads(chain, tmp_path, method):
     wrong = {} if rewards else {"rewards": chain.folder / "rewards"}
     options = {k: v for k, v in options.items() if k != "rewards"} | wrong
     refused(Score(out=tmp_path / "c", method=method, **options), f"--for {method}: it reads")
+
+
+def test_another_models_samples_are_drawn_again(chain, tmp_path):
+    """Rows that were scored with one model, scored with another: nothing of the first is left."""
+    young = tmp_path / "young"
+    execute(replace(chain.sft, out=young, training=replace(FEW, steps=1), validation=None))
+    options = {"reference": young, "limits": LIMITS}
+    execute(Score(out=tmp_path / "fresh", data=chain.data, **options))
+    execute(Score(out=tmp_path / "again", data=chain.scored, **options))
+    fresh, again = (read(tmp_path / name / "rows.parquet") for name in ("fresh", "again"))
+    names = [name for name in fresh[0] if name.startswith("ref_")]
+    assert len(names) == 6
+    assert [[row[n] for n in names] for row in fresh] == [[row[n] for n in names] for row in again]
+    execute(Score(out=tmp_path / "dpo", data=chain.scored, method="dpo", **options))
+    assert "ref_sample_logps" not in read(tmp_path / "dpo/rows.parquet")[0]
+
+
+@pytest.mark.parametrize("ids", [[5, 6], "abc", [10**8]])
+def test_only_the_ids_of_samples_are_read_and_within_the_vocabulary(chain, tmp_path, ids):
+    reference = chain.folder / "sft"
+    options = {"reference": reference, "limits": LIMITS, "method": "dpo"}
+    data = jsonl(tmp_path / "rows.jsonl", [row | {"chosen_ids": ids} for row in chain.rows])
+    for name, path in (("a", data), ("b", chain.data)):
+        execute(Score(out=tmp_path / name, data=path, **options))
+    a, b = (read(tmp_path / name / "rows.parquet") for name in ("a", "b"))
+    assert [r["ref_chosen_logps"] for r in a] == [r["ref_chosen_logps"] for r in b]
+    rows = [row | {"ref_sample_ids": ids} for row in read(chain.scored)]
+    if ids != [5, 6]:
+        path = jsonl(tmp_path / "sampled.jsonl", rows)
+        refused(chain.align("e-dpo", out=tmp_path / "c", data=path), "ref_sample_ids")
+
+
+def test_an_error_on_resume_leaves_what_an_earlier_call_did(chain, tmp_path):
+    stage = replace(chain.score, out=tmp_path / "a", data=chain.data)
+    (tmp_path / "a/tokens").mkdir(parents=True)
+    write_json(tmp_path / "a/stage.json", describe(stage))
+    limits = replace(LIMITS, prompt=10**6)
+    write_json(tmp_path / "a/stage.json", describe(replace(stage, limits=limits)))
+    refused(replace(stage, limits=limits), "--limits")
+    assert (tmp_path / "a/tokens").exists()
 
 
 def test_standardized_rewards_have_margins_of_unit_deviation(chain, tmp_path):
