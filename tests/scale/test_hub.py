@@ -91,17 +91,18 @@ def served(tmp_path_factory):
     server.server_close()
 
 
-def run(path, home, address, token="secret", **environment):
-    """`sample`'s view of a model: the sum of its weights, or one line of error."""
+def run(paths, home, address, token="secret", **environment):
+    """For each path the sum of the model's weights, or one line of error."""
     code = f"""if True:
         from pathlib import Path
         import numpy as np
         from scale.errors import InputError
         from scale.io.model_folder import load_policy
-        try:
-            print("sum", float(np.abs(load_policy(Path({path!r})).model.embedding).sum()))
-        except InputError as error:
-            print("error:", error)
+        for path in {paths!r}:
+            try:
+                print("sum", float(np.abs(load_policy(Path(path)).model.embedding).sum()))
+            except InputError as error:
+                print("error:", error)
     """
     environment = os.environ | {
         "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": token, "JAX_PLATFORMS": "cpu",
@@ -110,43 +111,34 @@ def run(path, home, address, token="secret", **environment):
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
                           text=True, check=True, cwd=home)  # fmt: skip
-    return done.stdout.strip()
+    return done.stdout.splitlines()
 
 
 def weight_sum(model):
     return f"sum {float(np.abs(np.asarray(model.embedding)).sum())}"
 
 
-def test_an_id_is_downloaded_once_and_is_there_offline(served, tmp_path):
+def error(path):
+    return f"error: {path}: no such file or folder, and not a model of the hub: "
+
+
+def test_an_id_and_its_revision_are_downloaded_and_are_there_offline(served, tmp_path):
     address, models, asked = served
-    assert run("org/tiny", tmp_path, address) == weight_sum(models["main"])
+    paths = ["org/tiny", "org/tiny@v1", "org/tiny@v2", "org/other"]
+    main, v1, v2, other = run(paths, tmp_path, address)
+    assert (main, v1) == (weight_sum(models["main"]), weight_sum(models["v1"]))
+    assert v2.startswith(error("org/tiny@v2")) and other.startswith(error("org/other"))
     assert not any("pytorch_model.bin" in request for request in asked)
-    assert run("org/tiny", tmp_path, "http://127.0.0.1:9", HF_HUB_OFFLINE="1") == weight_sum(
-        models["main"]
-    )
+    count = len(asked)
+    main, other = run(["org/tiny", "org/other"], tmp_path, address, HF_HUB_OFFLINE="1")
+    assert main == weight_sum(models["main"]) and other.startswith(error("org/other"))
+    assert len(asked) == count
 
 
-def test_a_revision_after_an_at(served, tmp_path):
-    address, models, _ = served
-    assert run("org/tiny@v1", tmp_path, address) == weight_sum(models["v1"])
-    printed = run("org/tiny@v2", tmp_path, address)
-    assert printed.startswith("error: org/tiny@v2: no such file or folder, and not a model of")
-    assert printed.count("\n") == 0
-
-
-@pytest.mark.parametrize(
-    ("path", "environment"),
-    [
-        ("org/other", {}),
-        ("org/tiny", {"token": "wrong"}),
-        ("org/tiny", {"HF_HUB_OFFLINE": "1"}),
-        ("org/tiny", {"address": "http://127.0.0.1:9"}),
-    ],
-)
-def test_what_the_hub_does_not_give_is_an_error_of_one_line(served, tmp_path, path, environment):
-    printed = run(path, tmp_path, **{"address": served[0]} | environment)
-    assert printed.startswith(f"error: {path}: no such file or folder, and not a model of the hub:")
-    assert printed.count("\n") == 0
+@pytest.mark.parametrize("environment", [{"token": "wrong"}, {"address": "http://127.0.0.1:9"}])
+def test_what_the_hub_does_not_give_is_an_error_of_one_line(served, tmp_path, environment):
+    [printed] = run(["org/tiny"], tmp_path, **{"address": served[0]} | environment)
+    assert printed.startswith(error("org/tiny"))
 
 
 def test_a_path_into_a_folder_that_exists_is_no_id(tmp_path, monkeypatch):
