@@ -11,6 +11,7 @@ from pathlib import Path
 from scale.errors import InputError
 from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
 
+FILES = (".parquet", ".jsonl", ".json", ".gz", ".gguf")  # suffixes of what is no model's id
 ID = re.compile(r"(?P<model>(?P<organisation>[\w.-]+)/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -22,13 +23,13 @@ def downloaded(path: Path) -> Path | None:
         path: What a user wrote where a model is asked for.
 
     Returns:
-        The folder. None: the path is no id, or lies in a folder that exists here.
+        The folder. None: the path is no id, is a file's, or lies in a folder that exists here.
 
     Raises:
         InputError: The hub has no such model or revision, does not give access, or is not reached.
     """
     named = ID.fullmatch(str(path))
-    if not named or Path(named["organisation"]).exists():
+    if not named or path.suffix in FILES or Path(named["organisation"]).exists():
         return None
     from huggingface_hub import snapshot_download  # it takes half a second to import
 
