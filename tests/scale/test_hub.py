@@ -144,6 +144,7 @@ def test_what_the_hub_does_not_give_is_an_error_of_one_line(served, tmp_path, en
 def test_a_path_into_a_folder_that_exists_is_no_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    for path in ("scored/rows.parquet", "data/a.jsonl.gz", "m/a.gguf", "runs/sft", "sft", "/runs/sft", "a/b/c", "./runs", "../a"):
+    files = ("scored/rows.parquet", "data/a.jsonl.gz", "m/a.gguf")
+    for path in (*files, "runs/sft", "sft", "/runs/sft", "a/b/c", "./runs", "../a"):
         assert hub.downloaded(Path(path)) is None
     assert model_folder.located(Path("runs/sft")) == Path("runs/sft")
