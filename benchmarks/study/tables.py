@@ -104,6 +104,12 @@ def same_cells(rows: Sequence[Row], varied: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["seed"], row["rho"], row["method"]) in keys]
 
 
+def same_seeds(rows: Sequence[Row], varied: Sequence[Row]) -> list[Row]:
+    """The rows of the seeds that were varied."""
+    seeds = {row["seed"] for row in varied}
+    return [row for row in rows if row["seed"] in seeds]
+
+
 def of_experiment(varied: Sequence[Row], name: str) -> list[Row]:
     return [row for row in varied if row["experiment"] == name]
 
@@ -191,11 +197,10 @@ def longer_table(
     short = same_cells(rows, longer)
     accuracies = [means(part, "reward_accuracy") for part in (short, longer)]
     before, after = (column(part, "advantage") for part in (short, longer))
-    seeds = {row["seed"] for row in longer}
-    dpo = column([r for r in rows if r["seed"] in seeds and r["method"] == "dpo"], "advantage")
+    plain = column(same_seeds(rows, longer), "advantage")
     table = []
     for key in after:
-        over_dpo = [minus(values[key], dpo[key[0], "dpo"]) for values in (before, after)]
+        over_dpo = [minus(values[key], plain[key[0], "dpo"]) for values in (before, after)]
         values = (before[key], after[key], minus(after[key], before[key]), *over_dpo)
         table.append((*key, [known[key] for known in accuracies], [cell("", v) for v in values]))
     return table
@@ -252,12 +257,12 @@ def protocol_agreement(rows: Sequence[Row], varied: Sequence[Row]) -> dict[str, 
     """What the paper's protocol says, beside the truth, of the same seeds and rhos."""
     by_oracle = column(of_experiment(varied, BY_ORACLE), "advantage")
     by_truth = column(of_experiment(varied, BY_TRUTH), "advantage")
-    seeds = {row["seed"] for row in of_experiment(varied, BY_ORACLE)}
-    truth = column([row for row in rows if row["seed"] in seeds], "advantage")
+    same = same_seeds(rows, of_experiment(varied, BY_ORACLE))
+    truth = column(same, "advantage")
     truth = {key: truth[key] for key in by_oracle}
     words = [claims.verdicts(values) for values in (truth, by_oracle)]
     return {
-        "num_seeds": len(seeds),
+        "num_seeds": len({row["seed"] for row in same}),
         "words": [(a.claim, a.word, b.word) for a, b in zip(*words, strict=True)],
         "orders": [same_orders(by_oracle, by_truth), same_orders(by_oracle, truth)],
         "cells": {

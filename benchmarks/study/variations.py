@@ -151,7 +151,7 @@ def epochs(repetition: Repetition) -> Iterator[Variation]:
 
 
 def longer(repetition: Repetition) -> Iterator[Variation]:
-    """What distils better reward models."""
+    """What distils reward models that are trained longer."""
     options = repetition.options
     reward = replace(options.reward, steps=4 * options.reward.steps)
     beside = Beside(replace(options, reward=reward), repetition.seed, f"{reward.steps}-steps")

@@ -258,11 +258,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer = read_tokenizer(folder / "tokenizer.json")
     if [tokenizer.id_to_token(i) for i in range(len(SPECIAL))] == SPECIAL:
         return Tokenizer(special_as_text(tokenizer))
-    return read_chat_tokenizer(folder)
+    return read_chat_tokenizer(folder, tokenizer.get_vocab())
 
 
-def read_chat_tokenizer(folder: Path) -> ChatTokenizer:
-    """The tokenizer of another program's folder.
+def read_chat_tokenizer(folder: Path, vocabulary: dict[str, int]) -> ChatTokenizer:
+    """The tokenizer of another program's folder, whose `tokenizer.json` has this vocabulary.
 
     Raises:
         InputError: A file is missing or cannot be read.
@@ -277,7 +277,7 @@ def read_chat_tokenizer(folder: Path) -> ChatTokenizer:
         theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # `transformers` raises nothing narrower
         raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
-    eos, vocabulary = theirs.eos_token, read_tokenizer(folder / "tokenizer.json").get_vocab()
+    eos = theirs.eos_token
     if eos and eos not in vocabulary:  # `transformers` adds a token that no model has
         raise InputError(f"{folder}: tokenizer: eos_token {eos!r} is not in the vocabulary")
     return chat_tokenizer(theirs, str(folder), read_generation(folder))

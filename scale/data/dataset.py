@@ -12,9 +12,10 @@ from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
 from scale.console import console
-from scale.data.formats import LINES, RESPONSES, SCORES, SIDES
+from scale.data.formats import RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
+from scale.data.rows import place
 from scale.data.tokenizer import PAD, RefusedConversation, Tokenizer
 from scale.errors import InputError
 from scale.files import atomic
@@ -111,7 +112,7 @@ def make_dataset(
         kept, tokens = tokenize(tokenizer, rows, fields, limits, source)
         return kept, tokens.ends, tokens.ids
 
-    kept, ends, ids = cached(cache, ("kept", "ends", "ids"), arrays) if cache else arrays()
+    kept, ends, ids = cached(cache, ("kept", "ends", "ids"), arrays)
     tokens = TokenizedRows(ids, ends)
     targets = read_targets([rows[i] for i in kept], fields)
     layout = common_layout(tokens, limits) if with_layout else None
@@ -135,7 +136,8 @@ def tokenize(
         limited = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
         if len(prompt) > limits.prompt or max(limited, default=0) > limits.response:
             if limits.overlong == "error":
-                raise InputError(f"{place(source, i)}: longer than {length_limits(limits)} tokens")
+                where = place(source, i + 1)
+                raise InputError(f"{where}: longer than {length_limits(limits)} tokens")
             continue
         cut += len(prompt) < len(ids)
         parts.append((prompt, responses))
@@ -154,7 +156,7 @@ def encoded(
         ids = tokenizer.prompts_ids(prompts)
         responses = [response_ids(tokenizer, rows, field) for field in fields]
     except RefusedConversation as error:
-        raise InputError(f"{place(source, error.index)}: {error}") from error
+        raise InputError(f"{place(source, error.index + 1)}: {error}") from error
     warn_of_names(tokenizer, prompts, texts, source)
     return zip(ids, *responses, strict=True)
 
@@ -179,22 +181,20 @@ def warn_of_names(
     tokenizer: Tokenizer, prompts: Sequence[Any], texts: Sequence[Sequence[str]], source: str
 ) -> None:
     """Say how many rows spell special tokens, as texts do that a template has been applied to."""
+    if not source:
+        return
     spelled = [
         i
         for i, row in enumerate(zip(prompts, *texts, strict=True))
         if any(isinstance(text, str) and tokenizer.names.search(text) for text in row)
     ]
-    if source and spelled:
+    if spelled:
+        first = place(source, spelled[0] + 1)
         console.print(
             f"  {source}: {len(spelled)} of {len(prompts)} rows spell special tokens, the first at "
-            f"{place(source, spelled[0])}: they are read as text; a conversation is given as turns",
+            f"{first}: they are read as text; a conversation is given as turns",
             markup=False,
         )
-
-
-def place(source: str, index: int) -> str:
-    """A row of a file, as `scale.data.rows` names it."""
-    return f"{source}:{index + 1}" if source.endswith(LINES) else f"{source}: row {index + 1}"
 
 
 def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list[int]:
@@ -217,9 +217,14 @@ def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list
 
 
 def cached(
-    folder: Path, names: Sequence[str], make: Callable[[], Sequence[np.ndarray]]
+    folder: Path | None, names: Sequence[str], make: Callable[[], Sequence[np.ndarray]]
 ) -> Sequence[np.ndarray]:
-    """The arrays of `make`, kept as `NAME.npy` and mapped into memory; the last is written last."""
+    """The arrays of `make`, kept as `NAME.npy` and mapped into memory; the last is written last.
+
+    Without a folder nothing is kept.
+    """
+    if folder is None:
+        return make()
     paths = [folder / f"{name}.npy" for name in names]
     if not paths[-1].exists():
         for path, array in zip(paths, make(), strict=True):

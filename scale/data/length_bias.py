@@ -19,10 +19,9 @@ def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndar
 
     Source: section 6.1.
     """
-    complete = [True] * len(rows)
-    ids = [tokenizer.responses_ids([row[field] for row in rows], complete) for field in SIDES]
-    lengths = [[len(one) for one in pair] for pair in zip(*ids, strict=True)]
-    chosen, rejected = np.array(lengths).T
+    complete, texts = [True] * len(rows), [[row[field] for row in rows] for field in SIDES]
+    ids = [tokenizer.responses_ids(column, complete) for column in texts]
+    chosen, rejected = np.array([list(map(len, column)) for column in ids])
     return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)
 
 

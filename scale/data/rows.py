@@ -61,6 +61,11 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
     return rows
 
 
+def place(source: str, number: int) -> str:
+    """The n-th row of a file: `FILE:LINE`, or `FILE: row N` where rows are no lines."""
+    return f"{source}:{number}" if source.endswith(LINES) else f"{source}: row {number}"
+
+
 def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
     """Write rows as Parquet, whole or not at all.
 
@@ -157,12 +162,12 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row as the file has it, after its place: `FILE:LINE` or `FILE: row N`."""
+    """Each row as the file has it, after its place."""
     if path.name.endswith(LINES):
         return _json_records(path)
     if path.suffix == ".parquet":
         rows = _parquet(path, _rows_of_parquet)
-        return ((f"{path}: row {i}", row) for i, row in enumerate(rows, 1))
+        return ((place(str(path), i), row) for i, row in enumerate(rows, 1))
     raise InputError(
         f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines), these with .gz, and "
         ".parquet"
@@ -178,7 +183,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
         raise InputError(f"{path}: cannot read the file: {reason}") from error
     data = data.removeprefix(codecs.BOM_UTF8).rstrip()
     for i, line in enumerate(data.split(b"\n") if data else [], 1):
-        yield f"{path}:{i}", _json_object(f"{path}:{i}", line)
+        yield place(str(path), i), _json_object(place(str(path), i), line)
 
 
 def _json_object(place: str, line: bytes) -> Row:

@@ -51,16 +51,17 @@ def open_weights(path: Path) -> Weights:
 
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a folder: one, or those of its index."""
-    files, single = [path / SINGLE], path / SINGLE
+    files = [path / SINGLE]
     if (path / INDEX).exists():
         names = set(read_json_object(path / INDEX).get("weight_map", {}).values())
         shards = [path / Path(name).name for name in sorted(names)]
-        whole = single.exists() and not all(shard.exists() for shard in shards)
-        if single.exists() and not whole and shards != [single]:
+        if not files[0].exists():
+            files = shards
+        elif shards != files and all(shard.exists() for shard in shards):
             raise InputError(
-                f"{single}: and {INDEX} with its files are both here; remove one of the two models"
+                f"{files[0]}: and {INDEX} with its files are both here; remove one of the two "
+                "models"
             )
-        files = files if whole else shards
     for file in files:
         if not file.exists():
             raise InputError(

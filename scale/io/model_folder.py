@@ -139,9 +139,9 @@ def is_ours(path: Path) -> bool:
 
 def is_pretrained(path: Path) -> bool:
     """Whether a path means another program's model: a GGUF file or a Hugging Face folder."""
-    if located(path).is_file():
-        return True
     path = located(path)
+    if path.is_file():
+        return True
     config = path / CONFIG
     ours = is_ours(path) or not config.exists() or "num_reward_models" in read_json_object(config)
     return not ours

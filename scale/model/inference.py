@@ -1,6 +1,6 @@
 """Trained models over rows: samples, log-probabilities, rewards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,16 +80,15 @@ def generate(
         )  # fmt: skip
         return to_host((samples.tokens, samples.complete))
 
-    found: list[list[Sampled]] = []
+    sampled: list[list[Sampled]] = []
     for i in track(range(0, total, size), label):
-        tokens, complete = kept(
-            cache, f"sampled-{i}", ("tokens", "complete"), partial(sampled_at, i)
-        )
-        found += [
+        folder = cache and cache / f"sampled-{i}"
+        tokens, complete = cached(folder, ("tokens", "complete"), partial(sampled_at, i))
+        sampled += [
             [as_sampled(tokenizer, ids, bool(done)) for ids, done in zip(*row, strict=True)]
             for row in zip(tokens[:size], complete[:size], strict=True)
         ]
-    return found[:total]
+    return sampled[:total]
 
 
 def as_sampled(tokenizer: Tokenizer, ids: np.ndarray, complete: bool) -> Sampled:
@@ -99,24 +98,14 @@ def as_sampled(tokenizer: Tokenizer, ids: np.ndarray, complete: bool) -> Sampled
     return Sampled(tokenizer.decode(own[: length - complete]), complete, own)
 
 
-def kept(
-    cache: Path | None,
-    name: str,
-    arrays: Sequence[str],
-    make: Callable[[], Sequence[np.ndarray]],
-) -> Sequence[np.ndarray]:
-    """The arrays of `make`, read from the cache where an earlier run wrote them."""
-    return cached(cache / name, arrays, make) if cache else make()
-
-
 def sequence_logps(model: Transformer, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
     """log pi(y | x) of the responses [N, n], nats."""
     return over_batches(jitted_logps, model, inputs, "log-probabilities", cache)
 
 
-def rewards(models: RewardModel, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
+def rewards(models: RewardModel, inputs: Inputs) -> np.ndarray:
     """The rewards of the responses by K stacked reward models [N, n, K]."""
-    return over_batches(jitted_rewards, models, inputs, "rewards", cache)
+    return over_batches(jitted_rewards, models, inputs, "rewards")
 
 
 def over_batches(
@@ -151,8 +140,8 @@ def over_batches(
         return [np.concatenate(outputs)]
 
     starts = range(0, total, block)
-    blocks = [
-        kept(cache, f"{label}-{start}-{block}", ("values",), partial(results, start))[0]
-        for start in (track(starts, label) if len(starts) > 1 else starts)
-    ]
+    blocks: list[np.ndarray] = []
+    for start in track(starts, label) if len(starts) > 1 else starts:
+        folder = cache and cache / f"{label}-{start}-{block}"
+        blocks += cached(folder, ("values",), partial(results, start))
     return np.concatenate(blocks)[:total]

@@ -117,12 +117,12 @@ class Score(Stage):
         """Rows with pi_ref's log-probabilities, and a sample of it, as columns."""
         source, cache = str(self.data), self.out / TOKENS
         source += ", after the rewards" if self.rewards else ""
-        recorded = provenance(self.data).get("model")
-        if recorded not in (None, reference.hashes["model"]):
+        recorded = provenance(self.data)
+        if recorded.get("model", reference.hashes["model"]) != reference.hashes["model"]:
             console.print("  the samples and log-probabilities of another model are dropped")
             rows = [{k: v for k, v in row.items() if not k.startswith("ref_")} for row in rows]
         fields = (*SIDES, "ref_sample") if self.reads_samples else SIDES
-        if provenance(self.data).get("tokenizer") != reference.hashes["tokenizer"]:
+        if recorded.get("tokenizer") != reference.hashes["tokenizer"]:
             rows = [{k: v for k, v in row.items() if k != "ref_sample_ids"} for row in rows]
         if self.reads_samples and "ref_sample" not in rows[0]:
             rows, source = with_samples(reference, rows, self.limits, self.seed, source, cache), ""

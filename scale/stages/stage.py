@@ -61,7 +61,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     refuse_foreign(stage.out)
     path, record = stage.out / "stage.json", describe(stage)
     resumes = path.exists()
-    old = read_json_object(path) if path.exists() else record
+    old = read_json_object(path) if resumes else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)

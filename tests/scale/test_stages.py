@@ -447,17 +447,17 @@ def test_score_goes_on_where_it_was(chain, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "BLOCK", 8)
     computed, most = [], [3]
 
-    def stopping(cache, name, arrays, make):
+    def stopping(folder, names, make):
         def count():
             if len(computed) == most[0]:
                 raise KeyboardInterrupt
-            computed.append(name)
+            computed.append(folder)
             return make()
 
-        return kept(cache, name, arrays, count)
+        return cached(folder, names, count)
 
-    kept = inference.kept
-    monkeypatch.setattr(inference, "kept", stopping)
+    cached = inference.cached
+    monkeypatch.setattr(inference, "cached", stopping)
     options = {"data": chain.data, "reference": chain.folder / "sft", "limits": LIMITS}
     for most[0] in (3, 7):
         with pytest.raises(KeyboardInterrupt):
