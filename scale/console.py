@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 IN_A_TERMINAL, IN_A_FILE = 2.0, 30.0  # seconds between two looks at how a run goes
 
@@ -71,7 +72,7 @@ def lines(items: Sequence[Any], label: str, start: int, status: Callable[[], str
             spent = now - began
             times = f"{clock(spent)}, eta {clock(spent / done * left)}"
             line = f"{label} {start + done}/{start + len(items)}, {times}  {status()}"
-            console.print(line.rstrip(), markup=False, soft_wrap=True)
+            console.print(line.rstrip(), markup=False)
             printed = now
 
 
@@ -82,3 +83,12 @@ def clock(seconds: float) -> str:
 def quiet() -> None:
     """Print nothing from this process: a worker's parent shows the progress."""
     console.quiet = True
+
+
+def shown(value: Any) -> str:
+    """A finding as text on one line: numbers to four digits, lists and tables without brackets."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {shown(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple | np.ndarray):
+        return ", ".join(map(shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

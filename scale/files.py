@@ -1,6 +1,7 @@
 """Files of the host: written whole or not at all, and known by a hash of their contents."""
 
 import csv
+import glob
 import hashlib
 import json
 import os
@@ -79,6 +80,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
+
+
+def matching(path: Path) -> list[Path]:
+    """The files that a path means, in order: itself, or those that match it as a pattern
+    (`shards/*.parquet`); none where there is neither."""
+    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
 def fingerprint(*paths: Path) -> str:

@@ -35,9 +35,11 @@ from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.stages.stage import Stage, execute
 from scale.stages.sweep import Sweep
+from scale.tune.command import Tune
 
 PROG = "python -m scale.run"
 COMMANDS: dict[str, Any] = {
+    "tune": Tune,
     "paper": Paper,
     "corpus": Corpus,
     "sft": Sft,
@@ -90,12 +92,12 @@ def main() -> None:
         start(command)
     except (InputError, FloatingPointError, MemoryError, BrokenProcessPool, OSError) as error:
         console.quiet = False  # also in a process that does not print otherwise
-        console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"error: {error}", style="bold red", markup=False)
         sys.exit(2)
     except KeyboardInterrupt:
         if isinstance(command, Stage):
             message = f"stopped; the same command resumes {command.out}"
-            console.print(message, markup=False, soft_wrap=True)
+            console.print(message, markup=False)
         sys.exit(130)
 
 

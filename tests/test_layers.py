@@ -120,7 +120,7 @@ def test_scale_has_no_loss_formula(path):
 
 
 ROOMS = (  # from the bottom up: a room imports from its own and from those before it
-    "errors console files memory statistics",
+    "errors console files health memory statistics templates",
     "parallel",
     "data",
     "model",
@@ -128,6 +128,7 @@ ROOMS = (  # from the bottom up: a room imports from its own and from those befo
     "train",
     "stages",
     "paper plan",
+    "tune",
     "run",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms.split()}

@@ -23,8 +23,8 @@ from scale.files import atomic, write_csv
 from scale.paper.claims import Verdict
 from scale.paper.comparisons import SIGNIFICANT
 from scale.paper.figures import figure2
-from scale.paper.templates import load_template
 from scale.statistics import student_interval
+from scale.templates import load_template
 
 PAIRS = (
     ("d-dpo", "dpo"), ("e-dpo", "d-dpo"), ("p-dpo", "dpo"), ("dp-dpo", "d-dpo"), ("hull", "e-dpo"),

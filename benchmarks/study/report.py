@@ -11,7 +11,7 @@ from scale.files import atomic, read_csv, write_csv
 from scale.paper import figures
 from scale.paper.comparisons import SIGNIFICANT, SUMMARY, summary
 from scale.paper.report import STUDY, points_of
-from scale.paper.templates import load_template
+from scale.templates import load_template
 
 FIGURE = "study.png"
 TEMPLATE = Path(__file__).parent / "study.md.jinja"

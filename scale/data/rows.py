@@ -30,15 +30,22 @@ from scale.data.formats import (
     type_name,
 )
 from scale.errors import InputError
-from scale.files import atomic
+from scale.files import atomic, matching
+
+COMMON = ("ref_sample", *LOGPS)  # columns that all rows have, or none
 
 
-def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -> list[Row]:
+def read(
+    path: Path,
+    need: tuple[str, ...] = ("prompt", "chosen", "rejected"),
+    refused: list[str] | None = None,
+) -> list[Row]:
     """The rows of a file in its order, each in the one form that `scale.data.formats` describes.
 
     Args:
-        path: A JSONL (`.jsonl`, `.json`) or Parquet file.
+        path: A JSONL (`.jsonl`, `.json`) or Parquet file, or a pattern of such files.
         need: Fields that every row must have. A `completion` that the file lacks is its `chosen`.
+        refused: Where the errors of rows go, which are then left out. Default: the first is raised.
 
     Returns:
         The rows. A `rejected` may be empty: HH has such rows, and to say nothing is a bad reply.
@@ -48,17 +55,42 @@ def read(path: Path, need: tuple[str, ...] = ("prompt", "chosen", "rejected")) -
             or differs from the first row in its format, in its number of scores or in which columns
             of pi_ref it has.
     """
+    rows: list[Row] = []
+    first: tuple[str, dict[str, str]] | None = None
     records = list(_records(path))
     if not records:
         raise InputError(f"{path}: the file has no rows")
-    places = [place for place, _ in records]
-    rows = [_parsed(place, record, need) for place, record in records]
-    _check_alike(places, "mixed formats", [format_name(record) for _, record in records])
-    _check_alike(places, f"field {SCORES[0]!r}", [score_width(row.get(SCORES[0])) for row in rows])
-    for name in ("ref_sample", *LOGPS):
-        held = ["a value" if name in row else "no value" for row in rows]
-        _check_alike(places, f"field {name!r}", held)
+    for where, record in records:
+        try:
+            record = _json_object(where, record) if isinstance(record, bytes) else record
+            row = _parsed(where, record, need)
+            traits = _traits(record, row)
+            first = first or (where, traits)
+            _check_alike(where, traits, *first)
+        except InputError as error:
+            if refused is None:
+                raise
+            refused.append(str(error))
+        else:
+            rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no row can be used; {(refused or [''])[0]}")
     return rows
+
+
+def _traits(record: Row, row: Row) -> dict[str, str]:
+    """What all rows of a file must have in common."""
+    columns = {f"field {n!r}": "a value" if n in row else "no value" for n in COMMON}
+    width = {f"field {SCORES[0]!r}": score_width(row.get(SCORES[0]))}
+    return {"mixed formats": format_name(record)} | width | columns
+
+
+def _check_alike(
+    where: str, traits: dict[str, str], first: str, expected: dict[str, str]
+) -> None:
+    for name, value in traits.items():
+        if value != expected[name]:
+            raise InputError(f"{where}: {name}: {value}, but {first} has {expected[name]}")
 
 
 def place(source: str, number: int) -> str:
@@ -87,11 +119,25 @@ def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
 
 
 def provenance(path: Path) -> dict[str, str]:
-    """The provenance that `write` stored; empty for JSONL and for the Parquet of other programs."""
+    """The provenance that `write` stored; empty for JSONL and for the Parquet of other programs.
+
+    Of several files it is what all record alike.
+    """
+    records = [_provenance(file) for file in matching(path)]
+    alike = [set(record.items()) for record in records]
+    return dict(set.intersection(*alike)) if alike else {}
+
+
+def _provenance(path: Path) -> dict[str, str]:
     if path.suffix != ".parquet":
         return {}
     metadata = _parquet(path, pq.read_schema).metadata or {}
-    return json.loads(metadata.get(b"provenance", b"{}"))
+    try:
+        record = json.loads(metadata.get(b"provenance", b"{}"))
+    except ValueError:
+        return {}
+    is_ours = isinstance(record, dict) and all(isinstance(x, str) for x in record.values())
+    return record if is_ours else {}
 
 
 def require(path: Path, expected: dict[str, str]) -> None:
@@ -104,14 +150,15 @@ def require(path: Path, expected: dict[str, str]) -> None:
     Raises:
         InputError: Some values differ; the message names them.
     """
-    recorded = provenance(path)
-    faults = [
-        f"columns were computed with {key} {recorded[key]}; this run has {value}"
-        for key, value in expected.items()
-        if recorded.get(key, value) != value
-    ]
-    if faults:
-        raise InputError(f"{path}: " + "; ".join(faults))
+    for file in matching(path):
+        recorded = _provenance(file)
+        faults = [
+            f"columns were computed with {key} {recorded[key]}; this run has {value}"
+            for key, value in expected.items()
+            if recorded.get(key, value) != value
+        ]
+        if faults:
+            raise InputError(f"{file}: " + "; ".join(faults))
 
 
 def split(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, list[Row]]:
@@ -161,10 +208,15 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
         ) from error
 
 
-def _records(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row as the file has it, after its place."""
+def _records(path: Path) -> Iterator[tuple[str, Row | bytes]]:
+    """Each row as the files have it, after its place: a line of JSON, or the values of a row."""
+    for file in matching(path) or [path]:
+        yield from _records_of_file(file)
+
+
+def _records_of_file(path: Path) -> Iterator[tuple[str, Row | bytes]]:
     if path.name.endswith(LINES):
-        return _json_records(path)
+        return _lines(path)
     if path.suffix == ".parquet":
         rows = _parquet(path, _rows_of_parquet)
         return ((place(str(path), i), row) for i, row in enumerate(rows, 1))
@@ -174,7 +226,7 @@ def _records(path: Path) -> Iterator[tuple[str, Row]]:
     )
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
@@ -183,7 +235,7 @@ def _json_records(path: Path) -> Iterator[tuple[str, Row]]:
         raise InputError(f"{path}: cannot read the file: {reason}") from error
     data = data.removeprefix(codecs.BOM_UTF8).rstrip()
     for i, line in enumerate(data.split(b"\n") if data else [], 1):
-        yield place(str(path), i), _json_object(place(str(path), i), line)
+        yield place(str(path), i), line
 
 
 def _json_object(place: str, line: bytes) -> Row:
@@ -236,7 +288,3 @@ def _parsed(place: str, record: Row, need: tuple[str, ...]) -> Row:
         raise InputError(f"{place}: {error}") from error
 
 
-def _check_alike(places: list[str], what: str, values: list[str]) -> None:
-    for place, value in zip(places, values, strict=True):
-        if value != values[0]:
-            raise InputError(f"{place}: {what}: {value}, but {places[0]} has {values[0]}")

@@ -19,7 +19,7 @@ from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
-from scale.files import fingerprint, read_json, read_json_object, write_json
+from scale.files import fingerprint, matching, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.hub import downloaded
 from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
@@ -114,6 +114,13 @@ def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     return _load(path, runtime, reward=True)
 
 
+def config_of(path: Path) -> ModelConfig:
+    """The shape of a model, ours or another program's; its weights are not read."""
+    if is_pretrained(path):
+        return pretrained(located(path))[0].config
+    return _config(read_json_object(path / CONFIG)["model"])
+
+
 def tokenizer_of(path: Path) -> Tokenizer:
     """The tokenizer of a model, ours or another program's."""
     return pretrained(located(path))[1] if is_pretrained(path) else load_tokenizer(path)
@@ -124,7 +131,7 @@ def identity(path: Path) -> str:
     path = located(path)
     if path.is_dir() and is_pretrained(path):
         return fingerprint(*present(path, (*MODEL_FILES, *TOKENIZER_FILES)))
-    return fingerprint(path)
+    return fingerprint(*matching(path))
 
 
 def present(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -68,7 +68,8 @@ def generate(
         The n samples of each prompt.
     """
     inputs, runtime, key = prompts.all.inputs, model.runtime, jax.random.key(seed)
-    total, size = len(inputs.tokens), max(1, ROWS * 4 // n)
+    total = len(inputs.tokens)
+    size = min(max(1, ROWS * 4 // n), total)
     padded = round_up(size, runtime.batch_shards)
 
     def sampled_at(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +129,7 @@ def over_batches(
         The results of all rows.
     """
     total, runtime = len(inputs.tokens), runtime_of(model)
-    size = round_up(ROWS, runtime.batch_shards)
+    size = round_up(min(ROWS, total), runtime.batch_shards)
     block = round_up(BLOCK, size)
 
     def results(start: int) -> list[np.ndarray]:

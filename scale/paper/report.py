@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from scale.console import shown
 from scale.data.village import assess, read_page
 from scale.files import atomic, read_csv
 from scale.paper import claims, comparisons, figures
@@ -15,7 +16,7 @@ from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Cells, Comparison, K
 from scale.paper.contents import contents, sampled_texts
 from scale.paper.figures import Point
 from scale.paper.results import Outcome
-from scale.paper.templates import load_template
+from scale.templates import load_template
 
 NUM_PROMPTS = 4
 STUDY = Path(__file__).parent / "study.csv"
@@ -57,9 +58,7 @@ def write_report(
         **ensemble(weights, length_biases),
         **samples(cells, completions, has_truth),
     }
-    text = load_template(
-        TEMPLATE, g="{:g}".format, shown=shown, cut=cut, escape=escape, wins=wins
-    ).render(context)
+    text = load_template(TEMPLATE, g="{:g}".format, shown=shown, wins=wins).render(context)
     with atomic(out / "report.md") as temporary:
         temporary.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
 
@@ -176,24 +175,6 @@ def samples(cells: Cells, completions: dict[str, str], has_truth: bool) -> dict[
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
     """A prompt as one text: the key of `completions`."""
     return prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
-
-
-def shown(value: Any) -> str:
-    """A finding as text: numbers to four digits, lists and tables on one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {shown(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple | np.ndarray):
-        return ", ".join(map(shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
-
-
-def cut(text: str, length: int = 300) -> str:
-    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
-
-
-def escape(text: str) -> str:
-    """One line that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
 
 
 def terminal_table(rows: Sequence[dict[str, Any]]) -> Table:

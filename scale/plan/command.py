@@ -89,7 +89,7 @@ def show(figures: dict[str, Any]) -> None:
         "times": _listed(figures["seconds"], 1.0, ".3f"),
     })
     for line in text.splitlines():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False)
 
 
 def _listed(values: dict[str, Any], unit: float, digits: str) -> str:

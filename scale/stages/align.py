@@ -1,7 +1,7 @@
 """`align`: train a policy on scored preference pairs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,12 +11,14 @@ import numpy as np
 import tyro
 
 from minipref.batch import Batch
+from minipref.losses import preference_loss
 from minipref.methods import METHODS, Method
 from minipref.training import Hyperparameters
 from scale.data.dataset import REF_LOGPS, Dataset, Limits, limits_text, read_targets
 from scale.data.formats import SIDES
 from scale.data.rows import read, require
 from scale.errors import InputError
+from scale.health import as_findings, policy_signs
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import sequence_logps
@@ -25,7 +27,7 @@ from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.stage import TOKENS, Stage
 from scale.train.batches import plan_batches
 from scale.train.loop import EvalFn, TrainingConfig, train
-from scale.train.metrics import LoggerName
+from scale.train.metrics import LoggerName, logged
 from scale.train.optimizer import OptimizerConfig
 from scale.train.steps import policy_step, start_state
 
@@ -35,6 +37,7 @@ else:
     MethodName = Literal[tuple(METHODS)]
 MONITORED = (*SIDES, "ref_sample")
 MONITORED_ROWS = 128
+HELD_OUT = ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ class Align(Alignment):
     """KL weight at the first and the last step. Default: the method's own."""
     validation: Path | None = None
     """Scored rows that are not trained on: their log-probs and KL over training go to the log."""
+    every: int = 50
+    """Steps between two checkpoints, and between two looks at --validation."""
     snapshots: int = 0
     """Also keep the policy at this many steps before the last, in `step-N/`: at steps 1, 4, 9, ...
     times steps / (snapshots + 1)^2."""
@@ -96,10 +101,18 @@ class Align(Alignment):
         return self.gamma or self.row.gamma or (0.0, 0.0)
 
     def run(self) -> dict[str, Any]:
-        require_steps(self.snapshots, self.training.steps)
         policy, dataset, validation = self.load()
+        run = replace(self, training=self.training.for_rows(len(dataset)))
+        return run.fit(policy, dataset, validation)
+
+    def fit(
+        self, policy: ModelFolder, dataset: Dataset, validation: Batch | None
+    ) -> dict[str, Any]:
+        """Train and save the policy; returns the findings."""
+        require_steps(self.snapshots, self.training.steps)
         batches = plan_batches(dataset, self.training, policy.model, self.shape_seeds)
         throughput = batches.throughput(policy.model)
+        signs_fn = partial(policy_signs, beta=self.beta_value)
         model = train(
             partial(policy_step, self.method, self.optimizer, self.training.schedule),
             self.start(policy.model),
@@ -108,13 +121,17 @@ class Align(Alignment):
             self.out,
             f"{self.method}, beta {self.beta_value:g}",
             eval_fn=self.eval_fn(policy, validation),
+            signs_fn=signs_fn,
+            every=self.every,
             also=snapshot_steps(self.training.steps, self.snapshots),
             record=self.record,
             loggers=self.log,
             throughput=throughput,
         )
         model_folder.save(self.out, model, policy.config, policy.tokenizer)
-        return {"pairs": len(dataset)} | batches.findings
+        signs = signs_fn(logged(self.out / "metrics.jsonl"))
+        findings = {"pairs": len(dataset), "pairs seen": batches.rows.size} | batches.findings
+        return findings | as_findings(signs)
 
     def start(self, model: Transformer) -> Any:
         beta, gamma = (jnp.asarray(x, jnp.float32) for x in (self.beta_value, self.gamma_values))
@@ -178,9 +195,29 @@ class Align(Alignment):
             if step in steps:
                 folder = self.out / f"step-{step}"
                 model_folder.save(folder, model, policy.config, policy.tokenizer)
-            return validation_metrics(model, validation) if validation else {}
+            progress = step / self.training.steps
+            return self.validate(model, validation, progress) if validation else {}
 
         return eval_fn
+
+
+    def validate(self, model: Transformer, batch: Batch, progress: float) -> dict[str, float]:
+        """The metrics on held-out rows; their loss where they have what the method reads.
+
+        KL is the forward one to pi_ref, estimated at its samples (nats).
+        """
+        logps = sequence_logps(model, batch.inputs)
+        rewards = np.moveaxis(np.asarray(batch.targets.rewards), 2, 0)
+        has_loss = self.row.rewards == "none" or len(rewards) > 0
+        options: dict[str, Any] = {"beta": self.beta_value, "progress": progress}
+        if self.row.rewards != "none" and has_loss:
+            options["rewards"] = rewards
+        if self.row.gamma is not None and has_loss:
+            options["gamma"] = self.gamma_values
+        method = self.method if has_loss else "dpo"  # whose metrics need no rewards
+        loss, metrics = preference_loss(method, logps, batch.targets.ref_logps, **options)
+        values = {name: metrics[name] for name in HELD_OUT} | ({"loss": loss} if has_loss else {})
+        return {f"validation/{name}": float(value) for name, value in values.items()}
 
 
 def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
@@ -202,16 +239,3 @@ def require_steps(snapshots: int, steps: int) -> None:
 def snapshot_steps(steps: int, snapshots: int) -> list[int]:
     """1, 4, 9, ... times a step, all before the last; a policy moves fast at first."""
     return [i**2 * (steps // (snapshots + 1) ** 2) for i in range(1, snapshots + 1)]
-
-
-def validation_metrics(model: Transformer, batch: Batch) -> dict[str, float]:
-    """Held-out log-probs of chosen and rejected, the sampled forward KL to pi_ref (nats), and the
-    share of pairs whose chosen response has the higher implicit reward."""
-    logps = sequence_logps(model, batch.inputs)
-    ratios = logps - np.asarray(batch.targets.ref_logps)
-    return {
-        "validation/rewards/accuracies": float((ratios[:, 0] > ratios[:, 1]).mean()),
-        "validation/logps/chosen": float(logps[:, 0].mean()),
-        "validation/logps/rejected": float(logps[:, 1].mean()),
-        "validation/kl": float(-ratios[:, 2].mean()),
-    }

@@ -11,14 +11,14 @@ from scale.errors import InputError
 SMALLEST, LARGEST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 AT_LEAST_ONE = """
-    steps batch_size num_reward_models n seeds samples size pages pairs prompts prompt response
-    num_layers num_heads num_kv_heads head_dim d_model d_ff vocab_size max_seq_len data tensor
-    tokens slices mesh batch
+    steps batch_size num_reward_models reward_models n seeds samples size pages pairs prompts rows
+    every prompt response num_layers num_heads num_kv_heads head_dim d_model d_ff vocab_size
+    max_seq_len data tensor tokens slices mesh batch
 """
 AT_LEAST_ZERO = """
     warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process workers norm_eps
 """
-ABOVE_ZERO = "learning_rate learning_rates beta betas rope_base"
+ABOVE_ZERO = "epochs learning_rate learning_rates beta betas rope_base"
 WITHIN_ZERO_AND_ONE = "end_lr_ratio rho rhos length_biases validation test"
 
 BOUNDS: dict[str, tuple[float, float]] = {

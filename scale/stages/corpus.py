@@ -1,13 +1,17 @@
 """`corpus`: rows split by prompt into train, validation and test."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scale.console import console
 from scale.data.docstrings import docstrings
+from scale.data.formats import SIDES
 from scale.data.rows import Row, read, split, write
 from scale.data.village import NUM_ROWS, village
 from scale.errors import InputError
+from scale.files import atomic
 from scale.stages.stage import Stage
 
 
@@ -16,7 +20,13 @@ class Corpus(Stage):
     """Split rows by prompt into train, validation and test."""
 
     data: Path | None = None
-    """Rows with `prompt` and `completion`, or preference rows. Default: those of --source."""
+    """Rows with `prompt` and `completion`, or preference rows: a file, or a pattern such as
+    'shards/*.parquet'. Default: those of --source."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What happens to a row that cannot be used: the command stops, or the row is left out and
+    listed in `bad_rows.txt`."""
+    rows: int | None = None
+    """Only the first so many rows of --data. Default: all."""
     source: Literal["village", "docstrings"] = "village"
     """Rows that need no file: a generated village, whose summaries have a true reward, or the
     docstrings of the installed packages."""
@@ -32,7 +42,7 @@ class Corpus(Stage):
     def run(self) -> dict[str, Any]:
         if self.validation + self.test >= 1:
             raise InputError("--validation and --test: they must leave some prompts to train on")
-        rows = self.rows()
+        rows = self.read()
         train = 1 - self.validation - self.test
         shares = {"train": train, "validation": self.validation, "test": self.test}
         parts = split(rows, shares, self.seed)
@@ -42,9 +52,28 @@ class Corpus(Stage):
                 raise InputError(f"--data {self.data}: {len(rows)} rows are too few for {share}")
         for name, part in parts.items():
             write(self.out / f"{name}.parquet", part, {})
-        return {name: len(part) for name, part in parts.items()}
+        findings = {name: len(part) for name, part in parts.items()}
+        return findings | duplicates(rows)
 
-    def rows(self) -> list[Row]:
-        if self.data:
-            return read(self.data, need=("prompt", "completion"))
-        return village(self.pages, self.seed) if self.source == "village" else docstrings()
+    def read(self) -> list[Row]:
+        if not self.data:
+            return village(self.pages, self.seed) if self.source == "village" else docstrings()
+        refused: list[str] | None = [] if self.bad_rows == "skip" else None
+        rows = read(self.data, need=("prompt", "completion"), refused=refused)
+        if refused:
+            with atomic(self.out / "bad_rows.txt") as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in refused), encoding="utf-8")
+            console.print(f"  {len(refused)} bad rows: {self.out / 'bad_rows.txt'}", markup=False)
+        return rows[: self.rows]
+
+
+def duplicates(rows: list[Row]) -> dict[str, int]:
+    """How many pairs stand there again, and how many with their labels exchanged."""
+    pairs = [row for row in rows if "rejected" in row]
+    keys = [[json.dumps([row["prompt"], row[side]]) for side in SIDES] for row in pairs]
+    seen = {(chosen, rejected) for chosen, rejected in keys}
+    counts = {
+        "duplicate pairs": len(keys) - len(seen),
+        "pairs labelled both ways": sum((b, a) in seen for a, b in seen) // 2,
+    }
+    return {name: count for name, count in counts.items() if count}

@@ -6,25 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
+from scale.console import console
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
 from scale.errors import InputError
+from scale.health import Signs, as_findings, sample_signs
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
+from scale.stages.chat_judge import ChatJudge
 from scale.stages.judge import Judge, load_judge
-from scale.stages.stage import Stage
+from scale.stages.stage import TOKENS, Stage
 from scale.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Compare samples of policies with samples of pi_ref under a judge.
+    """Compare samples of policies with samples of pi_ref under one judge or two.
 
     `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean
-    reward of pi_ref, shares of wins, ties and losses, KL, tokens, the samples and those of pi_ref.
+    reward of pi_ref, shares of wins, ties and losses (these with --rewards), KL, tokens, the
+    samples and those of pi_ref.
     """
 
     data: Path
@@ -33,9 +38,17 @@ class Evaluate(Stage):
     """The policies: folders of ours or of Hugging Face's, .gguf files, or smollm2."""
     reference: Path
     """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
-    rewards: Path
-    """The judge: a folder of reward models that no policy distilled (their mean reward), or
-    `village` for the true reward of its summaries."""
+    rewards: Path | None = None
+    """A judge by numbers: a folder of reward models that no policy distilled (their mean reward),
+    or `village` for the true reward of its summaries."""
+    judge: str | None = None
+    """A judge of pairs, as in section 6.3: the URL of an OpenAI-compatible endpoint, such as
+    http://localhost:8000/v1 (extra `judge`; the key is that of OPENAI_API_KEY). It compares first
+    samples, each pair in both orders."""
+    judge_model: str | None = None
+    """The name of the model at --judge."""
+    baseline: Path | None = None
+    """One of --policies, for instance DPO's: --judge compares the others with it, too."""
     n: int = 2
     """Samples of each prompt."""
     seed: int = 0
@@ -46,74 +59,120 @@ class Evaluate(Stage):
     """Devices, memory and precision."""
 
     def run(self) -> dict[str, Any]:
-        if not self.policies:
-            raise InputError("--policies: name at least one folder")
+        chat = self.check()
         runtime = make_runtime(self.runtime)
         reference = model_folder.load_policy(self.reference, runtime)
-        judge = load_judge(self.rewards, runtime)
+        judge = load_judge(self.rewards, runtime) if self.rewards else None
         prompts = read(self.data, need=("prompt",))
-        judge.check_prompts(prompts, str(self.data))
-        baseline = self.outcomes(reference, reference, judge, prompts, self.seed)
-        tables = []
+        if judge:
+            judge.check_prompts(prompts, str(self.data))
+        baseline = self.outcomes(reference, judge, prompts, self.seed, "reference")
+        tables: list[list[dict[str, Any]]] = []
+        warnings: Signs = {}
         for i, path in enumerate(self.policies):
             policy = model_folder.load_policy(path, runtime)
-            outcomes = self.outcomes(policy, reference, judge, prompts, self.seed + 1)
+            outcomes = self.outcomes(policy, judge, prompts, self.seed + 1, str(i))
+            outcomes["kl"] = self.kls(policy, reference, outcomes["sampled"])
             tables.append(per_prompt(i, outcomes, baseline))
+            signs = sample_signs(path.name, outcomes["ids"], baseline["ids"])
+            warnings |= {f"{path}, {name}": sentence for name, sentence in signs.items()}
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
-        return {"policies": [summary(table) for table in tables]}
+        findings: dict[str, Any] = {"policies": [summary(table) for table in tables]}
+        if chat:
+            findings["judged pairs"] = self.judged(chat, tables)
+        return findings | as_findings(warnings)
+
+    def check(self) -> ChatJudge | None:
+        """The judge of pairs, if there is one, which answers; refuse options that do not fit."""
+        if not self.policies:
+            raise InputError("--policies: name at least one folder")
+        if not (self.rewards or self.judge):
+            raise InputError("evaluate needs --rewards, --judge or both")
+        if bool(self.judge) != bool(self.judge_model):
+            raise InputError("--judge and --judge-model: name both")
+        if self.baseline and (self.baseline not in self.policies or not self.judge):
+            raise InputError("--baseline: it is one of --policies, for --judge")
+        if not (self.judge and self.judge_model):
+            return None
+        chat = ChatJudge(self.judge, self.judge_model, self.out / "judge.jsonl")
+        chat.check()
+        return chat
+
+    def judged(
+        self, chat: ChatJudge, tables: list[list[dict[str, Any]]]
+    ) -> dict[str, dict[str, Any]]:
+        """What the judge of pairs says: each policy against pi_ref, and against the baseline."""
+        verdicts = {}
+        by_path = dict(zip(self.policies, tables, strict=True))
+        for path, rows in by_path.items():
+            prompts, own = [row["prompt"] for row in rows], first(rows, "samples")
+            theirs = {"pi_ref": first(rows, "reference_samples")}
+            if self.baseline and path != self.baseline:
+                theirs[str(self.baseline)] = first(by_path[self.baseline], "samples")
+            for name, others in theirs.items():
+                verdicts[f"{path} against {name}"] = chat.compare(prompts, own, others)
+        console.print(table_of(verdicts))
+        return verdicts
 
     def outcomes(
-        self,
-        policy: ModelFolder,
-        reference: ModelFolder,
-        judge: Judge,
-        rows: list[dict],
-        seed: int,
+        self, policy: ModelFolder, judge: Judge | None, rows: list[dict], seed: int, name: str
     ) -> dict[str, Any]:
-        """Rewards, KLs and lengths of samples [N, n] for the N kept prompts, and the texts."""
+        """Lengths and rewards of samples [N, n] for the N kept prompts, and the samples."""
         dataset = policy.make_dataset(rows, [], self.limits, str(self.data))
         samples = generate(
             policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
             seed=seed, temperature=1.0, label=f"sample {policy.path.name}",
+            cache=self.out / TOKENS / name,
         )  # fmt: skip
-        fields = [f"sample_{i}" for i in range(self.n)]
         sampled = []
         for row, drawn in zip(dataset.select(rows), samples, strict=True):
-            named = dict(zip(fields, drawn, strict=True))
+            named = dict(zip(self.fields, drawn, strict=True))
             texts = {name: sample.text for name, sample in named.items()}
             complete = {f"{name}_complete": sample.complete for name, sample in named.items()}
             sampled.append(row | texts | complete)
-        own, ref = (
-            folder.make_dataset(sampled, fields, self.limits).all.inputs
-            for folder in (policy, reference)
-        )
-        _, values = judge.rewards(sampled, fields, self.limits)
+        own = policy.make_dataset(sampled, self.fields, self.limits).all.inputs
         tokens = [(own.response_ids == i).sum(1) for i in range(self.n)]
+        rewards = judge and judge.rewards(sampled, self.fields, self.limits)[1].mean(-1)
         return {
-            "prompts": dataset.select(rows),
-            "texts": [[row[name] for name in fields] for row in sampled],
+            "sampled": sampled,
+            "texts": [[row[name] for name in self.fields] for row in sampled],
             "tokens": np.stack(tokens, axis=1),
-            "rewards": values.mean(-1),
-            "kl": sequence_logps(policy.model, own) - sequence_logps(reference.model, ref),
+            "ids": [sample.ids for drawn in samples for sample in drawn],
+            "rewards": rewards,
         }
+
+    @property
+    def fields(self) -> list[str]:
+        """The columns of the samples."""
+        return [f"sample_{i}" for i in range(self.n)]
+
+    def kls(self, policy: ModelFolder, reference: ModelFolder, sampled: list[dict]) -> np.ndarray:
+        """log pi - log pi_ref of the samples [N, n]."""
+        logps = [
+            sequence_logps(
+                folder.model, folder.make_dataset(sampled, self.fields, self.limits).all.inputs
+            )
+            for folder in (policy, reference)
+        ]
+        return logps[0] - logps[1]
 
 
 def per_prompt(
     policy: int, outcomes: dict[str, Any], baseline: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The rows of one policy; `baseline` are the outcomes of pi_ref."""
+    columns = {"kl": outcomes["kl"].mean(1), "tokens": outcomes["tokens"].mean(1)}
     ours, theirs = outcomes["rewards"], baseline["rewards"]
-    columns = {
-        "reward": ours.mean(1),
-        "reference_reward": theirs.mean(1),
-        "win": (ours > theirs).mean(1),
-        "tie": (ours == theirs).mean(1),
-        "loss": (ours < theirs).mean(1),
-        "kl": outcomes["kl"].mean(1),
-        "tokens": outcomes["tokens"].mean(1),
-    }
+    if ours is not None:
+        columns |= {
+            "reward": ours.mean(1),
+            "reference_reward": theirs.mean(1),
+            "win": (ours > theirs).mean(1),
+            "tie": (ours == theirs).mean(1),
+            "loss": (ours < theirs).mean(1),
+        }
     table = np.stack(list(columns.values()), axis=1).astype(float).tolist()
-    texts = zip(outcomes["prompts"], outcomes["texts"], baseline["texts"], strict=True)
+    texts = zip(outcomes["sampled"], outcomes["texts"], baseline["texts"], strict=True)
     return [
         {"policy": policy, "prompt": row["prompt"], "samples": own, "reference_samples": ref}
         | dict(zip(columns, values, strict=True))
@@ -123,8 +182,28 @@ def per_prompt(
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means over prompts; the advantage (reward minus pi_ref's) with its bootstrap interval."""
-    names = ("win", "tie", "loss", "kl", "tokens")
-    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    names = [n for n in ("win", "tie", "loss", "kl", "tokens") if n in rows[0]]
+    means: dict[str, float] = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    if "reward" not in rows[0]:
+        return means
     differences = np.array([row["reward"] - row["reference_reward"] for row in rows])
     low, high = bootstrap_interval(differences)
     return {"advantage": float(differences.mean()), "low": low, "high": high} | means
+
+
+def first(rows: Sequence[dict[str, Any]], column: str) -> list[str]:
+    """The first of each row's samples."""
+    return [row[column][0] for row in rows]
+
+
+def table_of(verdicts: dict[str, dict[str, Any]]) -> Table:
+    """Win, tie and loss in percent, with their intervals, as in Table 1."""
+    table = Table("", "win %", "tie %", "loss %", "pairs", "not usable", title="judged pairs")
+    for name, verdict in verdicts.items():
+        shares = [
+            "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * x for x in verdict[outcome]))
+            for outcome in ("win", "tie", "loss")
+        ]
+        unusable = verdict["refused"] + verdict["malformed"]
+        table.add_row(name, *shares, str(verdict["pairs"]), f"{unusable} answers")
+    return table

@@ -1,7 +1,7 @@
 """`reward`: train reward models on preference pairs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from scale.data.layout import BatchShape
 from scale.data.length_bias import largest, longer_side, longer_wins, subsample
 from scale.data.rows import read, split
 from scale.errors import InputError
+from scale.health import as_findings, reward_signs
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import rewards
@@ -95,9 +96,11 @@ class Reward(Stage):
         subsets = self.subsets(policy, dataset.select(rows))
         source = str(self.validation or f"{self.data}, held out")
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)
-        models = self.trained(policy, dataset, subsets)
+        run = replace(self, training=self.training.for_rows(len(subsets[0])))
+        models = run.trained(policy, dataset, subsets)
         model_folder.save(self.out, models, policy.config, policy.tokenizer, len(subsets))
-        findings = {"pairs of each reward model": len(subsets[0])}
+        seen = run.training.steps * run.training.batch_size
+        findings = {"pairs of each reward model": len(subsets[0]), "pairs seen by each": seen}
         return findings | accuracy(models, policy, validation, held_out)
 
     def parts(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -198,11 +201,12 @@ def accuracy(
     """Accuracy of each reward model on held-out rows, and that of picking the longer response."""
     values = rewards(models, dataset.all.inputs)
     margins = values[:, 0] - values[:, 1]
+    accuracies = [round(float(a), 4) for a in (margins > 0).mean(0)]
+    longer = longer_wins(longer_side(policy.tokenizer, dataset.select(rows)))
+    signs = reward_signs(accuracies, longer, len(margins))
     return {
         "held-out pairs": len(margins),
-        "held-out accuracy": [round(float(a), 4) for a in (margins > 0).mean(0)],
-        "accuracy of picking the longer": longer_wins(
-            longer_side(policy.tokenizer, dataset.select(rows))
-        ),
+        "held-out accuracy": accuracies,
+        "accuracy of picking the longer": longer,
         "standard deviation of held-out margins": [round(float(s), 3) for s in margins.std(0)],
-    }
+    } | as_findings(signs)

@@ -14,7 +14,6 @@ from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import SIDES
 from scale.data.rows import provenance, read, write
 from scale.errors import InputError
-from scale.files import fingerprint
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
@@ -30,6 +29,8 @@ class Score(Stage):
 
     data: Path
     """Preference rows."""
+    rows: int | None = None
+    """Only the first so many. Default: all."""
     rewards: Path | None = None
     """Folder of reward models, or `village` for the true reward of its summaries: adds
     `score_chosen` and `score_rejected`, a number for each model."""
@@ -53,9 +54,9 @@ class Score(Stage):
     """Devices, memory and precision."""
 
     def run(self) -> dict[str, Any]:
-        rows = read(self.data)
+        rows = read(self.data)[: self.rows]
         self.check("score_chosen" in rows[0])
-        hashes = provenance(self.data) | {"data": fingerprint(self.data)}
+        hashes = provenance(self.data) | {"data": model_folder.identity(self.data)}
         findings: dict[str, Any] = {}
         runtime = make_runtime(self.runtime)
         if self.rewards:

@@ -69,10 +69,12 @@ class Sft(Stage):
             if held_out
             else None
         )
-        batches = plan_batches(dataset, self.training, start.model)
-        trained = replace(start, model=self.fit(start.model, batches))
+        training = self.training.for_rows(len(dataset))
+        batches = plan_batches(dataset, training, start.model)
+        trained = replace(start, model=self.fit(start.model, batches, training))
         model_folder.save(self.out, trained.model, trained.config, trained.tokenizer)
-        findings = {"rows": len(dataset), "parameters": parameter_count(trained.model)}
+        findings = {"rows": len(dataset), "rows seen": batches.rows.size}
+        findings |= {"parameters": parameter_count(trained.model)}
         return findings | batches.findings | validate(trained.model, validation)
 
     def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
@@ -89,8 +91,10 @@ class Sft(Stage):
         model = initialise(lambda: Transformer(config, key, runtime))
         return ModelFolder(self.out, model, config, tokenizer)
 
-    def fit(self, model: Transformer, batches: BatchPlan) -> Transformer:
-        training, schedule = self.training, self.training.schedule
+    def fit(
+        self, model: Transformer, batches: BatchPlan, training: TrainingConfig
+    ) -> Transformer:
+        schedule = training.schedule
         throughput = batches.throughput(model)
         return train(
             partial(sft_step, self.optimizer, schedule),

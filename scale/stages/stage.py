@@ -12,14 +12,16 @@ from typing import Any, ClassVar
 
 from jax.experimental import multihost_utils
 
-from scale.console import console
+from scale.console import console, shown
 from scale.errors import InputError, option_name
-from scale.files import read_json, read_json_object, write_json
+from scale.files import matching, read_json, read_json_object, write_json
+from scale.health import WARNINGS, warn
 from scale.io.model_folder import identity, located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
 
-NO_RESULT = ("runtime", "log", "shape_seeds", "workers")  # options that do not change the result
+# options that do not change the result; of a judge the model does, its address does not
+NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge")
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
 PROGRAMS = "programs"  # folder of what its workers compile
 MEMBERS = "members"  # folder of the reward models that are trained one after another
@@ -81,8 +83,9 @@ def execute(stage: Stage) -> dict[str, Any]:
             shutil.rmtree(stage.out / name, ignore_errors=True)
     multihost_utils.sync_global_devices(f"{path} is complete")
     for name, value in findings.items():
-        text = f"{value:.4g}" if isinstance(value, float) else f"{value}"
-        console.print(f"  {name}: {text}")
+        if name != WARNINGS:
+            console.print(f"  {name}: {shown(value)}", markup=False)
+    warn(findings.get(WARNINGS, ()))
     return findings
 
 
@@ -113,7 +116,7 @@ def describe(stage: Stage) -> dict[str, Any]:
     """
     hashes = []
     for option, path in input_paths(stage):
-        if not located(path).exists():
+        if not matching(located(path)):
             raise InputError(f"{option} {path}: no such file or folder")
         hashes.append(identity(path))
     options = {

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from jax.experimental import multihost_utils
 from minipref.losses import Metrics
 from minipref.training import TrainState
 from scale.console import track
+from scale.health import Signs, warn
 from scale.io.arrays import all_finite
 from scale.train.checkpoints import Checkpoints
-from scale.train.metrics import LoggerName, open_log
+from scale.train.metrics import LoggerName, Record, logged, open_log
 from scale.train.optimizer import Schedule
 from scale.train.throughput import Throughput
 from scale.train.timing import Timing
@@ -34,6 +35,11 @@ WATCHED = {
 AHEAD = 2  # batches that are made before the loop asks for them
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalFn = Callable[[Any, int], dict[str, Any]]
+SignsFn = Callable[[Sequence[Record]], Signs]
+
+
+def no_signs(records: Sequence[Record]) -> Signs:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -45,13 +51,22 @@ class TrainingConfig:
     batch_size: int = 16
     """Rows of a batch."""
     learning_rate: float = 1e-3
-    """Peak learning rate. The default is for the miniature; a pretrained model wants about 1e-5."""
+    """Peak learning rate. The default is for the miniature; `tune` has others for large models."""
     warmup: int = 10
     """Steps of linear warm-up."""
     end_lr_ratio: float = 0.1
     """Learning rate at the last step, as a share of its peak; the decay is linear."""
     seed: int = 0
     """Seed of the order of rows, and of all random draws of the stage."""
+    epochs: float | None = None
+    """Passes over the rows, in place of the number of steps."""
+
+    def for_rows(self, n: int) -> "TrainingConfig":
+        """This run over n rows, with its number of steps."""
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * n / self.batch_size))
+        return replace(self, steps=steps, epochs=None)
 
     @property
     def schedule(self) -> Schedule:
@@ -67,6 +82,7 @@ def train(
     label: str,
     *,
     eval_fn: EvalFn | None = None,
+    signs_fn: SignsFn = no_signs,
     every: int = 50,
     also: Collection[int] = (),
     record: dict[str, Any] | None = None,
@@ -89,6 +105,7 @@ def train(
         folder: Where checkpoints and `metrics.jsonl` go.
         label: What the progress bar shows.
         eval_fn: `(model, step) -> metrics`.
+        signs_fn: What the records say of a run that goes wrong: each sign is printed once.
         every: Steps between checkpoints and evaluations.
         also: More steps after which there is one.
         record: JSON that identifies the run: another run's checkpoint is refused.
@@ -108,14 +125,13 @@ def train(
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption())
         checkpoints = Checkpoints(folder / "checkpoints", record or {})
-        state = stack.enter_context(closing(checkpoints)).restore(state)
-        # placed on its devices, as a restored state is
-        state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
+        state = placed(stack.enter_context(closing(checkpoints)).restore(state))
         start = int(np.asarray(state.step).flat[0])
         writer = stack.enter_context(open_log(folder, start, loggers))
         if eval_fn and not start:
             writer.write([{"step": 0} | eval_fn(state.model, 0)])
-        monitor = Monitor(folder, writer, eval_fn, throughput or Throughput(0.0), timing)
+        throughput = throughput or Throughput(0.0)
+        monitor = Monitor(folder, writer, eval_fn, throughput, timing, signs_fn)
         batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
         metrics: Metrics = {}
         for step in track(range(start + 1, num_steps + 1), label, start, monitor.status):
@@ -144,10 +160,13 @@ class Monitor:
     eval_fn: EvalFn | None
     throughput: Throughput
     timing: Timing
+    signs_fn: SignsFn = no_signs
 
     def __post_init__(self) -> None:
-        self.pending: list[dict[str, Any]] = []
-        self.last: dict[str, Any] = {}
+        self.pending: list[Record] = []
+        self.records = logged(self.folder / "metrics.jsonl")
+        self.last: Record = {}
+        self.signs: Signs = {}
 
     def add(self, step: int, metrics: Metrics, first: bool) -> None:
         self.pending.append({"step": step} | metrics)
@@ -165,12 +184,21 @@ class Monitor:
             records[-1] |= self.eval_fn(model, records[-1]["step"])
         self.log.write(records)
         self.pending, self.last = [], self.last | records[-1]
+        self.records += records
+        signs = self.signs_fn(self.records)
+        warn(sentence for name, sentence in signs.items() if name not in self.signs)
+        self.signs |= signs
 
     def status(self) -> str:
         """The metrics of the last step that people watch; of several models their means."""
         latest = jax.device_get(self.pending[-1]) if self.pending else {}
         values = {name: float(np.mean(x)) for name, x in (self.last | latest).items()}
         return ", ".join(text.format(values[n]) for n, text in WATCHED.items() if n in values)
+
+
+def placed(state: TrainState) -> TrainState:
+    """The state on its devices, also where it was not restored."""
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
 
 def batch_pool(stack: ExitStack) -> Executor:

@@ -173,7 +173,12 @@ def scalars(record: Record) -> dict[str, float]:
     }
 
 
+def logged(path: Path) -> list[Record]:
+    """The records of a `metrics.jsonl`; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def records(path: Path, metric: str) -> dict[int, Any]:
     """A metric's values by step; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {line["step"]: line[metric] for line in map(json.loads, lines) if metric in line}
+    return {line["step"]: line[metric] for line in logged(path) if metric in line}

@@ -12,7 +12,8 @@ from scale.console import track
 def shown(monkeypatch, seconds, **options):
     """The lines of a run of three items, after each of which `seconds` have passed."""
     written, now = io.StringIO(), [0.0]
-    monkeypatch.setattr(scale.console, "console", Console(file=written, width=20, **options))
+    console = Console(file=written, width=20, soft_wrap=True, **options)
+    monkeypatch.setattr(scale.console, "console", console)
     monkeypatch.setattr(scale.console.time, "monotonic", lambda: now[0])
     for _ in track(range(3), "a long name of a run", 4, lambda: "loss 0.5, 1,000 tokens/s"):
         now[0] += seconds

@@ -30,8 +30,9 @@ from scale.paper.comparisons import (
 )
 from scale.paper.contents import contents
 from scale.paper.figures import choices, dodge, look, reward_model_names
-from scale.paper.report import escape, prompt_text, terminal_table, write_report
+from scale.paper.report import prompt_text, terminal_table, write_report
 from scale.paper.results import Outcome, Policy
+from scale.templates import escape
 
 N = 60
 PNG = b"\x89PNG"

@@ -1035,7 +1035,7 @@ def test_per_prompt_and_summary_by_hand():
             "rewards": np.array(rewards),
             "kl": np.array([[1.0, 3.0], [0.0, 1.0]]),
             "tokens": np.array([[2, 4], [5, 6]]),
-            "prompts": [{"prompt": "p"}, {"prompt": "q"}],
+            "sampled": [{"prompt": "p"}, {"prompt": "q"}],
             "texts": texts,
         }
 

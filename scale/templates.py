@@ -1,5 +1,6 @@
 """Templates of reports: Jinja files, in which a missing value is an error."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,5 +16,14 @@ def load_template(path: Path, **filters: Callable[..., Any]) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= filters
+    environment.filters |= {"cut": cut, "escape": escape} | filters
     return environment.get_template(path.name)
+
+
+def cut(text: str, length: int = 300) -> str:
+    return text if len(text) <= length else text[:length].rsplit(" ", 1)[0] + " ..."
+
+
+def escape(text: str) -> str:
+    """One line that Markdown shows as it is."""
+    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,180 @@
+"""`report.md` and `curves.png` of `tune`: what happened, and whether to believe it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from minipref.methods import METHODS
+from scale.console import console
+from scale.data.rows import read
+from scale.files import atomic
+from scale.health import WARNINGS
+from scale.paper.figures import bare, save
+from scale.stages.evaluate import Evaluate
+from scale.stages.reward import Reward
+from scale.templates import load_template
+from scale.train.metrics import logged
+from scale.tune.command_line import command_line
+from scale.tune.options import Options
+from scale.tune.plan import rows_text
+from scale.tune.survey import Survey
+
+TEMPLATE = Path(__file__).parent / "report.md.jinja"
+NUM_SAMPLES = 6
+REHEARSAL = "rehearsal (--quick): nothing here says how good a model is"
+TRAINING, HELD_OUT, REJECTED = "#0072B2", "#D55E00", "#8C8C8C"
+CURVES = {  # title: the metrics that are drawn, with their colour and name
+    "loss": {"loss": (TRAINING, "training"), "validation/loss": (HELD_OUT, "held out")},
+    "margin of implicit rewards (nats)": {
+        "rewards/margins": (TRAINING, "training"),
+        "validation/rewards/margins": (HELD_OUT, "held out"),
+    },
+    "accuracy of implicit rewards": {
+        "rewards/accuracies": (TRAINING, "training"),
+        "validation/rewards/accuracies": (HELD_OUT, "held out"),
+    },
+    "held-out log-probability (nats)": {
+        "validation/logps/chosen": (HELD_OUT, "chosen"),
+        "validation/logps/rejected": (REJECTED, "rejected"),
+    },
+    "forward KL to the model before (nats)": {
+        "kl": (TRAINING, "training"),
+        "validation/kl": (HELD_OUT, "held out"),
+    },
+}
+
+
+def write_report(
+    options: Options, stages: dict[str, Any], findings: dict[str, dict[str, Any]], found: Survey
+) -> dict[str, Any]:
+    """Write the report, its figure and the model's card.
+
+    Args:
+        options: Those of `tune`.
+        stages: The stages, by what they are for.
+        findings: What each of them recorded.
+        found: The survey of the rows.
+
+    Returns:
+        The findings of the whole.
+    """
+    by_type = {type(stage): findings[name] for name, stage in stages.items()}
+    judge = findings["judge, of rows that no policy trains on"]
+    result = by_type[Evaluate]["policies"][0]
+    warnings = [text for part in findings.values() for text in part.get(WARNINGS, [])]
+    verdict = verdict_of(result, judge)
+    policy = findings["policy"]
+    context = {
+        "options": options,
+        "label": METHODS[options.method].label,
+        "rehearsal": REHEARSAL if options.quick else "",
+        "warnings": warnings,
+        "rows": rows_text(found, []),
+        "align": stages["policy"],
+        "policy": policy,
+        "reward": findings.get("reward models"),
+        "reward_stage": next((s for s in stages.values() if isinstance(s, Reward)), None),
+        "judge": judge,
+        "judge_interval": accuracy_interval(judge),
+        "result": result,
+        "verdict": verdict,
+        "samples": samples(options.out / "evaluation/rows.parquet"),
+        "commands": [command_line(stage) for stage in stages.values()],
+    }
+    draw_curves(options)
+    text = load_template(TEMPLATE).render(context)
+    write_text(options.out / "report.md", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    write_text(options.hf / "README.md", card(options, verdict))
+    console.print(f"{options.out / 'report.md'}; the model: {options.hf}", markup=False)
+    return {"verdict": verdict} | ({WARNINGS: warnings} if warnings else {})
+
+
+def verdict_of(result: dict[str, Any], judge: dict[str, Any]) -> str:
+    """What the judge sees in the samples, and whether it can see at all."""
+    low, _ = accuracy_interval(judge)
+    if low <= 0.5:
+        return "unknown: the judge is no better than a coin on held-out pairs"
+    if result["low"] > 0:
+        return "the judge prefers the samples after training"
+    if result["high"] < 0:
+        return "the judge prefers the samples before training"
+    return "the judge sees no difference"
+
+
+def accuracy_interval(judge: dict[str, Any]) -> tuple[float, float]:
+    """Wilson's 95% interval of the judge's accuracy."""
+    from scipy.stats import binomtest  # it takes 0.7 s to import
+
+    pairs = judge["held-out pairs"]
+    right = round(judge["held-out accuracy"][0] * pairs)
+    low, high = binomtest(right, pairs).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def samples(path: Path) -> list[dict[str, Any]]:
+    """Prompts at fixed places, with a sample before and after training and the judge's rewards."""
+    rows = read(path, need=("prompt",))
+    places = sorted({len(rows) * i // NUM_SAMPLES for i in range(NUM_SAMPLES)})
+    return [
+        {
+            "prompt": end_of(rows[i]["prompt"]),
+            "before": rows[i]["reference_samples"][0],
+            "after": rows[i]["samples"][0],
+            "gain": rows[i]["reward"] - rows[i]["reference_reward"],
+        }
+        for i in places
+    ]
+
+
+def end_of(prompt: str | list[dict[str, Any]], length: int = 200) -> str:
+    """The end of a prompt's last turn."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return text if len(text) <= length else f"... {text[-length:].partition(' ')[2]}"
+
+
+def draw_curves(options: Options) -> None:
+    """Draw the metrics of the policy's training over its steps."""
+    records = logged(options.out / "policy/metrics.jsonl")
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    axes = list(figure.subplots(2, 3).flat)
+    for ax, (title, metrics) in zip(axes, CURVES.items(), strict=False):
+        draw(ax, title, metrics, records)
+    axes[-1].axis("off")
+    title = f"{METHODS[options.method].label}, {options.model.name or options.model}"
+    figure.suptitle(f"{title}: {REHEARSAL}" if options.quick else title)
+    save(figure, options.out / "curves.png")
+
+
+def draw(
+    ax: Axes, title: str, metrics: dict[str, tuple[str, str]], records: list[dict[str, Any]]
+) -> None:
+    bare(ax)
+    ax.set_title(title, fontsize=10)
+    ax.set_xlabel("step", fontsize=9)
+    for metric, (color, name) in metrics.items():
+        points = [(r["step"], np.mean(r[metric])) for r in records if metric in r]
+        if points:
+            style = "o-" if metric.startswith("validation/") else "-"
+            ax.plot(*zip(*points, strict=True), style, markersize=4, color=color, label=name)
+    ax.legend(frameon=False, fontsize=9)
+
+
+def card(options: Options, verdict: str) -> str:
+    """The model card of the exported folder."""
+    lines = [
+        f"# {options.model.name or options.model}, aligned by {METHODS[options.method].label}",
+        "",
+        *([f"**A {REHEARSAL}.**", ""] if options.quick else []),
+        f"Preferences: `{options.data.name}`. Verdict on held-out prompts: {verdict}.",
+        "Made with minipref: `python -m scale.run tune`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

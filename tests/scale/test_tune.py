@@ -1,0 +1,370 @@
+"""`tune`: the composition of stages, its plan, its report, and what it refuses."""
+
+import json
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minipref.methods import METHODS
+from scale.console import console
+from scale.data.dataset import Limits
+from scale.data.rows import read
+from scale.errors import InputError
+from scale.files import read_json
+from scale.io import model_folder
+from scale.model.config import ModelConfig
+from scale.run import parse
+from scale.stages.align import Align
+from scale.stages.reward import Reward
+from scale.stages.score import Score
+from scale.stages.sft import Sft
+from scale.stages.stage import execute
+from scale.train.loop import TrainingConfig
+from scale.train.metrics import logged
+from scale.tune import report
+from scale.tune.command import Tune
+from scale.tune.command_line import command_line
+from scale.tune.defaults import Rates, rates_for
+from scale.tune.options import TuneLimits
+from scale.tune.pipeline import Pipeline, shares_of
+from scale.tune.plan import COSTS, Work, duration, print_plan, rows_text
+from scale.tune.survey import survey, usable
+
+LLAMA = ModelConfig(
+    vocab_size=300, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16,
+    block="sequential", norm="rms", scaled_logits=False,
+)  # fmt: skip
+WORDS = ["alpha", "beta", "gamma", "delta"]
+
+
+def made_rows(n):
+    rng = np.random.default_rng(0)
+
+    def text(k):
+        return " ".join(rng.choice(WORDS, k))
+
+    return [
+        {"prompt": f"{text(2)} {i}", "chosen": text(2 + i % 2), "rejected": text(4)}
+        for i in range(n)
+    ]
+
+
+def jsonl(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with rows and a small Llama that writes their words."""
+    console.quiet = True
+    folder = tmp_path_factory.mktemp("tune")
+    data = jsonl(folder / "prefs.jsonl", made_rows(80))
+    sft = Sft(
+        out=folder / "model", data=data, model=LLAMA, limits=Limits(24, 12),
+        training=TrainingConfig(80, 8, 3e-2, 5),
+    )  # fmt: skip
+    execute(sft)
+    yield folder
+    console.quiet = False
+
+
+def tuned(made, name, method="dpo", **options) -> Tune:
+    options = {"batch_size": 8, "learning_rate": 1e-2} | options
+    return Tune(
+        data=made / "prefs.jsonl", model=made / "model", out=made / name, method=method, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def done(made):
+    """A complete run of dpo and one of e-dpo."""
+    commands = {method: tuned(made, method, method) for method in ("dpo", "e-dpo")}
+    return {method: (command, execute(command)) for method, command in commands.items()}
+
+
+def planned(command):
+    """Its survey and its stages, without running them."""
+    rows = usable(command.data, None)[: command.used_rows]
+    shares = shares_of(len(rows), command.quick)
+    found = survey(command, rows, shares)
+    pairs = {name: len(lengths) for name, lengths in found.kept.items()}
+    return found, Pipeline(command, shares, found.limits, command.rates(found), pairs).stages
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_plan_is_commands_that_parse_to_its_stages(made, method, quick):
+    command = tuned(made, "planned", method, quick=quick, seed=3, beta=0.2)
+    found, stages = planned(command)
+    for stage in stages.values():
+        words = shlex.split(command_line(stage))
+        assert words[:3] == ["python", "-m", "scale.run"]
+        assert parse(words[3:]) == stage
+        assert COSTS[type(stage)](stage, Work(found, command.num_reward_models)).seconds >= 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_gets_what_it_reads_and_nothing_more(made, method):
+    command, row = tuned(made, "planned", method), METHODS[method]
+    _, stages = planned(command)
+    rewards = [stage for stage in stages.values() if isinstance(stage, Reward)]
+    assert [s.out.name for s in rewards] == ["rewards"] * (row.rewards != "none") + ["judge"]
+    if row.rewards != "none":
+        assert rewards[0].num_reward_models == (3 if row.rewards == "ensemble" else 1)
+    scored = next(stage for stage in stages.values() if isinstance(stage, Score))
+    assert scored.reads_samples == (row.gamma is not None)
+    assert (scored.rewards is None) == (row.rewards == "none")
+
+
+def test_what_dpo_computes(done):
+    command, findings = done["dpo"]
+    rows = read(command.out / "scored/rows.parquet")
+    assert {"ref_chosen_logps", "ref_rejected_logps"} <= rows[0].keys()
+    assert not {"ref_sample", "score_chosen"} & rows[0].keys()
+    assert not (command.out / "rewards").exists()
+    assert "verdict" in findings
+
+
+def test_what_e_dpo_computes(done):
+    command, _ = done["e-dpo"]
+    rows = read(command.out / "scored/rows.parquet")
+    assert len(rows[0]["score_chosen"]) == 3 and "ref_sample_ids" in rows[0]
+
+
+@pytest.mark.parametrize("method", ["dpo", "e-dpo"])
+def test_the_plan_counts_what_the_stages_then_keep(done, method):
+    command, _ = done[method]
+    found, stages = planned(command)
+    pairs = {name: len(lengths) for name, lengths in found.kept.items()}
+    align = stages["policy"]
+    findings = read_json(align.out / "stage.json")["findings"]
+    assert findings["pairs"] == pairs["train"]
+    assert findings["pairs seen"] == align.training.steps * 8
+    assert align.training.steps == round(pairs["train"] / 8)
+    judge = read_json(command.out / "judge/stage.json")["findings"]
+    assert judge["held-out pairs"] == pairs["test"]
+    assert judge["pairs of each reward model"] == pairs["validation"]
+    assert sum(pairs.values()) == 80 and not any(found.dropped.values())
+
+
+@pytest.mark.parametrize("method", ["dpo", "e-dpo"])
+def test_the_exported_folder_holds_the_policy(done, method):
+    command, _ = done[method]
+    exported = model_folder.load_policy(command.out / "hf")
+    policy = model_folder.load_policy(command.out / "policy")
+    np.testing.assert_array_equal(exported.model.embedding, policy.model.embedding)
+    assert "Verdict on held-out prompts" in (command.out / "hf/README.md").read_text()
+
+
+@pytest.mark.parametrize("method", ["dpo", "e-dpo"])
+def test_the_report(done, method):
+    command, findings = done[method]
+    text = (command.out / "report.md").read_text()
+    assert text.startswith(f"# {METHODS[method].label} of ")
+    assert findings["verdict"][1:] in text and "rehearsal" not in text.lower()
+    _, stages = planned(command)
+    assert all(command_line(stage) in text for stage in stages.values())
+    assert text.count("| ... ") + text.count("\n| alpha") + text.count("\n| beta") >= 1
+    assert (command.out / "curves.png").stat().st_size > 10_000
+    metrics = logged(command.out / "policy/metrics.jsonl")
+    drawn = {name for names in report.CURVES.values() for name in names}
+    absent = {"kl"} if method == "dpo" else set()  # dpo reads no samples
+    assert drawn - {name for record in metrics for name in record} == absent
+
+
+def test_it_resumes_stage_by_stage(done, made, monkeypatch):
+    """The run is stopped before the judge; the second call does not train the policy again."""
+    command = tuned(made, "resumed")
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reward, "run", stop)
+        with pytest.raises(KeyboardInterrupt):
+            execute(command)
+    assert not (command.out / "report.md").exists()
+    monkeypatch.setattr(Align, "run", stop)
+    monkeypatch.setattr(Score, "run", stop)
+    findings = execute(command)
+    whole, expected = done["dpo"]
+    assert findings == expected
+    for name in ("policy/weights.safetensors", "evaluation/rows.parquet", "policy/metrics.jsonl"):
+        same = (command.out / name).read_bytes() == (whole.out / name).read_bytes()
+        assert same or name.endswith("metrics.jsonl")  # it has tokens a second
+    monkeypatch.setattr(Reward, "run", stop)
+    assert execute(command) == findings  # complete
+
+
+def test_quick_says_so_in_all_that_it_writes(made, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        report, "save", lambda figure, path: titles.append(figure.get_suptitle())
+    )
+    command = tuned(made, "quick", "e-dpo", quick=True)
+    with console.capture() as captured:
+        console.quiet = False
+        execute(command)
+        console.quiet = True
+    assert "REHEARSAL" in captured.get()
+    assert not (command.out / "hf").exists()
+    for text in (
+        (command.out / "report.md").read_text(),
+        (command.out / "hf-rehearsal/README.md").read_text(),
+        *titles,
+    ):
+        assert "rehearsal" in text
+    assert len(titles) == 1
+
+
+def test_the_plan_is_printed_before_anything_is_trained(made, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Reward, "run", stop)
+    command = tuned(made, "printed", "d-dpo")
+    with console.capture() as captured:
+        console.quiet = False
+        with pytest.raises(KeyboardInterrupt):
+            execute(command)
+        console.quiet = True
+    text = captured.get()
+    assert "80 rows: " in text and " tokens, within " in text and "in all" in text
+    assert "python -m scale.run align" in text and "GiB" in text
+
+
+def test_rows_and_reasons_by_hand(made, tmp_path):
+    """20 short rows, 3 whose responses are too long, 2 with equal responses after tokenization."""
+    rows = made_rows(20)
+    rows += [{"prompt": f"long {i}", "chosen": "alpha " * 40, "rejected": "x"} for i in range(3)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    command = replace(
+        tuned(made, "by hand"), data=data, limits=TuneLimits(prompt=3, response=12)
+    )
+    found, _ = planned(command)
+    assert found.dropped == {"with equal responses": 0, "with longer responses": 3}
+    first, second = rows_text(found, ["one"])
+    assert first.startswith("23 rows: ")
+    assert first.endswith("not used: 3 with longer responses, 1 that cannot be read")
+    tokenizer = model_folder.tokenizer_of(made / "model")
+    cut = sum(len(tokenizer.prompt_ids(row["prompt"])) > 3 for row in rows[:20])
+    assert cut and f"within 3 of a prompt ({cut} prompts are cut on the left) and 12 of" in second
+    assert max(lengths[:, 0].max() for lengths in found.kept.values()) == 3
+
+
+def test_limits_follow_from_the_rows(made, tmp_path):
+    """100 prompts, 5 of them long: the limit is that of the 95th percentile, rounded up to 16."""
+    rows = [
+        {"prompt": "alpha " * (200 if i < 4 else 20) + str(i), "chosen": "beta", "rejected": "x y"}
+        for i in range(100)
+    ]
+    command = replace(tuned(made, "limits"), data=jsonl(tmp_path / "rows.jsonl", rows))
+    found, _ = planned(command)
+    tokenizer = model_folder.tokenizer_of(made / "model")
+    usual = len(tokenizer.prompt_ids(rows[50]["prompt"]))
+    assert found.limits.prompt % 16 == 0 and usual <= found.limits.prompt < usual + 16
+    assert found.limits.response == 16 and found.limits.truncation_side == "left"
+
+
+def test_shares_by_hand():
+    assert shares_of(100, quick=False) == pytest.approx(
+        {"train": 0.7, "validation": 0.2, "test": 0.1}
+    )
+    large = shares_of(100_000, quick=False)
+    assert large == pytest.approx({"train": 0.978, "validation": 0.02, "test": 0.002})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rates"),
+    [
+        (135e6, Rates(5e-6, 2e-5)),
+        (1.7e9, Rates(1e-6, 4e-6)),
+        (7e9, Rates(5e-7, 2e-6)),
+    ],
+)
+def test_learning_rates_follow_from_the_size(parameters, rates):
+    assert rates_for(int(parameters)) == rates
+
+
+def test_a_learning_rate_scales_that_of_the_reward_models(made):
+    _, stages = planned(tuned(made, "rates", "d-dpo", learning_rate=2e-6))
+    assert stages["policy"].training.learning_rate == pytest.approx(2e-6)
+    assert stages["reward models"].training.learning_rate == pytest.approx(8e-6)
+    usual = replace(tuned(made, "rates"), learning_rate=None)
+    assert planned(usual)[1]["policy"].training.learning_rate == 5e-6
+
+
+@pytest.mark.parametrize(
+    ("right", "result", "verdict"),
+    [
+        (50, (0.1, 0.2), "unknown"),
+        (60, (0.1, 0.2), "after training"),
+        (60, (-0.2, -0.1), "before training"),
+        (60, (-0.1, 0.1), "no difference"),
+    ],
+)
+def test_verdicts(right, result, verdict):
+    """60 of 100: Wilson's interval is [.502, .691], as R's prop.test gives without correction."""
+    judge = {"held-out pairs": 100, "held-out accuracy": [right / 100]}
+    assert verdict in report.verdict_of(dict(zip(("low", "high"), result, strict=True)), judge)
+    if right == 60:
+        np.testing.assert_allclose(report.accuracy_interval(judge), (0.5020, 0.6906), atol=5e-4)
+
+
+def refused(command, match):
+    with pytest.raises(InputError, match=match):
+        execute(command)
+    assert not command.out.exists()
+
+
+def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    command = tuned(made, "refused")
+    refused(replace(command, model=tmp_path / "none"), "none: no such file or folder")
+    unknown = tmp_path / "unknown"
+    unknown.mkdir()
+    (unknown / "config.json").write_text('{"model_type": "mamba"}')
+    refused(replace(command, model=unknown), "model_type mamba is not supported")
+    one = jsonl(tmp_path / "one.jsonl", made_rows(1))
+    refused(replace(command, data=one), "one.jsonl: one row; nothing is left to evaluate on")
+    few = jsonl(tmp_path / "few.jsonl", made_rows(2))
+    refused(replace(command, data=few), "few.jsonl: 2 rows, of which none within")
+    short = TuneLimits(prompt=24, response=1)
+    refused(replace(command, limits=short), "80 rows, of which none within 24 [+] 1 tokens")
+    bad = jsonl(tmp_path / "bad.jsonl", [*made_rows(3), {"prompt": "a", "chosen": "b"}])
+    refused(replace(command, data=bad), "bad.jsonl:4: field 'rejected'")
+    palm = tmp_path / "palm"
+    sft = Sft(
+        out=palm, data=made / "prefs.jsonl", model=replace(LLAMA, block="parallel"),
+        limits=Limits(24, 12), training=TrainingConfig(1, 8),
+    )  # fmt: skip
+    execute(sft)
+    refused(replace(command, model=palm), "no Llama architecture|parallel")
+
+
+def test_bad_rows_are_skipped_and_listed(made, tmp_path):
+    rows = [*made_rows(40), {"prompt": "a", "chosen": "b"}, {"prompt": "", "chosen": "b"}]
+    data = jsonl(tmp_path / "bad.jsonl", rows)
+    command = replace(tuned(made, "skipped"), data=data, bad_rows="skip", epochs=0.5)
+    execute(command)
+    lines = (command.out / "data/bad_rows.txt").read_text().splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"{data}:41", f"{data}:42"]
+    assert read_json(command.out / "policy/stage.json")["findings"]["pairs"] < 40
+
+
+def test_times_are_told_to_two_digits():
+    assert [duration(x) for x in (0.4, 59.0, 61.0, 5000.0, 7000.0)] == [
+        "0 s", "59 s", "1 min", "83 min", "1.9 h"
+    ]  # fmt: skip
+
+
+def test_an_ensemble_costs_as_many_times_one_reward_model(made):
+    found, stages = planned(tuned(made, "cost", "e-dpo"))
+    one = replace(stages["reward models"], num_reward_models=1)
+    cost = COSTS[Reward]
+    work = Work(found, 3)
+    assert cost(stages["reward models"], work).trained == pytest.approx(3 * cost(one, work).trained)
+    print_plan(stages, work, [])
