@@ -135,7 +135,9 @@ def train(
         batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
         metrics: Metrics = {}
         for step in track(range(start + 1, num_steps + 1), label, start, monitor.status):
+            before = metrics
             state, metrics = timing.step(step_fn, state, timing.next(batches, metrics))
+            timing.wait(before)  # JAX would start all steps at once, and a signal wait for them all
             monitor.add(step, metrics, first=step == start + 1)
             due = step % every == 0 or step in also or step == num_steps
             stop = should_stop(step)

@@ -258,6 +258,34 @@ def test_batches_are_made_in_order_two_ahead_of_the_step_and_no_further(tmp_path
     assert drawn == list(range(STEPS)) and not threads()
 
 
+class Pending:
+    """A result that the devices have not computed yet."""
+
+    def __init__(self, step, waited):
+        self.step, self.waited = step, waited
+
+    def block_until_ready(self):
+        self.waited.add(self.step)
+        return self
+
+    def __array__(self, *args, **options):
+        return np.zeros(())
+
+
+def test_the_devices_are_at_most_two_steps_behind(tmp_path):
+    """Otherwise a signal, and the line that says how far the run is, would wait for all steps."""
+    started, waited = [], set()
+
+    def step_fn(state, batch):
+        started.append(len(started) + 1)
+        assert set(started[:-2]) <= waited
+        state, metrics = one_step(state, batch)
+        return state, metrics | {"pending": Pending(started[-1], waited)}
+
+    train(step_fn, start(), batch_at, STEPS, tmp_path, "x")
+    assert started == list(range(1, STEPS + 1))
+
+
 @pytest.mark.parametrize("error", [InputError("a bad row"), KeyboardInterrupt()])
 def test_what_the_thread_raises_is_raised_where_its_batch_is_due(tmp_path, error):
     def failing(i):

@@ -683,3 +683,54 @@ def test_a_share_may_be_zero():
 def test_shares_must_sum_to_one(shares):
     with pytest.raises(ValueError, match="sum to 1"):
         split(numbered(1), shares, 0)
+
+
+# ---- several files, bad rows
+
+
+def test_a_pattern_means_its_files_in_order(tmp_path):
+    """Shards of two formats; a row's place names its own file and line."""
+    write(tmp_path / "b-2.parquet", [PAIR | {"prompt": "third"}], {"x": "1", "y": "2"})
+    (tmp_path / "b-1.jsonl").write_text(
+        "\n".join(json.dumps(PAIR | {"prompt": name}) for name in ("first", "second"))
+    )
+    (tmp_path / "other.jsonl").write_text("not read")
+    rows = read(tmp_path / "b-*")
+    assert [row["prompt"] for row in rows] == ["first", "second", "third"]
+    (tmp_path / "b-1.jsonl").write_text(json.dumps(PAIR) + "\n" + json.dumps({"prompt": "p"}))
+    with pytest.raises(InputError, match=r"b-1.jsonl:2: field 'chosen'"):
+        read(tmp_path / "b-*")
+    with pytest.raises(InputError, match="c-"):
+        read(tmp_path / "c-*.parquet")
+
+
+def test_the_provenance_of_several_files_is_what_they_share(tmp_path):
+    write(tmp_path / "1.parquet", [PAIR], {"model": "a", "limits": "b"})
+    write(tmp_path / "2.parquet", [PAIR], {"model": "a", "limits": "c"})
+    assert provenance(tmp_path / "*.parquet") == {"model": "a"}
+    with pytest.raises(InputError, match=r"2.parquet: columns were computed with limits c"):
+        require(tmp_path / "*.parquet", {"limits": "b"})
+
+
+@pytest.mark.parametrize("metadata", [b"pandas", b"[1]", b'{"a": 1}', b"\xff"])
+def test_the_provenance_of_another_program_is_none(tmp_path, metadata):
+    table = pa.table({name: [value] for name, value in PAIR.items()})
+    pq.write_table(table.replace_schema_metadata({"provenance": metadata}), tmp_path / "x.parquet")
+    assert provenance(tmp_path / "x.parquet") == {}
+    assert read(tmp_path / "x.parquet") == [PAIR]
+
+
+def test_refused_rows_are_listed_and_left_out(tmp_path):
+    turns = {"prompt": [user("p")], "chosen": "a", "rejected": "b"}
+    lines = [PAIR, "{", {"prompt": "p"}, turns, b'"\xff"', PAIR | {"chosen": " "}, PAIR]
+    path, refused = jsonl(tmp_path, *lines), []
+    assert read(path, refused=refused) == [PAIR, PAIR]
+    places = [message.split(": ")[0].split(":")[-1] for message in refused]
+    assert places == ["2", "3", "4", "5", "6"]
+    assert "mixed formats" in refused[2] and "invalid UTF-8" in refused[3]
+
+
+def test_a_file_without_a_usable_row_is_refused(tmp_path):
+    path = jsonl(tmp_path, {"prompt": "p"}, "{")
+    with pytest.raises(InputError, match=r"no row can be used; .*rows.jsonl:1: field 'chosen'"):
+        read(path, refused=[])

@@ -41,6 +41,7 @@ from scale.stages.sft import Sft
 from scale.stages.stage import describe, execute, needs
 from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
+from scale.train.metrics import logged
 
 LIMITS = Limits(24, 12)
 FEW = TrainingConfig(3, 4, 1e-2, 1)
@@ -973,6 +974,75 @@ def test_corpus_stage(tmp_path):
     prompts = [{r["prompt"].strip().lower() for r in part} for part in parts.values()]
     assert sum(map(len, prompts)) == 200  # no prompt in two parts
     assert 160 < findings["train"] < 198  # 180 expected, standard deviation 4.2
+
+
+def test_corpus_reports_duplicates_and_bad_rows(tmp_path):
+    """A pair that stands there three times, and one that is labelled both ways."""
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(60)]
+    rows += [rows[0], rows[0], {"prompt": "p1", "chosen": "b", "rejected": "a"}, {"prompt": "p"}]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    findings = execute(Corpus(out=tmp_path / "a", data=data, bad_rows="skip"))
+    assert findings["duplicate pairs"] == 2 and findings["pairs labelled both ways"] == 1
+    [line] = (tmp_path / "a/bad_rows.txt").read_text().splitlines()
+    assert line.startswith(f"{data}:64: field ")
+    refused(Corpus(out=tmp_path / "b", data=data), "rows.jsonl:64: field")
+    few = execute(Corpus(out=tmp_path / "c", data=data, rows=50, bad_rows="skip"))
+    assert sum(few.values()) == 50
+
+
+def test_a_run_of_epochs_has_as_many_steps_as_its_rows_need(chain, tmp_path):
+    """40 rows, batches of 4: 1.5 epochs are 15 steps; and 0.01 epochs are one."""
+    training = replace(FEW, epochs=1.5)
+    findings = execute(chain.align("dpo", out=tmp_path / "a", training=training))
+    assert findings["pairs seen"] == 60
+    assert max(record["step"] for record in logged(tmp_path / "a/metrics.jsonl")) == 15
+    reward = replace(chain.reward, out=tmp_path / "b", training=replace(FEW, epochs=0.01))
+    assert execute(reward)["pairs seen by each"] == 4
+
+
+def test_a_policy_that_runs_away_is_told_while_it_runs_and_at_its_end(chain, tmp_path):
+    training = TrainingConfig(40, 8, 0.3, 1)
+    stage = chain.align(
+        "dpo", out=tmp_path / "a", training=training, validation=chain.scored, every=10
+    )
+    console.quiet = False
+    with console.capture() as captured:
+        findings = execute(stage)
+    console.quiet = True
+    text = captured.get()
+    assert any("KL(pi_ref || pi) is" in sentence for sentence in findings["warnings"])
+    for sentence in findings["warnings"]:
+        kind = sentence.split(" is ")[0].split(" are ")[0].split(" fell ")[0]
+        assert text.count(f"warning: {kind}") == 2
+    first = text.index("warning")
+    assert first < text.index("steps in")  # the line at the end of training
+    usual = execute(chain.align("dpo", out=tmp_path / "b", validation=chain.scored))
+    assert "warnings" not in usual
+
+
+def test_reward_models_that_cannot_beat_the_longer_response_are_told(chain, tmp_path):
+    """Where the longer response always wins, no model can be better than picking it."""
+    rows = [{"prompt": f"p {i}", "chosen": "alpha beta gamma", "rejected": "x"} for i in range(20)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    findings = execute(replace(chain.reward, out=tmp_path / "a", data=data, validation=data))
+    assert "no better than picking the longer response (1.00;" in findings["warnings"][0]
+
+
+def test_a_policy_that_repeats_itself_is_told(chain, tmp_path):
+    rows = [{"prompt": row["prompt"], "completion": "alpha " * 12} for row in chain.rows]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    stuck = Sft(
+        out=tmp_path / "stuck", data=data, init=chain.folder / "sft", limits=Limits(24, 40),
+        training=TrainingConfig(150, 8, 3e-2, 5),
+    )  # fmt: skip
+    execute(stuck)
+    evaluation = Evaluate(
+        out=tmp_path / "evaluation", data=chain.data, policies=(tmp_path / "stuck",),
+        reference=chain.folder / "sft", rewards=chain.folder / "rewards", limits=Limits(24, 40),
+    )  # fmt: skip
+    repeats, resembles = execute(evaluation)["warnings"]
+    assert "the samples of stuck repeat themselves" in repeats
+    assert "the samples of stuck resemble each other" in resembles
 
 
 def test_a_corpus_without_data_is_a_village_of_its_seed(tmp_path):

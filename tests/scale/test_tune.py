@@ -327,7 +327,7 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     unknown = tmp_path / "unknown"
     unknown.mkdir()
     (unknown / "config.json").write_text('{"model_type": "mamba"}')
-    refused(replace(command, model=unknown), "model_type mamba is not supported")
+    refused(replace(command, model=unknown), "model_type 'mamba' is not supported")
     one = jsonl(tmp_path / "one.jsonl", made_rows(1))
     refused(replace(command, data=one), "one.jsonl: one row; nothing is left to evaluate on")
     few = jsonl(tmp_path / "few.jsonl", made_rows(2))
