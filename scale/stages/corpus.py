@@ -12,6 +12,7 @@ from scale.data.rows import Row, read, split, write
 from scale.data.village import NUM_ROWS, village
 from scale.errors import InputError
 from scale.files import atomic
+from scale.io.hub import located_rows
 from scale.stages.stage import Stage
 
 
@@ -20,8 +21,8 @@ class Corpus(Stage):
     """Split rows by prompt into train, validation and test."""
 
     data: Path | None = None
-    """Rows with `prompt` and `completion`, or preference rows: a file, or a pattern such as
-    'shards/*.parquet'. Default: those of --source."""
+    """Rows with `prompt` and `completion`, or preference rows: a file, a pattern such as
+    'shards/*.parquet', or an id of the Hugging Face hub. Default: those of --source."""
     bad_rows: Literal["error", "skip"] = "error"
     """What happens to a row that cannot be used: the command stops, or the row is left out and
     listed in `bad_rows.txt`."""
@@ -59,7 +60,7 @@ class Corpus(Stage):
         if not self.data:
             return village(self.pages, self.seed) if self.source == "village" else docstrings()
         refused: list[str] | None = [] if self.bad_rows == "skip" else None
-        rows = read(self.data, need=("prompt", "completion"), refused=refused)
+        rows = read(located_rows(self.data), need=("prompt", "completion"), refused=refused)
         if refused:
             with atomic(self.out / "bad_rows.txt") as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in refused), encoding="utf-8")

@@ -16,6 +16,7 @@ from scale.console import console, shown
 from scale.errors import InputError, option_name
 from scale.files import matching, read_json, read_json_object, write_json
 from scale.health import WARNINGS, warn
+from scale.io.hub import located_rows
 from scale.io.model_folder import identity, located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
@@ -116,9 +117,10 @@ def describe(stage: Stage) -> dict[str, Any]:
     """
     hashes = []
     for option, path in input_paths(stage):
-        if not matching(located(path)):
+        found = located_rows(path) if option == "--data" else located(path)
+        if not matching(found):
             raise InputError(f"{option} {path}: no such file or folder")
-        hashes.append(identity(path))
+        hashes.append(identity(found))
     options = {
         name: as_json(value)
         for name, value in asdict(stage).items()

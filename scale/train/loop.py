@@ -193,8 +193,9 @@ class Monitor:
 
     def status(self) -> str:
         """The metrics of the last step that people watch; of several models their means."""
-        latest = jax.device_get(self.pending[-1]) if self.pending else {}
-        values = {name: float(np.mean(x)) for name, x in (self.last | latest).items()}
+        records = jax.device_get(self.pending)
+        latest = self.last | (records[-1] | self.throughput.measure(records) if records else {})
+        values = {name: float(np.mean(x)) for name, x in latest.items()}
         return ", ".join(text.format(values[n]) for n, text in WATCHED.items() if n in values)
 
 

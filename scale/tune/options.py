@@ -29,8 +29,8 @@ class Options(Stage):
     QUICK_REWARD_MODELS: ClassVar[int] = 2
 
     data: Path
-    """Preference rows: `prompt`, `chosen`, `rejected`. A file, or a pattern such as
-    'shards/*.parquet'."""
+    """Preference rows: `prompt`, `chosen`, `rejected`. A file, a pattern such as
+    'shards/*.parquet', or an id of the Hugging Face hub, `ORG/NAME:SPLIT`."""
     model: Path
     """The model to align: a Hugging Face folder, an id of its hub, a .gguf file, smollm2, or a
     folder of ours."""

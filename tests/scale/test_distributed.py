@@ -123,7 +123,7 @@ def alone(folder):
     ("processes", "mesh", "methods"),
     [
         (2, "1,8,1", METHODS),
-        (4, "1,8,1", METHODS),
+        (4, "1,8,1", ["dpo", "hull"]),
         (4, "2,2,2", ["e-dpo"]),
         (1, "2,1,4", ["e-dpo", "ipo"]),
     ],

@@ -1,6 +1,7 @@
 """Models by their ids, against a stand-in for the hub's HTTP interface on this machine."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.io import hub, model_folder
 from scale.io.huggingface import export
@@ -148,3 +152,88 @@ def test_a_path_into_a_folder_that_exists_is_no_id(tmp_path, monkeypatch):
     for path in (*files, "runs/sft", "sft", "/runs/sft", "a/b/c", "./runs", "../a"):
         assert hub.downloaded(Path(path)) is None
     assert model_folder.located(Path("runs/sft")) == Path("runs/sft")
+
+
+# ---- data sets
+
+
+ROWS = {"prompt": ["p", "q"], "chosen": ["a", "b"], "rejected": ["c", "d"]}
+
+
+class DataHub(Hub):
+    """A data set `org/prefs` with the splits `train` and `test`."""
+
+    files: dict[str, bytes]
+
+    def respond(self, head):
+        self.asked.append(f"{self.command} {self.path}")
+        path, commit = self.path.split("?")[0].removeprefix("/"), COMMITS["main"]
+        info = {"id": "org/prefs", "sha": commit}
+        if path in ("api/datasets/org/prefs", f"api/datasets/org/prefs/revision/{commit}"):
+            return self.reply(200, json.dumps(info).encode())
+        if path == f"api/datasets/org/prefs/tree/{commit}":
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": self.tag(data)}
+                for name, data in self.files.items()
+            ]
+            return self.reply(200, json.dumps(tree).encode())
+        name = path.rpartition("/")[2]
+        if path.startswith("datasets/org/prefs/resolve/") and name in self.files:
+            data = self.files[name]
+            headers = {"ETag": f'"{self.tag(data)}"', "X-Repo-Commit": commit}
+            return self.reply(200, data, headers, head)
+        exists = path.startswith(("datasets/org/prefs", "api/datasets/org/prefs"))
+        code = "EntryNotFound" if exists else "RepoNotFound"
+        return self.reply(404, b"{}", {"X-Error-Code": code}, head)
+
+    def tag(self, data):
+        return hashlib.sha1(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def data_hub():
+    file = io.BytesIO()
+    pq.write_table(pa.table(ROWS), file)
+    files = {"train.parquet": file.getvalue(), "test.parquet": file.getvalue()}
+    handler = type("Prefs", (DataHub,), {"files": files, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    server.shutdown()
+    server.server_close()
+
+
+def rows_of(paths, home, address, **environment):
+    """For each path its rows, or one line of error."""
+    code = f"""if True:
+        from pathlib import Path
+        from scale.data.rows import read
+        from scale.errors import InputError
+        from scale.io.hub import located_rows
+        for path in {paths!r}:
+            try:
+                print("rows", read(located_rows(Path(path))))
+            except InputError as error:
+                print("error:", error)
+    """
+    environment = os.environ | {
+        "HF_ENDPOINT": address, "HF_HOME": str(home), "JAX_PLATFORMS": "cpu",
+        "HF_HUB_DISABLE_XET": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
+                          text=True, check=True, cwd=home)  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_a_data_set_by_its_id(data_hub, tmp_path):
+    """Downloaded once; then it is there offline; what the hub has not is an error of one line."""
+    pytest.importorskip("datasets", reason="the package that reads them")
+    address, asked = data_hub
+    expected = [dict(zip(ROWS, values, strict=True)) for values in zip(*ROWS.values(), strict=True)]
+    test, none = rows_of(["org/prefs:test", "org/none"], tmp_path, address)
+    assert test == f"rows {expected}"
+    assert none.startswith("error: org/none: no such file or folder, and not a data set of the hub")
+    count = len(asked)
+    assert rows_of(["org/prefs:test"], tmp_path, address, HF_HUB_OFFLINE="1") == [test]
+    assert len(asked) == count

@@ -204,7 +204,7 @@ def test_quick_says_so_in_all_that_it_writes(made, monkeypatch):
     monkeypatch.setattr(
         report, "save", lambda figure, path: titles.append(figure.get_suptitle())
     )
-    command = tuned(made, "quick", "e-dpo", quick=True)
+    command = tuned(made, "quick", quick=True)
     with console.capture() as captured:
         console.quiet = False
         execute(command)
@@ -345,14 +345,20 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     refused(replace(command, model=palm), "no Llama architecture|parallel")
 
 
-def test_bad_rows_are_skipped_and_listed(made, tmp_path):
+def test_bad_rows_are_skipped_and_listed(made, tmp_path, monkeypatch):
+    def stop(self):
+        raise KeyboardInterrupt
+
     rows = [*made_rows(40), {"prompt": "a", "chosen": "b"}, {"prompt": "", "chosen": "b"}]
     data = jsonl(tmp_path / "bad.jsonl", rows)
-    command = replace(tuned(made, "skipped"), data=data, bad_rows="skip", epochs=0.5)
-    execute(command)
+    command = replace(tuned(made, "skipped"), data=data, bad_rows="skip")
+    monkeypatch.setattr(Score, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(command)
     lines = (command.out / "data/bad_rows.txt").read_text().splitlines()
     assert [line.split(": ")[0] for line in lines] == [f"{data}:41", f"{data}:42"]
-    assert read_json(command.out / "policy/stage.json")["findings"]["pairs"] < 40
+    parts = read_json(command.out / "data/stage.json")["findings"]
+    assert sum(parts[name] for name in ("train", "validation", "test")) == 40
 
 
 def test_times_are_told_to_two_digits():
