@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.io import hub, model_folder
 from scale.io.huggingface import export
