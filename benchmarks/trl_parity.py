@@ -41,6 +41,13 @@ from scale.tune.command_line import command_line
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-3
 METRICS = ("loss", "rewards/margins", "logps/chosen", "logps/rejected")
+TEMPLATE = (
+    "{% for turn in messages %}{{ '\\n' if not loop.first }}<|im_start|>{{ turn['role'] }}\n"
+    "{{ turn['content'] }}<|im_end|>{% endfor %}"
+    "{{ '\\n<|im_start|>assistant\\n' if add_generation_prompt }}"
+)
+"""ChatML with the newline before a turn, not after it: TRL counts all that a template writes after
+the prompt as the response, and we stop at the token that ends the turn."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ def prepare(work: Parity, folder: Path) -> list[Row]:
     TRL reads the rows of a step one after another; ours is drawn by the seed.
     """
     Export(policy=work.model, out=folder / "model").run()
+    (folder / "model/chat_template.jinja").write_text(TEMPLATE)
     policy = model_folder.load_policy(folder / "model")
     rows = [turns(row) for row in read(work.data)]
     dataset = policy.make_dataset(rows, SIDES, work.limits)

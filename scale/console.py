@@ -28,9 +28,10 @@ def nothing() -> str:
 def track(
     items: Sequence[Any], label: str, start: int = 0, status: Callable[[], str] = nothing
 ) -> Iterator[Any]:
-    """Yield the items under a progress bar with the remaining time.
+    """Yield the items under a progress bar with the remaining time, unless they are done at once.
 
-    Where the output is not a terminal, a line is printed every `IN_A_FILE` seconds and at the end.
+    The bar appears after `IN_A_TERMINAL` seconds. Where the output is not a terminal, a line is
+    printed every `IN_A_FILE` seconds, and at the end if there was one before.
 
     Args:
         items: What is left to do.
@@ -52,15 +53,19 @@ def bar(items: Sequence[Any], label: str, start: int, status: Callable[[], str])
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
     )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(label, total=start + len(items), completed=start, status="")
-        looked = time.monotonic()
+    progress = Progress(*columns, console=console)
+    task = progress.add_task(label, total=start + len(items), completed=start, status="")
+    looked = time.monotonic()
+    try:
         for item in items:
             yield item
             progress.advance(task)
             if time.monotonic() - looked >= IN_A_TERMINAL:
                 progress.update(task, status=status())
+                progress.start()
                 looked = time.monotonic()
+    finally:
+        progress.stop()
 
 
 def lines(items: Sequence[Any], label: str, start: int, status: Callable[[], str]) -> Iterator[Any]:
@@ -68,7 +73,7 @@ def lines(items: Sequence[Any], label: str, start: int, status: Callable[[], str
     for done, item in enumerate(items, 1):
         yield item
         now, left = time.monotonic(), len(items) - done
-        if now - printed >= IN_A_FILE or not left:
+        if now - printed >= IN_A_FILE or (printed > began and not left):
             spent = now - began
             times = f"{clock(spent)}, eta {clock(spent / done * left)}"
             line = f"{label} {start + done}/{start + len(items)}, {times}  {status()}"

@@ -92,7 +92,7 @@ class ChatTokenizer(Tokenizer):
     def generation_prompt(self) -> list[int]:
         if self.template is None:
             return []
-        [prompt] = self.rendered([reply(*MARKS)[:1]], True)
+        [prompt] = self.rendered([self.example(*MARKS)[:-1]], True)
         return self.special_ids(prompt.rpartition(MARKS[0])[2] + self.header)
 
     @cached_property
@@ -102,9 +102,9 @@ class ChatTokenizer(Tokenizer):
         It is part of the prompt if it has a special token; otherwise, such as a space, it belongs
         to the response.
         """
-        both = reply(*MARKS)
-        prompt, whole = self.rendered([both[:1], both], False)
-        if self.rendered([both[:1]], True) != [prompt]:
+        both = self.example(*MARKS)
+        prompt, whole = self.rendered([both[:-1], both], False)
+        if self.rendered([both[:-1]], True) != [prompt]:
             return ""
         opening = whole.removeprefix(prompt).partition(MARKS[1])[0]
         return opening if self.first_special(opening) is not None else ""
@@ -115,7 +115,7 @@ class ChatTokenizer(Tokenizer):
         reply, otherwise the end-of-sequence token."""
         if self.template is None:
             return self.eos
-        [whole] = self.rendered([reply(*MARKS)], False)
+        [whole] = self.rendered([self.example(*MARKS)], False)
         end = self.first_special(whole.rpartition(MARKS[1])[2])
         return self.eos if end is None else end
 
@@ -146,10 +146,23 @@ class ChatTokenizer(Tokenizer):
     def responses_ids(self, texts: Sequence[str], complete: Sequence[bool]) -> list[list[int]]:
         if self.template is None:
             return super().responses_ids(texts, complete)
-        start = self.prompts_ids(["x"])[0]
-        ids = self.conversations_ids([reply("x", text) for text in texts], False)
+        [start] = self.conversations_ids([self.example("x", "x")[:-1]], True)
+        ids = self.conversations_ids([self.example("x", text) for text in texts], False)
         rests = [self.after(start, *pair) for pair in zip(ids, texts, strict=True)]
         return [r + [self.end] * whole for r, whole in zip(rests, complete, strict=True)]
+
+    def example(self, prompt: str, response: str) -> Turns:
+        """A conversation of one turn of each side, after a system turn if the template needs it."""
+        return [*self.opening, *reply(prompt, response)]
+
+    @cached_property
+    def opening(self) -> Turns:
+        """The turns without which the template refuses one of the user."""
+        try:
+            self.rendered([reply("x", "x")[:1]], True)
+        except RefusedConversation:
+            return [{"role": "system", "content": "x"}]
+        return []
 
     def texts_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """As in the middle of a text: SentencePiece puts a space before what begins one."""

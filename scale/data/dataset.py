@@ -1,5 +1,6 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -11,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
-from scale.console import console
+from scale.console import console, track
 from scale.data.formats import RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
@@ -19,6 +20,8 @@ from scale.data.rows import place
 from scale.data.tokenizer import PAD, RefusedConversation, Tokenizer
 from scale.errors import InputError
 from scale.files import atomic
+
+CHUNK = 8192  # rows that are tokenized at a time
 
 REF_LOGPS = {
     "chosen": "ref_chosen_logps",
@@ -150,15 +153,21 @@ def encoded(
     tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
 ) -> Iterator[tuple[list[int], ...]]:
     """The tokens of the prompt and of each response of the rows."""
-    prompts = [row["prompt"] for row in rows]
-    texts = [[row[field] for row in rows] for field in fields]
-    try:
-        ids = tokenizer.prompts_ids(prompts)
-        responses = [response_ids(tokenizer, rows, field) for field in fields]
-    except RefusedConversation as error:
-        raise InputError(f"{place(source, error.index + 1)}: {error}") from error
-    warn_of_names(tokenizer, prompts, texts, source)
-    return zip(ids, *responses, strict=True)
+    began, done = time.monotonic(), 0
+
+    def status() -> str:
+        return f"{done / (time.monotonic() - began):,.0f} rows/s"
+
+    for start in track(range(0, len(rows), CHUNK), "tokenize", status=status):
+        part = rows[start : start + CHUNK]
+        try:
+            ids = tokenizer.prompts_ids([row["prompt"] for row in part])
+            responses = [response_ids(tokenizer, part, field) for field in fields]
+        except RefusedConversation as error:
+            raise InputError(f"{place(source, start + error.index + 1)}: {error}") from error
+        done += len(part)
+        yield from zip(ids, *responses, strict=True)
+    warn_of_names(tokenizer, rows, fields, source)
 
 
 def response_ids(
@@ -178,20 +187,23 @@ def within(vocab_size: int, ids: list[int]) -> list[int]:
 
 
 def warn_of_names(
-    tokenizer: Tokenizer, prompts: Sequence[Any], texts: Sequence[Sequence[str]], source: str
+    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
 ) -> None:
     """Say how many rows spell special tokens, as texts do that a template has been applied to."""
     if not source:
         return
     spelled = [
         i
-        for i, row in enumerate(zip(prompts, *texts, strict=True))
-        if any(isinstance(text, str) and tokenizer.names.search(text) for text in row)
+        for i, row in enumerate(rows)
+        if any(
+            isinstance(row[name], str) and tokenizer.names.search(row[name])
+            for name in ("prompt", *fields)
+        )
     ]
     if spelled:
         first = place(source, spelled[0] + 1)
         console.print(
-            f"  {source}: {len(spelled)} of {len(prompts)} rows spell special tokens, the first at "
+            f"  {source}: {len(spelled)} of {len(rows)} rows spell special tokens, the first at "
             f"{first}: they are read as text; a conversation is given as turns",
             markup=False,
         )

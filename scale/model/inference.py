@@ -1,7 +1,10 @@
 """Trained models over rows: samples, log-probabilities, rewards."""
 
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,17 +135,25 @@ def over_batches(
     size = round_up(min(ROWS, total), runtime.batch_shards)
     block = round_up(BLOCK, size)
 
-    def results(start: int) -> list[np.ndarray]:
-        batches = [
-            take(inputs, np.arange(i, i + size) % total)
-            for i in range(start, min(start + block, total), size)
-        ]
-        outputs = [to_host(function(model, shard_batch(batch, runtime))) for batch in batches]
+    began, computed = time.monotonic(), [0]
+
+    def results(starts: Iterable[int]) -> list[np.ndarray]:
+        outputs = []
+        for i in starts:
+            batch = shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)
+            outputs.append(to_host(function(model, batch)))
+            computed[0] += size
         return [np.concatenate(outputs)]
 
-    starts = range(0, total, block)
+    def status() -> str:
+        return f"{computed[0] / (time.monotonic() - began):,.1f} rows/s"
+
+    progress = track(range(0, total, size), label, status=status)
     blocks: list[np.ndarray] = []
-    for start in track(starts, label) if len(starts) > 1 else starts:
+    for start in range(0, total, block):
         folder = cache and cache / f"{label}-{start}-{block}"
-        blocks += cached(folder, ("values",), partial(results, start))
+        batches = islice(progress, block // size)
+        blocks += cached(folder, ("values",), partial(results, batches))
+        deque(batches, maxlen=0)  # where the block was there, its batches are done
+    deque(progress, maxlen=0)
     return np.concatenate(blocks)[:total]

@@ -193,6 +193,7 @@ class Monitor:
 
     def status(self) -> str:
         """The metrics of the last step that people watch; of several models their means."""
+        self.timing.wait(self.pending)
         records = jax.device_get(self.pending)
         latest = self.last | (records[-1] | self.throughput.measure(records) if records else {})
         values = {name: float(np.mean(x)) for name, x in latest.items()}

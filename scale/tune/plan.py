@@ -88,11 +88,12 @@ class Work:
         return 2.0 * self.survey.parameters * prompts * self.survey.limits.response
 
     def activations(self, lengths: np.ndarray, batch_size: int) -> float:
-        """Bytes that a step keeps for its gradient, where products with weights are kept."""
+        """Bytes that a step keeps for its gradient, where products with weights are kept: twice,
+        since the gradient of scanned layers copies them."""
         config = self.survey.config
         heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         kept = config.num_layers * (heads + 3 * config.d_model + 2 * config.d_ff)
-        return FLOAT * kept * lengths.sum(1).mean() * batch_size
+        return 2 * FLOAT * kept * lengths.sum(1).mean() * batch_size
 
     @property
     def weights(self) -> float:

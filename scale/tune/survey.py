@@ -23,7 +23,6 @@ from scale.tune.options import Options
 PERCENTILE, QUICK_PERCENTILE = 95, 50  # of the lengths, where no limit is given
 MULTIPLE = 16  # of a limit that is not given
 NO_LIMITS = Limits(prompt=10**9, response=10**9)
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

