@@ -75,7 +75,7 @@ class Parity:
 
 
 def prepare(work: Parity, folder: Path) -> list[Row]:
-    """`model/`, `rows.jsonl` and, in the order of our steps, `ordered.jsonl`; returns the rows.
+    """`model/`, `rows.jsonl` and, in the order of our steps, `ordered/`; returns the rows.
 
     TRL reads the rows of a step one after another; ours is drawn by the seed.
     """
@@ -87,7 +87,7 @@ def prepare(work: Parity, folder: Path) -> list[Row]:
     rows = dataset.select(rows)[: work.steps * work.batch_size]
     order = row_order(len(rows), work.training, 0).ravel()
     write_lines(folder / "rows.jsonl", rows)
-    write_lines(folder / "ordered.jsonl", [conversational(rows[i]) for i in order])
+    write_lines(folder / "ordered/train.jsonl", [conversational(rows[i]) for i in order])
     return rows
 
 
@@ -130,7 +130,7 @@ def trl_command(work: Parity, folder: Path) -> str:
     """TRL's own command, with the options that make it the same run."""
     options = {
         "model_name_or_path": folder / "model",
-        "dataset_name": "json",
+        "dataset_name": folder / "ordered",
         "dataset_train_split": "train",
         "output_dir": folder / "trl",
         "per_device_train_batch_size": work.batch_size,
@@ -145,7 +145,9 @@ def trl_command(work: Parity, folder: Path) -> str:
         "bf16": "false",
         "use_cpu": "true",
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": work.steps,
+        "save_only_model": "true",
         "report_to": "none",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -189,7 +191,8 @@ def run(work: Parity, folder: Path) -> str:
     ours = [timed(command_line(stage)) for stage in our_stages(work, folder)]
     theirs = timed(trl_command(work, folder))
     records = logged(folder / "ours/policy/metrics.jsonl")
-    history = json.loads((folder / "trl/trainer_state.json").read_text())["log_history"]
+    state = folder / f"trl/checkpoint-{work.steps}/trainer_state.json"
+    history = json.loads(state.read_text())["log_history"]
     steps = [record for record in history if "loss" in record]
     pairs = {name: np.array([[o[name], t[name]] for o, t in zip(records, steps, strict=True)])
              for name in METRICS}  # fmt: skip

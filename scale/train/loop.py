@@ -130,8 +130,7 @@ def train(
         writer = stack.enter_context(open_log(folder, start, loggers))
         if eval_fn and not start:
             writer.write([{"step": 0} | eval_fn(state.model, 0)])
-        throughput = throughput or Throughput(0.0)
-        monitor = Monitor(folder, writer, eval_fn, throughput, timing, signs_fn)
+        monitor = Monitor(folder, writer, eval_fn, throughput or Throughput(0.0), timing, signs_fn)
         batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
         metrics: Metrics = {}
         for step in track(range(start + 1, num_steps + 1), label, start, monitor.status):

@@ -108,7 +108,8 @@ def reward_cost(stage: Reward, work: Work) -> Cost:
     return Cost(
         trained=work.flops(lengths) * pairs / len(lengths) * several,
         read=FORWARD * work.flops(work.survey.kept["test"]) * several,
-        bytes=at_once * (state + work.activations(lengths, stage.training.batch_size)),
+        bytes=work.weights
+        + at_once * (state + work.activations(lengths, stage.training.batch_size)),
     )
 
 
@@ -125,11 +126,13 @@ def score_cost(stage: Score, work: Work) -> Cost:
 def align_cost(stage: Align, work: Work) -> Cost:
     lengths, held_out = work.survey.kept["train"], work.survey.kept["test"][:HELD_OUT_ROWS]
     training, looks = stage.training, 1 + stage.training.steps // stage.every
+    if stage.row.gamma is not None:
+        lengths = np.pad(lengths, ((0, 0), (0, 1)), constant_values=stage.limits.response)
+    state = STATE_BYTES * work.survey.parameters + work.weights
     return Cost(
         trained=work.flops(lengths) * training.steps * training.batch_size / len(lengths),
         read=FORWARD * work.flops(held_out) * looks,
-        bytes=STATE_BYTES * work.survey.parameters
-        + work.activations(lengths, training.batch_size),
+        bytes=state + work.activations(lengths, training.batch_size),
     )
 
 

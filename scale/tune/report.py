@@ -156,7 +156,10 @@ def draw(
     ax.set_title(title, fontsize=10)
     ax.set_xlabel("step", fontsize=9)
     for metric, (color, name) in metrics.items():
-        points = [(r["step"], np.mean(r[metric])) for r in records if metric in r]
+        first = 1 if metric.endswith("accuracies") else 0  # all margins are 0 before the first step
+        points = [
+            (r["step"], np.mean(r[metric])) for r in records if metric in r and r["step"] >= first
+        ]
         if points:
             style = "o-" if metric.startswith("validation/") else "-"
             ax.plot(*zip(*points, strict=True), style, markersize=4, color=color, label=name)
