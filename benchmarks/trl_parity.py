@@ -15,9 +15,8 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from benchmarks.machine import describe
 from scale.data.dataset import Limits
 from scale.data.formats import SIDES
 from scale.data.rows import Row, read
-from scale.files import atomic
+from scale.files import atomic, write_json
 from scale.io import model_folder
 from scale.model.inference import sequence_logps
 from scale.stages.align import Align
@@ -66,6 +65,8 @@ class Parity:
     """Constant."""
     limits: Limits = field(default_factory=lambda: Limits(128, 64))
     """Longer rows are left out."""
+    out: Path = Path("runs/trl_parity")
+    """Folder of both runs: the same command goes on after the last finished one."""
 
     @property
     def training(self) -> TrainingConfig:
@@ -79,7 +80,8 @@ def prepare(work: Parity, folder: Path) -> list[Row]:
 
     TRL reads the rows of a step one after another; ours is drawn by the seed.
     """
-    Export(policy=work.model, out=folder / "model").run()
+    if not (folder / "model").exists():
+        Export(policy=work.model, out=folder / "model").run()
     (folder / "model/chat_template.jinja").write_text(TEMPLATE)
     policy = model_folder.load_policy(folder / "model")
     rows = [turns(row) for row in read(work.data)]
@@ -167,8 +169,10 @@ class Timed:
         return sum(word.startswith("--") for word in shlex.split(self.command))
 
 
-def timed(command: str) -> Timed:
-    """Run a command in a process of its own."""
+def timed(command: str, kept: Path) -> Timed:
+    """Run a command in a process of its own; what it took is kept in a file."""
+    if kept.exists():
+        return Timed(**json.loads(kept.read_text(encoding="utf-8")))
     words = shlex.split(command)
     program = [sys.executable, *words[1:]] if words[0] == "python" else words
     start = time.perf_counter()
@@ -176,7 +180,9 @@ def timed(command: str) -> Timed:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"exit status {status}: {command}")
-    return Timed(command, time.perf_counter() - start, usage.ru_maxrss / 2**20)
+    result = Timed(command, time.perf_counter() - start, usage.ru_maxrss / 2**20)
+    write_json(kept, asdict(result))
+    return result
 
 
 def final_logps(folder: Path, rows: list[Row], limits: Limits) -> np.ndarray:
@@ -188,9 +194,10 @@ def final_logps(folder: Path, rows: list[Row], limits: Limits) -> np.ndarray:
 def run(work: Parity, folder: Path) -> str:
     """Both runs, and the page about them."""
     rows = prepare(work, folder)
-    ours = [timed(command_line(stage)) for stage in our_stages(work, folder)]
-    theirs = timed(trl_command(work, folder))
-    records = logged(folder / "ours/policy/metrics.jsonl")
+    stages = our_stages(work, folder)
+    ours = [timed(command_line(stage), folder / f"{stage.out.name}.json") for stage in stages]
+    theirs = timed(trl_command(work, folder), folder / "trl.json")
+    records = [r for r in logged(folder / "ours/policy/metrics.jsonl") if "loss" in r]
     state = folder / f"trl/checkpoint-{work.steps}/trainer_state.json"
     history = json.loads(state.read_text())["log_history"]
     steps = [record for record in history if "loss" in record]
@@ -254,8 +261,7 @@ def shortened(command: str) -> str:
 
 
 def main(work: Parity) -> None:
-    with TemporaryDirectory() as folder:
-        text = run(work, Path(folder))
+    text = run(work, work.out.absolute())
     print(text)
     (RESULTS / "trl_parity.md").write_text(text, encoding="utf-8")
 
