@@ -26,7 +26,7 @@ from benchmarks.machine import describe
 from scale.data.dataset import Limits
 from scale.data.formats import SIDES
 from scale.data.rows import Row, read
-from scale.files import atomic, write_json
+from scale.files import write_json, write_text
 from scale.io import model_folder
 from scale.model.inference import sequence_logps
 from scale.stages.align import Align
@@ -108,8 +108,7 @@ def conversational(row: Row) -> Row:
 
 
 def write_lines(path: Path, rows: list[Row]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def our_stages(work: Parity, folder: Path) -> list[Any]:

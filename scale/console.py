@@ -21,6 +21,17 @@ console = Console(highlight=False, soft_wrap=True)
 IN_A_TERMINAL, IN_A_FILE = 2.0, 30.0  # seconds between two looks at how a run goes
 
 
+class Rate:
+    """How many rows a second, as the status of a bar: add what is done."""
+
+    def __init__(self) -> None:
+        self.rows, self.began = 0, time.monotonic()
+
+    def __call__(self) -> str:
+        rate = self.rows / (time.monotonic() - self.began)
+        return f"{rate:,.{0 if rate >= 10 else 1}f} rows/s"
+
+
 def nothing() -> str:
     return ""
 

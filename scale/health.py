@@ -24,9 +24,10 @@ Record = dict[str, Any]
 Signs = dict[str, str]
 
 
-def as_findings(signs: Signs) -> dict[str, list[str]]:
-    """The signs as a stage records them."""
-    return {WARNINGS: [*signs.values()]} if signs else {}
+def as_findings(sentences: Iterable[str]) -> dict[str, list[str]]:
+    """What the signs say, as a stage records it."""
+    warnings = list(sentences)
+    return {WARNINGS: warnings} if warnings else {}
 
 
 def warn(sentences: Iterable[str]) -> None:

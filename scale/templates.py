@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from scale.files import write_text
+
 
 def load_template(path: Path, **filters: Callable[..., Any]) -> Template:
     """The template of a file, with filters besides Jinja's own."""
@@ -18,6 +20,12 @@ def load_template(path: Path, **filters: Callable[..., Any]) -> Template:
     )
     environment.filters |= {"cut": cut, "escape": escape} | filters
     return environment.get_template(path.name)
+
+
+def write_rendered(path: Path, template: Template, context: dict[str, Any]) -> None:
+    """Write what a template makes of a context; lines that it leaves empty become one."""
+    text = re.sub(r"\n{3,}", "\n\n", template.render(context))
+    write_text(path, text.strip() + "\n")
 
 
 def cut(text: str, length: int = 300) -> str:

@@ -1,6 +1,5 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
-from scale.console import console, track
+from scale.console import Rate, console, track
 from scale.data.formats import RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
@@ -153,19 +152,15 @@ def encoded(
     tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
 ) -> Iterator[tuple[list[int], ...]]:
     """The tokens of the prompt and of each response of the rows."""
-    began, done = time.monotonic(), 0
-
-    def status() -> str:
-        return f"{done / (time.monotonic() - began):,.0f} rows/s"
-
-    for start in track(range(0, len(rows), CHUNK), "tokenize", status=status):
+    rate = Rate()
+    for start in track(range(0, len(rows), CHUNK), "tokenize", status=rate):
         part = rows[start : start + CHUNK]
         try:
             ids = tokenizer.prompts_ids([row["prompt"] for row in part])
             responses = [response_ids(tokenizer, part, field) for field in fields]
         except RefusedConversation as error:
             raise InputError(f"{place(source, start + error.index + 1)}: {error}") from error
-        done += len(part)
+        rate.rows += len(part)
         yield from zip(ids, *responses, strict=True)
     warn_of_names(tokenizer, rows, fields, source)
 

@@ -1,6 +1,5 @@
 """Trained models over rows: samples, log-probabilities, rewards."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -14,7 +13,7 @@ import numpy as np
 
 from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
-from scale.console import track
+from scale.console import Rate, track
 from scale.data.dataset import Dataset, cached, take
 from scale.data.layout import round_up
 from scale.data.tokenizer import Tokenizer
@@ -135,20 +134,17 @@ def over_batches(
     size = round_up(min(ROWS, total), runtime.batch_shards)
     block = round_up(BLOCK, size)
 
-    began, computed = time.monotonic(), [0]
+    rate = Rate()
 
     def results(starts: Iterable[int]) -> list[np.ndarray]:
         outputs = []
         for i in starts:
             batch = shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)
             outputs.append(to_host(function(model, batch)))
-            computed[0] += size
+            rate.rows += size
         return [np.concatenate(outputs)]
 
-    def status() -> str:
-        return f"{computed[0] / (time.monotonic() - began):,.1f} rows/s"
-
-    progress = track(range(0, total, size), label, status=status)
+    progress = track(range(0, total, size), label, status=rate)
     blocks: list[np.ndarray] = []
     for start in range(0, total, block):
         folder = cache and cache / f"{label}-{start}-{block}"

@@ -1,6 +1,5 @@
 """`report.md`: what a run found. This module computes values; `report.md.jinja` has the words."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,13 @@ from rich.table import Table
 
 from scale.console import shown
 from scale.data.village import assess, read_page
-from scale.files import atomic, read_csv
+from scale.files import read_csv
 from scale.paper import claims, comparisons, figures
 from scale.paper.comparisons import REFERENCE, SIGNIFICANT, Cells, Comparison, Key, summaries
 from scale.paper.contents import contents, sampled_texts
 from scale.paper.figures import Point
 from scale.paper.results import Outcome
-from scale.templates import load_template
+from scale.templates import load_template, write_rendered
 
 NUM_PROMPTS = 4
 STUDY = Path(__file__).parent / "study.csv"
@@ -58,9 +57,8 @@ def write_report(
         **ensemble(weights, length_biases),
         **samples(cells, completions, has_truth),
     }
-    text = load_template(TEMPLATE, g="{:g}".format, shown=shown, wins=wins).render(context)
-    with atomic(out / "report.md") as temporary:
-        temporary.write_text(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", encoding="utf-8")
+    template = load_template(TEMPLATE, g="{:g}".format, shown=shown, wins=wins)
+    write_rendered(out / "report.md", template, context)
 
 
 def study() -> dict[Key, Point]:

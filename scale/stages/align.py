@@ -131,7 +131,7 @@ class Align(Alignment):
         model_folder.save(self.out, model, policy.config, policy.tokenizer)
         signs = signs_fn(logged(self.out / "metrics.jsonl"))
         findings = {"pairs": len(dataset), "pairs seen": batches.rows.size} | batches.findings
-        return findings | as_findings(signs)
+        return findings | as_findings(signs.values())
 
     def start(self, model: Transformer) -> Any:
         beta, gamma = (jnp.asarray(x, jnp.float32) for x in (self.beta_value, self.gamma_values))
@@ -199,7 +199,6 @@ class Align(Alignment):
             return self.validate(model, validation, progress) if validation else {}
 
         return eval_fn
-
 
     def validate(self, model: Transformer, batch: Batch, progress: float) -> dict[str, float]:
         """The metrics on held-out rows; their loss where they have what the method reads.

@@ -95,15 +95,14 @@ class ChatJudge:
         Raises:
             InputError: None came, after all tries.
         """
+        client = self.client.with_options(**options)
         try:
-            reply = self.client.with_options(**options).chat.completions.create(
+            reply = client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": question}],
                 temperature=0.0,
                 max_tokens=16,
             )
-        except InputError:
-            raise
         except Exception as error:  # the client's own, and what its transport and parsers raise
             reason = " ".join(str(error).split()).replace(os.environ.get(KEY) or NO_KEY, "...")
             raise InputError(f"--judge {self.url}: {type(error).__name__}: {reason}") from None

@@ -11,7 +11,7 @@ from scale.data.formats import SIDES
 from scale.data.rows import Row, read, split, write
 from scale.data.village import NUM_ROWS, village
 from scale.errors import InputError
-from scale.files import atomic
+from scale.files import write_text
 from scale.io.hub import located_rows
 from scale.stages.stage import Stage
 
@@ -62,8 +62,7 @@ class Corpus(Stage):
         refused: list[str] | None = [] if self.bad_rows == "skip" else None
         rows = read(located_rows(self.data), need=("prompt", "completion"), refused=refused)
         if refused:
-            with atomic(self.out / "bad_rows.txt") as temporary:
-                temporary.write_text("".join(f"{line}\n" for line in refused), encoding="utf-8")
+            write_text(self.out / "bad_rows.txt", "".join(f"{line}\n" for line in refused))
             console.print(f"  {len(refused)} bad rows: {self.out / 'bad_rows.txt'}", markup=False)
         return rows[: self.rows]
 

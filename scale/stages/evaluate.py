@@ -12,7 +12,7 @@ from scale.console import console
 from scale.data.dataset import Limits
 from scale.data.rows import read, write
 from scale.errors import InputError
-from scale.health import Signs, as_findings, sample_signs
+from scale.health import as_findings, sample_signs
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
@@ -68,14 +68,14 @@ class Evaluate(Stage):
             judge.check_prompts(prompts, str(self.data))
         baseline = self.outcomes(reference, judge, prompts, self.seed, "reference")
         tables: list[list[dict[str, Any]]] = []
-        warnings: Signs = {}
+        warnings: list[str] = []
         for i, path in enumerate(self.policies):
             policy = model_folder.load_policy(path, runtime)
             outcomes = self.outcomes(policy, judge, prompts, self.seed + 1, str(i))
-            outcomes["kl"] = self.kls(policy, reference, outcomes["sampled"])
+            outcomes["kl"] = self.kls(policy, reference, outcomes)
             tables.append(per_prompt(i, outcomes, baseline))
             signs = sample_signs(path.name, outcomes["ids"], baseline["ids"])
-            warnings |= {f"{path}, {name}": sentence for name, sentence in signs.items()}
+            warnings += signs.values()
         write(self.out / "rows.parquet", [row for table in tables for row in table], {})
         findings: dict[str, Any] = {"policies": [summary(table) for table in tables]}
         if chat:
@@ -135,6 +135,7 @@ class Evaluate(Stage):
         rewards = judge and judge.rewards(sampled, self.fields, self.limits)[1].mean(-1)
         return {
             "sampled": sampled,
+            "inputs": own,
             "texts": [[row[name] for name in self.fields] for row in sampled],
             "tokens": np.stack(tokens, axis=1),
             "ids": [sample.ids for drawn in samples for sample in drawn],
@@ -146,15 +147,13 @@ class Evaluate(Stage):
         """The columns of the samples."""
         return [f"sample_{i}" for i in range(self.n)]
 
-    def kls(self, policy: ModelFolder, reference: ModelFolder, sampled: list[dict]) -> np.ndarray:
-        """log pi - log pi_ref of the samples [N, n]."""
-        logps = [
-            sequence_logps(
-                folder.model, folder.make_dataset(sampled, self.fields, self.limits).all.inputs
-            )
-            for folder in (policy, reference)
-        ]
-        return logps[0] - logps[1]
+    def kls(
+        self, policy: ModelFolder, reference: ModelFolder, outcomes: dict[str, Any]
+    ) -> np.ndarray:
+        """log pi - log pi_ref of the samples of a policy [N, n]."""
+        theirs = reference.make_dataset(outcomes["sampled"], self.fields, self.limits).all.inputs
+        own_logps = sequence_logps(policy.model, outcomes["inputs"])
+        return own_logps - sequence_logps(reference.model, theirs)
 
 
 def per_prompt(

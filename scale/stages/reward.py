@@ -209,4 +209,4 @@ def accuracy(
         "held-out accuracy": accuracies,
         "accuracy of picking the longer": longer,
         "standard deviation of held-out margins": [round(float(s), 3) for s in margins.std(0)],
-    } | as_findings(signs)
+    } | as_findings(signs.values())

@@ -117,10 +117,10 @@ def describe(stage: Stage) -> dict[str, Any]:
     """
     hashes = []
     for option, path in input_paths(stage):
-        found = located_rows(path) if option == "--data" else located(path)
-        if not matching(found):
+        source = located_rows(path) if option == "--data" else located(path)
+        if not matching(source):
             raise InputError(f"{option} {path}: no such file or folder")
-        hashes.append(identity(found))
+        hashes.append(identity(source))
     options = {
         name: as_json(value)
         for name, value in asdict(stage).items()

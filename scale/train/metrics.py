@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from scale.errors import InputError
-from scale.files import atomic, read_json, write_json
+from scale.files import read_json, write_json, write_text
 
 WALL_CLOCK = ("tokens_per_second", "mfu")
 
@@ -81,8 +81,7 @@ def drop_after(path: Path, step: int) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines()
     kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
-    with atomic(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in kept))
 
 
 def append(path: Path, records: list[Record]) -> None:

@@ -25,18 +25,18 @@ class Tune(Options):
         refused: list[str] | None = [] if self.bad_rows == "skip" else None
         rows = usable(self.data, refused)[: self.used_rows]
         shares = shares_of(len(rows), self.quick)
-        found = survey(self, rows, shares)
-        pairs = {name: len(lengths) for name, lengths in found.kept.items()}
-        stages = Pipeline(self, shares, found.limits, self.rates(found), pairs).stages
+        surveyed = survey(self, rows, shares)
+        pairs = {name: len(lengths) for name, lengths in surveyed.kept.items()}
+        stages = Pipeline(self, shares, surveyed.limits, self.rates(surveyed), pairs).stages
         if self.quick:
             console.print("  REHEARSAL (--quick): a few rows and steps; the model gets no better")
-        print_plan(stages, Work(found, self.num_reward_models), refused or [])
+        print_plan(stages, Work(surveyed, self.num_reward_models), refused or [])
         findings = {name: run(stage) for name, stage in stages.items()}
-        return write_report(self, stages, findings, found)
+        return write_report(self, stages, findings, surveyed)
 
-    def rates(self, found: Survey) -> Rates:
+    def rates(self, surveyed: Survey) -> Rates:
         """The learning rates: those of the model's size, scaled to --learning-rate."""
-        rates = rates_for(found.parameters)
+        rates = rates_for(surveyed.parameters)
         factor = (self.learning_rate or rates.policy) / rates.policy
         return Rates(rates.policy * factor, rates.reward * factor)
 

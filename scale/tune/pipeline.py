@@ -20,6 +20,16 @@ WARMUP = 0.1  # of the steps
 LOOKS = 6  # at the held-out rows, besides the first
 HELD_OUT_ROWS = 32
 QUICK_STEPS, QUICK_BATCH = 2, 2
+PURPOSES = {
+    "data": "split by prompt",
+    "rewards": "reward models",
+    "scored": "what the method reads",
+    "held-out": "the same of held-out rows, with samples for the KL",
+    "policy": "policy",
+    "judge": "judge, of rows that no policy trains on",
+    "evaluation": "samples before and after, judged",
+    "hf": "Hugging Face folder",
+}
 
 
 def shares_of(rows: int, quick: bool) -> dict[str, float]:
@@ -49,17 +59,16 @@ class Pipeline:
 
     @cached_property
     def stages(self) -> dict[str, Any]:
-        """The stages in order, by what they are for."""
-        reward_models = {"reward models": self.reward_models()} if self.rewards else {}
+        """The stages in order, under names of `PURPOSES`."""
         return {
-            "split by prompt": self.split(),
-            **reward_models,
-            "what the method reads": self.scored(),
-            "the same of held-out rows, with samples for the KL": self.held_out(),
+            "data": self.split(),
+            **({"rewards": self.reward_models()} if self.rewards else {}),
+            "scored": self.scored(),
+            "held-out": self.held_out(),
             "policy": self.policy(),
-            "judge, of rows that no policy trains on": self.judge(),
-            "samples before and after, judged": self.evaluation(),
-            "Hugging Face folder": self.export(),
+            "judge": self.judge(),
+            "evaluation": self.evaluation(),
+            "hf": self.export(),
         }
 
     def part(self, name: str) -> Path:

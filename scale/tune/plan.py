@@ -25,7 +25,7 @@ from scale.stages.export import Export
 from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES, Reward
 from scale.stages.score import Score
 from scale.tune.command_line import command_line
-from scale.tune.pipeline import HELD_OUT_ROWS
+from scale.tune.pipeline import HELD_OUT_ROWS, PURPOSES
 from scale.tune.survey import Survey
 
 TRAINS, READS, SAMPLES = 0.45, 0.45, 0.2
@@ -162,7 +162,7 @@ def print_plan(stages: dict[str, Any], work: Work, refused: list[str]) -> None:
         console.print(f"  {line}", markup=False)
     table = Table("stage", "about", "memory", title="the plan", title_justify="left")
     for name, cost in zip(stages, costs, strict=True):
-        table.add_row(name, duration(cost.seconds), f"{cost.bytes / 2**30:.1f} GiB")
+        table.add_row(PURPOSES[name], duration(cost.seconds), f"{cost.bytes / 2**30:.1f} GiB")
     table.add_section()
     total, most = sum(cost.seconds for cost in costs), max(cost.bytes for cost in costs)
     table.add_row("in all, without compilation", duration(total), f"{most / 2**30:.1f} GiB")

@@ -1,6 +1,5 @@
 """`report.md` and `curves.png` of `tune`: what happened, and whether to believe it."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ from matplotlib.figure import Figure
 from minipref.methods import METHODS
 from scale.console import console
 from scale.data.rows import read
-from scale.files import atomic
-from scale.health import WARNINGS
+from scale.files import write_text
+from scale.health import WARNINGS, as_findings
 from scale.paper.figures import bare, save
-from scale.stages.evaluate import Evaluate
-from scale.stages.reward import Reward
-from scale.templates import load_template
+from scale.templates import load_template, write_rendered
 from scale.train.metrics import logged
 from scale.tune.command_line import command_line
 from scale.tune.options import Options
@@ -49,35 +46,33 @@ CURVES = {  # title: the metrics that are drawn, with their colour and name
 
 
 def write_report(
-    options: Options, stages: dict[str, Any], findings: dict[str, dict[str, Any]], found: Survey
+    options: Options, stages: dict[str, Any], findings: dict[str, dict[str, Any]], surveyed: Survey
 ) -> dict[str, Any]:
     """Write the report, its figure and the model's card.
 
     Args:
         options: Those of `tune`.
-        stages: The stages, by what they are for.
+        stages: The stages, by name.
         findings: What each of them recorded.
-        found: The survey of the rows.
+        surveyed: The survey of the rows.
 
     Returns:
         The findings of the whole.
     """
-    by_type = {type(stage): findings[name] for name, stage in stages.items()}
-    judge = findings["judge, of rows that no policy trains on"]
-    result = by_type[Evaluate]["policies"][0]
+    judge, policy = findings["judge"], findings["policy"]
+    [result] = findings["evaluation"]["policies"]
     warnings = [text for part in findings.values() for text in part.get(WARNINGS, [])]
     verdict = verdict_of(result, judge)
-    policy = findings["policy"]
     context = {
         "options": options,
         "label": METHODS[options.method].label,
         "rehearsal": REHEARSAL if options.quick else "",
         "warnings": warnings,
-        "rows": rows_text(found, []),
+        "rows": rows_text(surveyed, []),
         "align": stages["policy"],
         "policy": policy,
-        "reward": findings.get("reward models"),
-        "reward_stage": next((s for s in stages.values() if isinstance(s, Reward)), None),
+        "reward": findings.get("rewards"),
+        "reward_stage": stages.get("rewards"),
         "judge": judge,
         "judge_interval": accuracy_interval(judge),
         "result": result,
@@ -86,11 +81,10 @@ def write_report(
         "commands": [command_line(stage) for stage in stages.values()],
     }
     draw_curves(options)
-    text = load_template(TEMPLATE).render(context)
-    write_text(options.out / "report.md", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
+    write_rendered(options.out / "report.md", load_template(TEMPLATE), context)
     write_text(options.hf / "README.md", card(options, verdict))
     console.print(f"{options.out / 'report.md'}; the model: {options.hf}", markup=False)
-    return {"verdict": verdict} | ({WARNINGS: warnings} if warnings else {})
+    return {"verdict": verdict} | as_findings(warnings)
 
 
 def verdict_of(result: dict[str, Any], judge: dict[str, Any]) -> str:
@@ -176,8 +170,3 @@ def card(options: Options, verdict: str) -> str:
         "Made with minipref: `python -m scale.run tune`.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

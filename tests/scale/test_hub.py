@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -77,6 +78,16 @@ class Hub(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+@contextmanager
+def serving(handler):
+    """The address of a server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The address of the hub, the models of its revisions and the requests so far."""
@@ -87,11 +98,8 @@ def served(tmp_path_factory):
         export(folders[commit], models[revision], tokenizer)
         (folders[commit] / "pytorch_model.bin").write_bytes(b"\x80")
     handler = type("Tiny", (Hub,), {"folders": folders, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", models, handler.asked
-    server.shutdown()
-    server.server_close()
+    with serving(handler) as address:
+        yield address, models, handler.asked
 
 
 def run(paths, home, address, token="secret", **environment):
@@ -107,9 +115,15 @@ def run(paths, home, address, token="secret", **environment):
             except InputError as error:
                 print("error:", error)
     """
+    return printed(code, home, address, HF_TOKEN=token, **environment)
+
+
+def printed(code, home, address, **environment):
+    """The lines that a program prints, for which the hub is at an address."""
     environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_TOKEN": token, "JAX_PLATFORMS": "cpu",
+        "HF_ENDPOINT": address, "HF_HOME": str(home), "JAX_PLATFORMS": "cpu",
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
@@ -195,11 +209,8 @@ def data_hub():
     pq.write_table(pa.table(ROWS), file)
     files = {"train.parquet": file.getvalue(), "test.parquet": file.getvalue()}
     handler = type("Prefs", (DataHub,), {"files": files, "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.asked
-    server.shutdown()
-    server.server_close()
+    with serving(handler) as address:
+        yield address, handler.asked
 
 
 def rows_of(paths, home, address, **environment):
@@ -215,14 +226,7 @@ def rows_of(paths, home, address, **environment):
             except InputError as error:
                 print("error:", error)
     """
-    environment = os.environ | {
-        "HF_ENDPOINT": address, "HF_HOME": str(home), "JAX_PLATFORMS": "cpu",
-        "HF_HUB_DISABLE_XET": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
-                          text=True, check=True, cwd=home)  # fmt: skip
-    return done.stdout.splitlines()
+    return printed(code, home, address, **environment)
 
 
 def test_a_data_set_by_its_id(data_hub, tmp_path):

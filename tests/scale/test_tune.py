@@ -292,7 +292,7 @@ def test_learning_rates_follow_from_the_size(parameters, rates):
 def test_a_learning_rate_scales_that_of_the_reward_models(made):
     _, stages = planned(tuned(made, "rates", "d-dpo", learning_rate=2e-6))
     assert stages["policy"].training.learning_rate == pytest.approx(2e-6)
-    assert stages["reward models"].training.learning_rate == pytest.approx(8e-6)
+    assert stages["rewards"].training.learning_rate == pytest.approx(8e-6)
     usual = replace(tuned(made, "rates"), learning_rate=None)
     assert planned(usual)[1]["policy"].training.learning_rate == 5e-6
 
@@ -369,8 +369,8 @@ def test_times_are_told_to_two_digits():
 
 def test_an_ensemble_costs_as_many_times_one_reward_model(made):
     found, stages = planned(tuned(made, "cost", "e-dpo"))
-    one = replace(stages["reward models"], num_reward_models=1)
+    one = replace(stages["rewards"], num_reward_models=1)
     cost = COSTS[Reward]
     work = Work(found, 3)
-    assert cost(stages["reward models"], work).trained == pytest.approx(3 * cost(one, work).trained)
+    assert cost(stages["rewards"], work).trained == pytest.approx(3 * cost(one, work).trained)
     print_plan(stages, work, [])
