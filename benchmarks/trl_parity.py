@@ -175,7 +175,8 @@ def timed(command: str, kept: Path) -> Timed:
     words = shlex.split(command)
     program = [sys.executable, *words[1:]] if words[0] == "python" else words
     start = time.perf_counter()
-    process = subprocess.Popen(program, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}  # `trl dpo` takes one thread otherwise
+    process = subprocess.Popen(program, env=os.environ | {"JAX_PLATFORMS": "cpu"} | threads)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"exit status {status}: {command}")

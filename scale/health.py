@@ -60,7 +60,7 @@ def policy_signs(records: Sequence[Record], beta: float) -> Signs:
         )
     if kl > MOST_MARGIN / beta:
         signs["kl"] = (
-            f"KL(pi_ref || pi) is {kl:.0f} nats, beyond the {MOST_MARGIN / beta:.0f} that beta "
+            f"KL(pi_ref || pi) is {kl:.3g} nats, beyond the {MOST_MARGIN / beta:.3g} that beta "
             f"{beta:g} allows: try a lower learning rate"
         )
     start, end = (values.get("logps/chosen", 0.0) for values in (first, last))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -87,6 +88,15 @@ class ChatTokenizer(Tokenizer):
     @cached_property
     def names(self) -> re.Pattern[str]:
         return any_of(self.theirs.added_tokens_encoder)
+
+    @cached_property
+    def cuts(self) -> re.Pattern[str]:
+        """Matches special tokens before which a text can be cut: its parts have its tokens."""
+        tokens = self.theirs.added_tokens_decoder.values()
+        return any_of(
+            t.content for t in tokens
+            if t.special and not (t.lstrip or t.normalized or t.single_word)
+        )  # fmt: skip
 
     @cached_property
     def generation_prompt(self) -> list[int]:
@@ -181,10 +191,17 @@ class ChatTokenizer(Tokenizer):
         return rest[: rest.index(self.end)] if self.end in rest else rest
 
     def conversations_ids(self, conversations: Sequence[Turns], prompts: bool) -> list[list[int]]:
-        """Tokens of conversations, of prompts with what opens the response."""
+        """Tokens of conversations, of prompts with what opens the response.
+
+        As far as a special token, all texts begin alike: that part is encoded once.
+        """
         header = self.header if prompts else ""
         texts = [text + header for text in self.rendered(conversations, prompts)]
-        ids = [e.ids for e in self.special.encode_batch(texts, add_special_tokens=False)]
+        alike = commonprefix(texts)  # noqa: RUF071  (texts, no paths)
+        cut = max((match.start() for match in self.cuts.finditer(alike)), default=0)
+        opening = self.special_ids(texts[0][:cut]) if texts else []
+        rests = self.special.encode_batch_fast([t[cut:] for t in texts], add_special_tokens=False)
+        ids = [opening + rest.ids for rest in rests]
         for i, turns in enumerate(conversations):
             if any(self.names.search(turn["content"]) for turn in turns):
                 ids[i] = self.theirs.apply_chat_template(

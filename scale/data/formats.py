@@ -54,7 +54,7 @@ def parse_row(record: Row, need: tuple[str, ...]) -> Row:
     Raises:
         FieldError: A field is missing or malformed, or two fields contradict each other.
     """
-    record = _without_nulls(record)
+    record = {_text(name, name): value for name, value in _without_nulls(record).items()}
     if "tools" in record:
         raise FieldError("tools", "a prompt with tools is not supported")
     record = _from_comparison(record) if "summaries" in record else record

@@ -29,8 +29,9 @@ from scale.data.formats import (
     score_width,
     type_name,
 )
+from scale.data.hub_rows import row_files
 from scale.errors import InputError
-from scale.files import atomic, matching
+from scale.files import atomic
 
 COMMON = ("ref_sample", *LOGPS)  # columns that all rows have, or none
 
@@ -43,7 +44,8 @@ def read(
     """The rows of a file in its order, each in the one form that `scale.data.formats` describes.
 
     Args:
-        path: A JSONL (`.jsonl`, `.json`) or Parquet file, or a pattern of such files.
+        path: A JSONL (`.jsonl`, `.json`) or Parquet file, a pattern of such files, or the id of a
+            data set of the hub.
         need: Fields that every row must have. A `completion` that the file lacks is its `chosen`.
         refused: Where the errors of rows go, which are then left out. Default: the first is raised.
 
@@ -111,11 +113,23 @@ def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
     Raises:
         InputError: The values of a column have no common type.
     """
-    names = sorted({name for row in rows for name in row})
-    columns = {name: _column(path, name, rows) for name in names}
     metadata = {"provenance": json.dumps(provenance, sort_keys=True)}
     with atomic(path) as temporary:
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
+        pq.write_table(as_table(path, rows).replace_schema_metadata(metadata), temporary)
+
+
+def as_table(path: Path, rows: list[Row]) -> pa.Table:
+    """Rows as a table, before work is spent on them.
+
+    Args:
+        path: Their file, for messages.
+        rows: Rows; a column that some rows lack is null there.
+
+    Raises:
+        InputError: The values of a column have no common type.
+    """
+    names = sorted({name for row in rows for name in row})
+    return pa.table({name: _column(path, name, rows) for name in names})
 
 
 def provenance(path: Path) -> dict[str, str]:
@@ -123,7 +137,7 @@ def provenance(path: Path) -> dict[str, str]:
 
     Of several files it is what all record alike.
     """
-    records = [_provenance(file) for file in matching(path)]
+    records = [_provenance(file) for file in row_files(path)]
     alike = [set(record.items()) for record in records]
     return dict(set.intersection(*alike)) if alike else {}
 
@@ -150,7 +164,7 @@ def require(path: Path, expected: dict[str, str]) -> None:
     Raises:
         InputError: Some values differ; the message names them.
     """
-    for file in matching(path):
+    for file in row_files(path):
         recorded = _provenance(file)
         faults = [
             f"columns were computed with {key} {recorded[key]}; this run has {value}"
@@ -210,7 +224,7 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
 
 def _records(path: Path) -> Iterator[tuple[str, Row | bytes]]:
     """Each row as the files have it, after its place: a line of JSON, or the values of a row."""
-    for file in matching(path) or [path]:
+    for file in row_files(path) or [path]:
         yield from _records_of_file(file)
 
 

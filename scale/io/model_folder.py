@@ -19,7 +19,7 @@ from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
-from scale.files import fingerprint, matching, read_json, read_json_object, write_json
+from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.hub import downloaded
 from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
@@ -131,7 +131,7 @@ def identity(path: Path) -> str:
     path = located(path)
     if path.is_dir() and is_pretrained(path):
         return fingerprint(*present(path, (*MODEL_FILES, *TOKENIZER_FILES)))
-    return fingerprint(*matching(path))
+    return fingerprint(path)
 
 
 def present(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -12,7 +12,6 @@ from scale.data.rows import Row, read, split, write
 from scale.data.village import NUM_ROWS, village
 from scale.errors import InputError
 from scale.files import write_text
-from scale.io.hub import located_rows
 from scale.stages.stage import Stage
 
 
@@ -60,7 +59,7 @@ class Corpus(Stage):
         if not self.data:
             return village(self.pages, self.seed) if self.source == "village" else docstrings()
         refused: list[str] | None = [] if self.bad_rows == "skip" else None
-        rows = read(located_rows(self.data), need=("prompt", "completion"), refused=refused)
+        rows = read(self.data, need=("prompt", "completion"), refused=refused)
         if refused:
             write_text(self.out / "bad_rows.txt", "".join(f"{line}\n" for line in refused))
             console.print(f"  {len(refused)} bad rows: {self.out / 'bad_rows.txt'}", markup=False)

@@ -12,8 +12,10 @@ from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import SIDES
-from scale.data.rows import provenance, read, write
+from scale.data.hub_rows import row_files
+from scale.data.rows import as_table, provenance, read, write
 from scale.errors import InputError
+from scale.files import fingerprint
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import generate, sequence_logps
@@ -55,8 +57,9 @@ class Score(Stage):
 
     def run(self) -> dict[str, Any]:
         rows = read(self.data)[: self.rows]
+        as_table(self.data, rows)  # what could not be written is refused before it is scored
         self.check("score_chosen" in rows[0])
-        hashes = provenance(self.data) | {"data": model_folder.identity(self.data)}
+        hashes = provenance(self.data) | {"data": fingerprint(*row_files(self.data))}
         findings: dict[str, Any] = {}
         runtime = make_runtime(self.runtime)
         if self.rewards:

@@ -13,15 +13,16 @@ from typing import Any, ClassVar
 from jax.experimental import multihost_utils
 
 from scale.console import console, shown
+from scale.data.hub_rows import row_files
 from scale.errors import InputError, option_name
-from scale.files import matching, read_json, read_json_object, write_json
+from scale.files import fingerprint, read_json, read_json_object, write_json
 from scale.health import WARNINGS, warn
-from scale.io.hub import located_rows
 from scale.io.model_folder import identity, located
 from scale.parallel.processes import is_main
 from scale.stages.bounds import require_bounds
 
-# options that do not change the result; of a judge the model does, its address does not
+ROWS = ("--data", "--validation")  # options that name rows; other paths are models
+# options that do not change the result: of the runtime only its dtype does, of a judge its model
 NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge")
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
 PROGRAMS = "programs"  # folder of what its workers compile
@@ -117,15 +118,17 @@ def describe(stage: Stage) -> dict[str, Any]:
     """
     hashes = []
     for option, path in input_paths(stage):
-        source = located_rows(path) if option == "--data" else located(path)
-        if not matching(source):
+        is_rows = option in ROWS
+        if not (row_files(path) if is_rows else located(path).exists()):
             raise InputError(f"{option} {path}: no such file or folder")
-        hashes.append(identity(source))
+        hashes.append(fingerprint(*row_files(path)) if is_rows else identity(path))
     options = {
         name: as_json(value)
         for name, value in asdict(stage).items()
         if name not in NO_RESULT and not is_path(value)
     }
+    if runtime := getattr(stage, "runtime", None):
+        options["runtime"] = {"dtype": runtime.dtype}
     return {"stage": type(stage).__name__, "options": options, "inputs": hashes}
 
 

@@ -13,7 +13,6 @@ from scale.data.dataset import Limits, make_dataset
 from scale.data.formats import SIDES
 from scale.data.rows import Row, read, split
 from scale.errors import InputError
-from scale.io.hub import located_rows
 from scale.io.huggingface import settings_for
 from scale.io.model_folder import config_of, tokenizer_of
 from scale.model.config import ModelConfig
@@ -126,7 +125,7 @@ def usable(data: Path, refused: list[str] | None) -> list[Row]:
     Raises:
         InputError: A row cannot be used, and `refused` is None; or there is one row only.
     """
-    rows: list[dict[str, Any]] = read(located_rows(data), refused=refused)
+    rows: list[dict[str, Any]] = read(data, refused=refused)
     if len(rows) < 2:
         raise InputError(f"{data}: one row; nothing is left to evaluate on")
     return rows

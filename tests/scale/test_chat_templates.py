@@ -4,7 +4,7 @@ import json
 from functools import cache
 
 import pytest
-from tokenizers import Tokenizer, decoders, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.trainers import BpeTrainer
@@ -159,6 +159,38 @@ def test_prompts_and_responses_are_those_of_transformers(kind, name):
             whole = theirs.apply_chat_template([*turns, says(response)], return_dict=False)
             last = len(whole) - whole[::-1].index(ours.end)
             assert words(ours, prompt + ours.response_ids(response)) == words(ours, whole[:last])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_many_conversations_at_once_have_the_tokens_of_each(kind, name):
+    """What all of them begin with is encoded once."""
+    theirs, ours = peer(kind, TEMPLATES[name]), made(kind, TEMPLATES[name])
+    system = {"role": "system", "content": "Be kind."}
+    opening = [system] if name == "system first" else []
+    prompts = [[*opening, user(text)] for text in ("the cat", "the bat", "the", "\ncat ")]
+    if name != "no generation prompt":
+        assert ours.prompts_ids(prompts) == [
+            theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            for turns in prompts
+        ]
+    assert ours.responses_ids(RESPONSES, [True] * len(RESPONSES)) == [
+        ours.response_ids(response) for response in RESPONSES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("property_", "before"), [("lstrip", "a <mask>"), ("single_word", "a <mask>a<mask> ")]
+)
+def test_a_special_token_that_looks_to_its_left_belongs_to_what_is_before(property_, before):
+    """Such as a mask, which takes the spaces before it, or a name that must stand alone."""
+    backend = byte_level()
+    backend.add_special_tokens([AddedToken("<mask>", **{property_: True})])
+    template = before + "{% for m in messages %}{{ m.content }}{% endfor %}" + CHATML_ASK
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **NAMES)
+    turns = [[user("the cat")], [user("the bat")]]
+    expected = theirs.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert chat_tokenizer(theirs, "folder").prompts_ids(turns) == expected
 
 
 def test_no_space_that_nobody_wrote():

@@ -219,10 +219,9 @@ def rows_of(paths, home, address, **environment):
         from pathlib import Path
         from scale.data.rows import read
         from scale.errors import InputError
-        from scale.io.hub import located_rows
         for path in {paths!r}:
             try:
-                print("rows", read(located_rows(Path(path))))
+                print("rows", read(Path(path)))
             except InputError as error:
                 print("error:", error)
     """

@@ -242,6 +242,7 @@ ROW_FAULTS = {
     "UTF-8": (b'{"prompt": "\xff"}', "invalid UTF-8 at byte 13"),
     "surrogate": (PAIR | {"chosen": "\ud800"}, "field 'chosen': invalid Unicode"),
     "surrogate elsewhere": (PAIR | {"id": "\ud800"}, "field 'id': invalid Unicode"),
+    "surrogate in a name": (PAIR | {"\ud800": 1}, r"field '\ud800': invalid Unicode"),
     "no chosen": (
         {"prompt": "p", "rejected": "b"},
         "field 'chosen': missing; the row has prompt, rejected",

@@ -27,6 +27,7 @@ from scale.model import inference
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.inference import rewards, sequence_logps
+from scale.parallel.mesh import RuntimeConfig
 from scale.stages import corpus, reward
 from scale.stages.align import Align
 from scale.stages.bias import Bias
@@ -203,6 +204,10 @@ def test_a_complete_stage_is_not_run_again(chain, monkeypatch):
         ({"seed": 1}, r"seed \(0, not 1\)"),
         ({"limits": Limits(24, 11)}, r"limits.response \(12, not 11\)"),
         ({"relabel": True}, r"relabel \(False, not True\)"),
+        (
+            {"runtime": RuntimeConfig(dtype="bfloat16")},
+            r"runtime.dtype \(float32, not bfloat16\)",
+        ),
     ],
 )
 def test_other_options_in_the_same_folder_are_refused(chain, change, named):
@@ -497,6 +502,13 @@ def test_score_needs_something_to_do(chain, tmp_path):
     reference = chain.folder / "sft"
     options = {"data": chain.data, "reference": reference, "limits": LIMITS}
     refused(Score(out=tmp_path / "b", relabel=True, **options), "--relabel needs")
+
+
+def test_columns_that_cannot_be_written_are_refused_before_they_are_scored(chain, tmp_path):
+    rows = [row | {"note": value} for row, value in zip(chain.rows, [1, "x"] * 20, strict=True)]
+    data = jsonl(tmp_path / "mixed.jsonl", rows)
+    stage = replace(chain.score, out=tmp_path / "a", data=data, rewards=tmp_path)
+    refused(stage, r"mixed\.jsonl: field 'note': no Parquet type holds all its values")
 
 
 # ---- relabelling
@@ -1018,6 +1030,19 @@ def test_a_policy_that_runs_away_is_told_while_it_runs_and_at_its_end(chain, tmp
     assert first < text.index("steps in")  # the line at the end of training
     usual = execute(chain.align("dpo", out=tmp_path / "b", validation=chain.scored))
     assert "warnings" not in usual
+
+
+def test_margins_and_kl_beyond_beta_are_told(chain, tmp_path):
+    """beta 10 allows a KL of half a nat, which a run as short as this one leaves behind."""
+    training = TrainingConfig(40, 8, 3e-2, 1)
+    findings = execute(chain.align(
+        "dpo", out=tmp_path / "a", beta=10.0, training=training, validation=chain.scored
+    ))  # fmt: skip
+    last = log_of(tmp_path / "a")[-1]
+    margins, kl = findings["warnings"][:2]
+    assert f"implicit rewards are {last['validation/rewards/margins']:.1f} nats" in margins
+    assert last["validation/rewards/margins"] > 5 and last["validation/kl"] > 0.5
+    assert f"KL(pi_ref || pi) is {last['validation/kl']:.3g} nats, beyond the 0.5 that" in kl
 
 
 def test_reward_models_that_cannot_beat_the_longer_response_are_told(chain, tmp_path):

@@ -6,6 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from minipref.methods import METHODS
 from scale.console import console
@@ -17,6 +21,7 @@ from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.run import parse
 from scale.stages.align import Align
+from scale.stages.export import Export
 from scale.stages.reward import Reward
 from scale.stages.score import Score
 from scale.stages.sft import Sft
@@ -343,6 +348,22 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     )  # fmt: skip
     execute(sft)
     refused(replace(command, model=palm), "no Llama architecture|parallel")
+
+
+def test_conversations_for_a_tokenizer_without_template_are_refused(made, tmp_path):
+    """Of text alone the same folder is accepted."""
+    model = tmp_path / "plain"
+    Export(policy=made / "model", out=model).run()
+    words = WordLevel({word: i for i, word in enumerate(["</s>", "<unk>", *WORDS])}, "<unk>")
+    backend = tokenizers.Tokenizer(words)
+    backend.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(model)
+    command = replace(tuned(made, "refused"), model=model)
+    planned(command)
+    rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in made_rows(80)]
+    turns = jsonl(tmp_path / "turns.jsonl", rows)
+    reason = "plain: the tokenizer has no chat template, so a prompt must be text, not turns"
+    refused(replace(command, data=turns), rf"turns\.jsonl:1: .*{reason}")
 
 
 def test_bad_rows_are_skipped_and_listed(made, tmp_path, monkeypatch):
