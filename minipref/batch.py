@@ -54,9 +54,10 @@ class Inputs(NamedTuple):
     reward_positions: Int[Array, "B n"]
 
     @property
-    def response_mask(self) -> Bool[Array, "R L"]:
-        """Whether a label is a token of a response and not padding."""
-        num_responses = self.reward_positions.size // len(self.response_ids)
+    def response_mask(self) -> Bool[Array, "*M R L"]:
+        """Whether a label is a token of a response and not padding; also of M stacked batches."""
+        num_sequences = self.response_ids.size // self.response_ids.shape[-1]
+        num_responses = self.reward_positions.size // num_sequences
         return jnp.less(self.response_ids, num_responses)
 
 

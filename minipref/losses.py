@@ -144,12 +144,12 @@ def sft_loss(logps: Float[Array, "..."], num_tokens: ArrayLike) -> tuple[Loss, M
     return -jnp.sum(logps) / num_tokens, {}
 
 
-def z_loss(log_normalizers: Float[Array, "R L"], mask: Bool[Array, "R L"]) -> Loss:
+def z_loss(log_normalizers: Float[Array, "*R L"], mask: Bool[Array, "*R L"]) -> Loss:
     """The mean of log^2 Z over the masked positions; 0 where logits are log-probabilities.
 
     Args:
-        log_normalizers: log Z, the log of the softmax's denominator [R, L].
-        mask: The positions that count [R, L].
+        log_normalizers: log Z, the log of the softmax's denominator [..., L].
+        mask: The positions that count [..., L].
 
     Returns:
         Scalar.

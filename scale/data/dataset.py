@@ -70,9 +70,14 @@ class Dataset:
             return self.layout.shape(rows)
         return smallest_shape(self.tokens.lengths, len(self))._replace(num_sequences=rows)
 
-    def batch(self, indices: np.ndarray, shape: BatchShape) -> Batch:
-        inputs = pack(self.tokens.take(indices), shape, self.layout, self.pad)
-        return Batch(inputs, take(self.targets, indices))
+    def batch(self, indices: np.ndarray, shape: BatchShape, parts: int = 1) -> Batch:
+        """These rows; in several parts of one shape the inputs have a leading axis for them."""
+        inputs = [
+            pack(self.tokens.take(part), shape, self.layout, self.pad)
+            for part in np.split(indices, parts)
+        ]
+        packed = jax.tree.map(lambda *arrays: np.stack(arrays), *inputs) if parts > 1 else inputs[0]
+        return Batch(packed, take(self.targets, indices))
 
     def select(self, rows: Sequence[dict]) -> list[dict]:
         """The rows of the file that are in the dataset."""

@@ -20,11 +20,11 @@ Rotation: TypeAlias = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
 """RoPE's cosines and sines at each position."""
 
 
-class Cache(NamedTuple):
-    """Keys and values of S tokens, of every layer or of one."""
+class KeysValues(NamedTuple):
+    """Keys and values of T tokens, of every layer or of one."""
 
-    keys: Float[Array, "*layers B S G k"]
-    values: Float[Array, "*layers B S G k"]
+    keys: Float[Array, "*layers B T G k"]
+    values: Float[Array, "*layers B T G k"]
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], fan_in: int) -> Float[Array, "..."]:
@@ -209,26 +209,19 @@ class Block(eqx.Module):
         x: Float[Array, "B T D"],
         rotation: Rotation,
         attend: Attend,
-        cache: Cache | None,
-        cache_index: int | Int[Array, ""],
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+    ) -> tuple[Float[Array, "B T D"], KeysValues]:
         """The residual stream after this block.
 
         Args:
             x: The residual stream [B, T, D].
             rotation: RoPE's at the positions of x.
             attend: Attention of queries over keys and values.
-            cache: Keys and values of earlier tokens, or None.
-            cache_index: Where in the cache the keys and values of x are written.
 
         Returns:
-            The residual stream [B, T, D], and the keys and values that were attended to.
+            The residual stream [B, T, D], and the keys and values of x.
         """
         h = self.normalise(x, self.norm)
         queries, new = self.heads(h, rotation)
-        if cache is not None:
-            write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1)
-            new = jax.tree.map(write, cache, new)
         attended = project("bthk,hkd->btd", attend(queries, *new), self.attention_out)
         if self.mlp_norm is None:
             return x + attended + self.mlp(h), new
@@ -239,8 +232,8 @@ class Block(eqx.Module):
         """The configured norm."""
         return NORMS[self.config.norm](x, scale, self.config.norm_eps)
 
-    def heads(self, h: Float[Array, "B T D"], rotation: Rotation) -> tuple[Array, Cache]:
-        """Queries [B, T, H, k], and keys and values [B, T, G, k] as a `Cache`."""
+    def heads(self, h: Float[Array, "B T D"], rotation: Rotation) -> tuple[Array, KeysValues]:
+        """Queries [B, T, H, k], and keys and values [B, T, G, k]."""
         q = project("btd,dhk->bthk", h, self.query)
         kv = project("btd,dcgk->btcgk", h, self.key_value)
         if self.query_bias is not None and self.key_value_bias is not None:
@@ -248,7 +241,7 @@ class Block(eqx.Module):
         k, v = jnp.moveaxis(kv, 2, 0)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.normalise(q, self.query_norm), self.normalise(k, self.key_norm)
-        return apply_rope(q, rotation), Cache(apply_rope(k, rotation), v)
+        return apply_rope(q, rotation), KeysValues(apply_rope(k, rotation), v)
 
     def mlp(self, h: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """SwiGLU."""

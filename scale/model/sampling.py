@@ -4,8 +4,12 @@ With prompts padded to P tokens and at most R new tokens, the cache of a sample 
 
     index   0 ... length-1 | length ... P-1 | P ... P+R-1
             prompt           padding          response
+
+Heads come before tokens in it, so that a new token attends to it by products of its parts as they
+lie there; and a new token is written once for all layers.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,8 +19,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from minipref.batch import attention_mask
 from scale.model.attention import masked
-from scale.model.layers import Cache
+from scale.model.layers import KeysValues
 from scale.model.transformer import Transformer
+
+
+class Cache(NamedTuple):
+    """Keys and values of S tokens, of every layer or of one."""
+
+    keys: Float[Array, "*layers B G S k"]
+    values: Float[Array, "*layers B G S k"]
 
 
 class Samples(NamedTuple):
@@ -31,6 +42,17 @@ class Samples(NamedTuple):
     tokens: Int[Array, "B n R"]
     logps: Float[Array, "B n"]
     complete: Bool[Array, "B n"]
+
+
+class State(NamedTuple):
+    """What the loop over tokens carries: N samples of `length` tokens."""
+
+    length: Int[Array, ""]
+    hidden: Float[Array, "N D"]
+    cache: Cache
+    done: Bool[Array, " N"]
+    tokens: Int[Array, "N R"]
+    logps: Float[Array, " N"]
 
 
 @eqx.filter_jit
@@ -63,26 +85,48 @@ def sample(
         The samples. Their log-probabilities are at temperature 1, whatever `temperature` is.
     """
     hidden, cache = prefill(model, prompts, lengths, max_new)
+    keys, width, shape = jax.random.split(key, max_new), prompts.shape[1], (len(prompts), n)
     hidden, lengths = jnp.repeat(hidden, n, 0), jnp.repeat(lengths, n, 0)
-    cache = jax.tree.map(lambda a: jnp.repeat(a, n, 1), cache)
-    width = prompts.shape[1]
+    start = State(
+        length=jnp.zeros((), jnp.int32),
+        hidden=hidden,
+        cache=jax.tree.map(lambda a: jnp.repeat(a, n, 1), cache),
+        done=jnp.zeros(lengths.shape, bool),
+        tokens=jnp.full((len(lengths), max_new), pad, prompts.dtype),
+        logps=jnp.zeros(lengths.shape),
+    )
 
-    def step(carry, inputs):
-        hidden, cache, done = carry
-        index, key = inputs
-        token, logp = draw_tokens(hidden @ model.unembedding.T, key, temperature)
-        token, logp = jnp.where(done, pad, token), jnp.where(done, 0.0, logp)
-        attend = masked(visible(lengths, width, max_new, index)[:, None])
-        position = (lengths + index)[:, None]
-        new, cache = model.hidden(token[:, None], position, attend, cache, width + index)
-        return (new[:, 0], cache, done | jnp.isin(token, jnp.array(stops))), (token, logp)
+    def unfinished(state: State) -> Bool[Array, ""]:
+        return (state.length < max_new) & ~state.done.all()
 
-    done = jnp.zeros(lengths.shape, bool)
-    steps = (jnp.arange(max_new), jax.random.split(key, max_new))
-    (_, _, done), (tokens, logps) = jax.lax.scan(step, (hidden, cache, done), steps)
-    shape = (prompts.shape[0], n)
-    tokens = tokens.T.reshape(*shape, max_new)
-    return Samples(tokens, logps.sum(0).reshape(shape), done.reshape(shape))
+    def step(state: State) -> State:
+        token, logp = draw_tokens(
+            state.hidden @ model.unembedding.T, keys[state.length], temperature
+        )
+        token, logp = jnp.where(state.done, pad, token), jnp.where(state.done, 0.0, logp)
+        done = state.done | jnp.isin(token, jnp.array(stops))
+        hidden, cache = extended(model, token, lengths, width, state)
+        tokens = state.tokens.at[:, state.length].set(token)
+        return State(state.length + 1, hidden, cache, done, tokens, state.logps + logp)
+
+    end = jax.lax.while_loop(unfinished, step, start)
+    columns = end.tokens, end.logps, end.done
+    return Samples(*(column.reshape(*shape, *column.shape[1:]) for column in columns))
+
+
+def extended(
+    model: Transformer,
+    token: Int[Array, " N"],
+    lengths: Int[Array, " N"],
+    width: int,
+    state: State,
+) -> tuple[Float[Array, "N D"], Cache]:
+    """The hidden states of the next token of each sample, and the cache with it."""
+    index, room = state.length, state.tokens.shape[1]
+    attend = partial(attend_cached, mask=visible(lengths, width, room, index))
+    position = (lengths + index)[:, None]
+    hidden, new = model.hidden(token[:, None], position, attend, state.cache, return_keys=True)
+    return hidden[:, 0], written(state.cache, heads_first(new), width + index)
 
 
 def prefill(
@@ -97,21 +141,55 @@ def prefill(
         room: R, the new tokens that the cache has room for.
 
     Returns:
-        The hidden state of each prompt's last token [B, D], and the cache [L, B, P + R, G, k].
+        The hidden state of each prompt's last token [B, D], and the cache [L, B, G, P + R, k].
     """
     index = jnp.arange(prompts.shape[1])
     segment_ids = jnp.where(index < lengths[:, None], 0, -1)
     positions = jnp.broadcast_to(index, prompts.shape)
     attend = masked(attention_mask(segment_ids))
-    hidden, cache = model.hidden(prompts, positions, attend, return_cache=True)
-    cache = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), cache)
+    hidden, new = model.hidden(prompts, positions, attend, return_keys=True)
+    cache = jax.tree.map(
+        lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))), heads_first(new)
+    )
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
+
+
+def heads_first(new: KeysValues) -> Cache:
+    """Keys and values of tokens, of every layer, as the cache has them."""
+    return Cache(*(jnp.moveaxis(array, 2, 3) for array in new))
+
+
+def written(cache: Cache, new: Cache, index: Int[Array, ""]) -> Cache:
+    """The cache with new tokens from an index on."""
+    return jax.tree.map(
+        lambda old, part: jax.lax.dynamic_update_slice_in_dim(old, part, index, axis=3), cache, new
+    )
+
+
+def attend_cached(
+    q: Float[Array, "B 1 H k"],
+    k: Float[Array, "B 1 G k"],
+    v: Float[Array, "B 1 G k"],
+    mask: Bool[Array, "B S"],
+    cache: Cache,
+) -> Float[Array, "B 1 H k"]:
+    """Attention of one token to itself and to the cached tokens that the mask shows it."""
+    (b, _, heads, size), groups = q.shape, k.shape[2]
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    queries = q.reshape(b, groups, heads // groups, size)
+    earlier = product("bghk,bgsk->bghs", queries, cache.keys)
+    earlier = jnp.where(mask[:, None, None], earlier, jnp.finfo(jnp.float32).min)
+    own = product("bghk,bgk->bgh", queries, k[:, 0])[..., None]
+    weights = jax.nn.softmax(jnp.concatenate([earlier, own], -1) / jnp.sqrt(size)).astype(v.dtype)
+    outputs = product("bghs,bgsk->bghk", weights[..., :-1], cache.values)
+    outputs += weights[..., -1:] * v[:, 0, :, None]
+    return outputs.astype(v.dtype).reshape(q.shape)
 
 
 def visible(
     lengths: Int[Array, " B"], width: int, room: int, index: Int[Array, ""]
 ) -> Bool[Array, "B S"]:
-    """The part of the cache that a response token attends to: prompt, and response up to itself.
+    """The part of the cache that a response token attends to: prompt, and response before it.
 
     Args:
         lengths: Tokens of each prompt [B].
@@ -123,7 +201,7 @@ def visible(
         A mask over the cache [B, P + R].
     """
     cached = jnp.arange(width + room)
-    return (cached < lengths[:, None]) | ((cached >= width) & (cached <= width + index))
+    return (cached < lengths[:, None]) | ((cached >= width) & (cached < width + index))
 
 
 def draw_tokens(

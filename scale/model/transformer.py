@@ -17,12 +17,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from minipref.batch import Inputs
 from scale.data.layout import layout_of
-from scale.model.attention import Attend, attention
+from scale.model.attention import attention
 from scale.model.config import ModelConfig
 from scale.model.layers import (
     NORMS,
     Block,
-    Cache,
     normal_embedding,
     rope_frequencies,
     rope_rotation,
@@ -87,38 +86,36 @@ class Transformer(eqx.Module):
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
-        attend: Attend,
-        cache: Cache | None = None,
-        cache_index: int | Int[Array, ""] = 0,
-        return_cache: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Cache | None]:
-        """Final hidden states of tokens, with a key/value cache for sampling.
+        attend: Callable[..., Array],
+        cache: Any = None,
+        return_keys: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Final hidden states of tokens, and their keys and values for sampling.
 
         Args:
             tokens: Token ids [B, T].
             positions: Positions of the tokens in RoPE [B, T].
-            attend: Attention under a mask: over these T tokens, or over the cache where there is
-                one.
-            cache: Keys and values of earlier tokens, with room for those of these tokens.
-            cache_index: Where in the cache the keys and values of these tokens are written.
-            return_cache: Whether to return keys and values where no cache is given.
+            attend: Attention of queries over keys and values of these T tokens; where there is a
+                cache, with the layer's part of it as `cache`.
+            cache: Arrays about earlier tokens, with a leading axis for the layers.
+            return_keys: Whether to return keys and values.
 
         Returns:
             Hidden states [B, T, D], scaled so that their product with `unembedding` is the logits;
-            and the cache with these tokens, or None.
+            and the `KeysValues` of these tokens [L, B, T, G, k], or None.
         """
         rotation = rope_rotation(positions, rope_frequencies(self.config))
         scale = self.config.d_model**-0.5 if self.config.scaled_logits else 1.0
-        keeps_cache = return_cache or cache is not None
 
         def layer(x, block_and_cache):
             block, layer_cache = block_and_cache
             block = constrain(block, self.runtime)  # so that its gradient is scattered, not copied
-            x, new = block(x, rotation, attend, layer_cache, cache_index)
-            return self.residual(x), new if keeps_cache else None
+            own = attend if layer_cache is None else partial(attend, cache=layer_cache)
+            x, new = block(x, rotation, own)
+            return self.residual(x), new if return_keys else None
 
         x = self.residual(self.embedding[tokens].astype(self.runtime.dtype))
-        step = layer if keeps_cache else self.checkpointed(layer)
+        step = layer if return_keys else self.checkpointed(layer)
         x, new = jax.lax.scan(step, x, (self.blocks, cache), unroll=self.unrolled)
         return NORMS[self.config.norm](x, self.norm * scale, self.config.norm_eps), new
 

@@ -12,8 +12,8 @@ SMALLEST, LARGEST = map(float, (np.finfo(np.float32).tiny, np.finfo(np.float32).
 
 AT_LEAST_ONE = """
     steps batch_size num_reward_models reward_models n seeds samples size pages pairs prompts rows
-    every prompt response num_layers num_heads num_kv_heads head_dim d_model d_ff vocab_size
-    max_seq_len data tensor tokens slices mesh batch
+    every accumulation prompt response num_layers num_heads num_kv_heads head_dim d_model d_ff
+    vocab_size max_seq_len data tensor tokens slices mesh batch
 """
 AT_LEAST_ZERO = """
     warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process workers norm_eps

@@ -49,18 +49,23 @@ class RewardBatches:
         orders: For each model the rows of its steps [steps, B].
         shape: Of all batches.
         runtime: Where they are placed.
+        parts: How many parts of that shape a batch has.
     """
 
     dataset: Dataset
     orders: Sequence[np.ndarray]
     shape: BatchShape
     runtime: Runtime
+    parts: int
 
     def batch(self, members: Sequence[int], step: int) -> Batch:
         """The batch of a step of each of these models, stacked."""
-        batches = [self.dataset.batch(self.orders[k][step], self.shape) for k in members]
-        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
-        return shard_batch(stacked, self.runtime, axis=1)
+        batches = [
+            self.dataset.batch(self.orders[k][step], self.shape, self.parts) for k in members
+        ]
+        inputs, targets = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+        inputs = shard_batch(inputs, self.runtime, axis=1 + int(self.parts > 1))
+        return Batch(inputs, shard_batch(targets, self.runtime, axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +153,8 @@ class Reward(Stage):
             rows[row_order(len(rows), training, training.seed + k)]
             for k, rows in enumerate(subsets)
         ]
-        shape = common_shape(dataset, np.concatenate(orders), trunk)
-        return RewardBatches(dataset, orders, shape, trunk.runtime)
+        shape = common_shape(dataset, np.concatenate(orders), trunk, training)
+        return RewardBatches(dataset, orders, shape, trunk.runtime, training.accumulation)
 
     def member(self, policy: ModelFolder, data: RewardBatches, k: int) -> RewardModel:
         """The k-th reward model, trained alone; a run that resumes reads it from its folder."""

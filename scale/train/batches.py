@@ -37,11 +37,15 @@ class BatchPlan:
     shapes: list[BatchShape]
     """The shape of each step."""
     runtime: Runtime
+    parts: int = 1
+    """How many parts of that shape a batch has."""
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, on the devices."""
-        batch = self.dataset.batch(self.rows[step], self.shapes[step])
-        return shard_batch(batch, self.runtime)
+        inputs, targets = self.dataset.batch(self.rows[step], self.shapes[step], self.parts)
+        axis = int(self.parts > 1)
+        inputs = shard_batch(inputs, self.runtime, axis)
+        return Batch(inputs, shard_batch(targets, self.runtime))
 
     def throughput(self, model: Transformer) -> Throughput:
         """A stopwatch for a run with these rows."""
@@ -52,7 +56,7 @@ class BatchPlan:
     def findings(self) -> dict[str, Any]:
         """How many shapes there are, and which share of their positions is not padding."""
         tokens = self.dataset.tokens.lengths.sum(1)[self.rows].sum()
-        positions = sum(shape.num_sequences * shape.length for shape in self.shapes)
+        positions = self.parts * sum(s.num_sequences * s.length for s in self.shapes)
         return {
             "shapes of a step": len(set(self.shapes)),
             "positions that hold a token": round(float(tokens / positions), 3),
@@ -76,36 +80,42 @@ def plan_batches(
     Raises:
         InputError: The batch does not divide among the devices.
     """
-    runtime, size = model.runtime, training.batch_size
-    if dataset.layout:
-        shapes = [dataset.layout.shape(size)] * training.steps
-        return BatchPlan(dataset, row_order(len(dataset), training, training.seed), shapes, runtime)
-    require_divisible(size, runtime)
+    runtime, parts = model.runtime, training.accumulation
+    require_divisible(training, runtime)
     all_seeds = dict.fromkeys((training.seed, *seeds))
     orders = [row_order(len(dataset), training, seed) for seed in all_seeds]
-    lengths = dataset.tokens.lengths[np.concatenate(orders)]
-    shapes = choose_shapes(lengths, model)[: training.steps]
-    return BatchPlan(dataset, orders[0], shapes, runtime)
+    if dataset.layout:
+        shapes = [dataset.layout.shape(training.batch_size // parts)] * training.steps
+    else:
+        lengths = dataset.tokens.lengths[np.concatenate(orders)]
+        shapes = choose_shapes(lengths, model, parts=parts)[: training.steps]
+    return BatchPlan(dataset, orders[0], shapes, runtime, parts)
 
 
-def common_shape(dataset: Dataset, rows: np.ndarray, model: Transformer) -> BatchShape:
-    """One shape for all batches of these rows [batches, B].
+def common_shape(
+    dataset: Dataset, rows: np.ndarray, model: Transformer, training: TrainingConfig
+) -> BatchShape:
+    """One shape for all batches of these rows [batches, B], or for all of their parts.
 
     Raises:
         InputError: The batch does not divide among the devices.
     """
+    parts = training.accumulation
+    require_divisible(training, model.runtime)
     if dataset.layout:
-        return dataset.layout.shape(rows.shape[1])
-    require_divisible(rows.shape[1], model.runtime)
-    shapes = choose_shapes(dataset.tokens.lengths[rows], model)
+        return dataset.layout.shape(rows.shape[1] // parts)
+    shapes = choose_shapes(dataset.tokens.lengths[rows], model, parts=parts)
     return BatchShape(*map(max, zip(*shapes, strict=True)))
 
 
-def require_divisible(batch_size: int, runtime: Runtime) -> None:
-    if batch_size % runtime.batch_shards:
+def require_divisible(training: TrainingConfig, runtime: Runtime) -> None:
+    """Refuse a batch whose parts cannot be split over the devices."""
+    parts, devices = training.accumulation, runtime.batch_shards
+    if training.batch_size % (parts * devices):
+        in_parts = f" in {parts} parts" if parts > 1 else ""
         raise InputError(
-            f"--training.batch-size {batch_size}: does not divide among "
-            f"{runtime.batch_shards} devices"
+            f"--training.batch-size {training.batch_size}{in_parts}: does not divide among "
+            f"{devices} devices"
         )
 
 
@@ -116,17 +126,28 @@ def row_order(n: int, training: TrainingConfig, seed: int) -> np.ndarray:
 
 
 def choose_shapes(
-    lengths: np.ndarray, model: Transformer, compile_seconds: float = COMPILE_SECONDS
+    lengths: np.ndarray,
+    model: Transformer,
+    compile_seconds: float = COMPILE_SECONDS,
+    parts: int = 1,
 ) -> list[BatchShape]:
-    """A shape for each batch of rows, whose parts have `lengths` [steps, B, 1 + n]."""
-    num_sequences, batch = model.runtime.batch_shards, lengths.shape[1]
+    """A shape for each batch of rows, or for its parts.
+
+    Args:
+        lengths: The tokens of prompt and responses of each row [steps, B, 1 + n].
+        model: Gives the cost of a shape, and the devices.
+        compile_seconds: What a shape costs.
+        parts: Parts of a batch.
+    """
+    num_sequences, (steps, batch) = model.runtime.batch_shards, lengths.shape[:2]
 
     def flops(sizes: np.ndarray) -> np.ndarray:
-        return batch_flops(model, num_sequences, batch, *sizes.T)
+        return parts * batch_flops(model, num_sequences, batch // parts, *sizes.T)
 
     compile_flops = compile_seconds * (throughput_of(model, 1.0, 1.0).peak_flops or CPU_FLOPS)
-    sizes = merge_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
-    sizes = coarsen_sizes(sizes, flops, compile_flops)
+    of_parts = lengths.reshape(steps * parts, batch // parts, -1)
+    sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
+    sizes = coarsen_sizes(merge_sizes(sizes, flops, compile_flops), flops, compile_flops)
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 

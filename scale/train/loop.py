@@ -60,6 +60,9 @@ class TrainingConfig:
     """Seed of the order of rows, and of all random draws of the stage."""
     epochs: float | None = None
     """Passes over the rows, in place of the number of steps."""
+    accumulation: int = 1
+    """Parts of a batch that pass through the model one after another, so that memory is that of
+    one part; the loss and its gradient are the whole batch's, for one more forward pass."""
 
     def for_rows(self, n: int) -> "TrainingConfig":
         """This run over n rows, with its number of steps."""

@@ -3,6 +3,7 @@
 Each is `minipref.train_step` with a loss of this model's outputs; no formula stands here.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,18 @@ def start_state(
     return initialise(start, model, donate=(0,))
 
 
+def over_parts(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:
+    """`function` of the inputs, or of each of M parts [M, ...] in turn.
+
+    The backward pass computes a part again, so that the activations of one are in memory at a time.
+    What the loss reads is of all parts, so that its gradient is the whole batch's for every method,
+    also where a minimum over reward models is taken over the batch.
+    """
+    if inputs.tokens.ndim == 2:
+        return function(inputs)
+    return jax.lax.map(jax.checkpoint(function), inputs)
+
+
 def policy_loss(
     method: str,
     z_loss_weight: float,
@@ -49,12 +62,12 @@ def policy_loss(
     progress: Any,
 ) -> Loss:
     """The loss of a row of `METHODS`, and the z-loss where it has a weight."""
-    logps, log_normalizers = response_logps(model, batch.inputs)
+    logps, log_normalizers = over_parts(partial(response_logps, model), batch.inputs)
     penalty, penalty_metrics = z_loss_penalty(log_normalizers, batch.inputs, z_loss_weight)
     row, (beta, gamma) = METHODS[method], hyperparameters
     loss, metrics = preference_loss(
         method,
-        logps,
+        logps.reshape(batch.targets.ref_logps.shape),
         batch.targets.ref_logps,
         rewards=None if row.rewards == "none" else jnp.moveaxis(batch.targets.rewards, 2, 0),
         beta=beta,
@@ -68,15 +81,16 @@ def language_model_loss(z_loss_weight: float, model: Transformer, batch: Batch, 
     """The negative log-likelihood of responses, and the z-loss where it has a weight."""
     num_tokens = batch.inputs.response_mask.sum()
     if not z_loss_weight:
-        return sft_loss(total_logp(model, batch.inputs), num_tokens)
-    logps, log_normalizers = response_logps(model, batch.inputs)
+        return sft_loss(over_parts(partial(total_logp, model), batch.inputs), num_tokens)
+    logps, log_normalizers = over_parts(partial(response_logps, model), batch.inputs)
     penalty, metrics = z_loss_penalty(log_normalizers, batch.inputs, z_loss_weight)
     return sft_loss(logps, num_tokens)[0] + penalty, metrics
 
 
 def reward_model_loss(model: RewardModel, batch: Batch, *_: Any) -> Loss:
     """The Bradley-Terry loss of a reward model."""
-    return reward_loss(model(batch.inputs))
+    rewards = over_parts(model, batch.inputs)
+    return reward_loss(rewards.reshape(-1, rewards.shape[-1]))
 
 
 def z_loss_penalty(log_normalizers: Array, inputs: Inputs, weight: float) -> Loss:

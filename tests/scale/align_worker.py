@@ -1,6 +1,6 @@
 """One process of a run of `align` by each of the methods, for `test_distributed.py`.
 
-python align_worker.py FOLDER OUT PROCESSES PROCESS PORT DATA,FSDP,TENSOR METHOD...
+python align_worker.py FOLDER OUT PROCESSES PROCESS PORT DATA,FSDP,TENSOR,PARTS METHOD...
 """
 
 import sys
@@ -18,7 +18,7 @@ LIMITS = Limits(8, 6)
 
 
 def main(folder, out, processes, process, port, mesh, *methods):
-    data, fsdp, tensor = map(int, mesh.split(","))
+    data, fsdp, tensor, parts = map(int, mesh.split(","))
     runtime = RuntimeConfig(
         data,
         fsdp,
@@ -35,7 +35,7 @@ def main(folder, out, processes, process, port, mesh, *methods):
             data=Path(folder) / f"{rows}.parquet",
             policy=Path(folder) / "policy",
             method=method,
-            training=TrainingConfig(STEPS, 8, 1e-2, 1),
+            training=TrainingConfig(STEPS, 8, 1e-2, 1, accumulation=parts),
             limits=LIMITS,
             runtime=runtime,
         )

@@ -116,16 +116,15 @@ def metrics(folder, out, processes, mesh, methods):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    return metrics(folder, folder / "alone", 1, "1,8,1", METHODS)
+    return metrics(folder, folder / "alone", 1, "1,8,1,1", METHODS)
 
 
 @pytest.mark.parametrize(
     ("processes", "mesh", "methods"),
     [
-        (2, "1,8,1", METHODS),
-        (4, "1,8,1", ["dpo", "hull"]),
-        (4, "2,2,2", ["e-dpo"]),
-        (1, "2,1,4", ["e-dpo", "ipo"]),
+        (2, "1,8,1,1", METHODS),
+        (4, "2,2,2,2", ["e-dpo", "hull"]),
+        (1, "2,1,4,1", ["e-dpo", "ipo"]),
     ],
 )
 def test_processes_and_meshes_do_not_matter(folder, alone, processes, mesh, methods):
@@ -137,7 +136,7 @@ def test_processes_and_meshes_do_not_matter(folder, alone, processes, mesh, meth
 
 
 def test_a_worker_that_dies_stops_the_others(folder):
-    workers = launch(folder, folder / "dying", 2, "1,8,1", ["e-dpo"])
+    workers = launch(folder, folder / "dying", 2, "1,8,1,1", ["e-dpo"])
     wait_for(folder / "dying/e-dpo/stage.json")
     workers[1].kill()
     outputs = [worker.communicate(timeout=60)[0] for worker in workers]
@@ -156,7 +155,7 @@ def test_a_worker_that_ends_with_an_error_stops_the_others(folder):
     """One has no more to do after its first method than an error; the other waits for it in a
     collective."""
     workers = launch(
-        folder, folder / "failing", 2, "1,8,1", ["e-dpo", "dpo"], ["e-dpo", "no such method"]
+        folder, folder / "failing", 2, "1,8,1,1", ["e-dpo", "dpo"], ["e-dpo", "no such method"]
     )
     wait_for(folder / "failing/dpo/stage.json")
     for worker in workers:

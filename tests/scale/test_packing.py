@@ -21,9 +21,17 @@ from scale.data.packing import pack, tokenized_rows
 from scale.model.config import ModelConfig
 from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.train.batches import coarsen_sizes, merge_sizes, plan_batches, smallest_sizes
+from scale.parallel.mesh import ONE_DEVICE
+from scale.train.batches import (
+    BatchPlan,
+    coarsen_sizes,
+    merge_sizes,
+    plan_batches,
+    smallest_sizes,
+)
 from scale.train.loop import TrainingConfig
-from scale.train.steps import language_model_loss, policy_loss
+from scale.train.optimizer import OptimizerConfig
+from scale.train.steps import language_model_loss, policy_loss, policy_step, start_state
 
 CONFIG = ModelConfig(
     60, 2, 16, 2, 8, 32, num_kv_heads=1, block="sequential", norm="rms", tie_embeddings=False
@@ -121,6 +129,48 @@ def test_packed_sequences_give_the_losses_and_gradients_of_rows(
             atol = 1e-5 * float(jnp.abs(expected[i]).max())
             np.testing.assert_allclose(leaf[i], expected[i], rtol=1e-4, atol=atol, err_msg=name)
             assert atol > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_batch_give_the_losses_and_gradients_of_the_whole(model, of_rows, parts):
+    """Also where a minimum over reward models is taken: that of each part alone is another one."""
+    dataset, rows = make_dataset(), np.arange(4)
+    plan = BatchPlan(dataset, rows[None], [BatchShape(1, 48, 32, 16)], ONE_DEVICE, parts)
+    batch = plan.batch(0)
+    assert batch.inputs.tokens.shape == (parts, 1, 48)
+    losses, gradients = losses_and_gradients(model, batch)
+    np.testing.assert_allclose(losses, of_rows[0], rtol=1e-5)
+    for leaf, expected in zip(*map(jax.tree.leaves, (gradients, of_rows[1])), strict=True):
+        for i, name in enumerate(["sft", *METHODS]):
+            atol = 1e-5 * float(jnp.abs(expected[i]).max())
+            np.testing.assert_allclose(leaf[i], expected[i], rtol=1e-4, atol=atol, err_msg=name)
+    halves = [
+        every_loss(model, jax.tree.map(jnp.asarray, dataset.batch(half, BatchShape(1, 48, 32, 16))))
+        for half in np.split(rows, 2)
+    ]
+    index = 1 + list(METHODS).index("e-dpo")
+    assert abs(sum(halves)[index] / 2 - losses[index]) > 1e-3
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_need_the_memory_of_one():
+    config = ModelConfig(vocab_size=60, num_layers=4, d_model=32, num_heads=2, head_dim=16, d_ff=64)
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(5, 60, 40).tolist(), [rng.integers(5, 60, 40).tolist()] * 2)] * 32
+    targets = Targets(np.zeros((32, 2), np.float32), np.zeros((32, 2, 0), np.float32))
+    dataset = Dataset(tokenized_rows(rows), targets, np.arange(32))
+
+    def bytes_of(parts):
+        training = TrainingConfig(steps=1, batch_size=32, accumulation=parts)
+        model = Transformer(config, jax.random.key(0))
+        batch = plan_batches(dataset, training, model).batch(0)
+        hyperparameters = Hyperparameters(jnp.asarray(0.1), jnp.zeros(2))
+        state = start_state(model, OptimizerConfig(), training.schedule, 1e-3, hyperparameters)
+        step = policy_step.lower("dpo", OptimizerConfig(), training.schedule, state, batch)
+        return step.compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(8) < bytes_of(1) / 4
 
 
 @pytest.mark.parametrize("num_sequences", [1, 2])

@@ -10,6 +10,7 @@ from scipy import stats
 from minipref.batch import Inputs
 from scale.data.layout import BatchShape
 from scale.data.packing import pack, tokenized_rows
+from scale.model import sampling
 from scale.model.config import ModelConfig
 from scale.model.inference import jitted_logps
 from scale.model.sampling import Samples, sample
@@ -52,6 +53,20 @@ def inputs_of(rows) -> Inputs:
     """A sequence for each (prompt, responses)."""
     inputs = pack(tokenized_rows(rows), BatchShape(len(rows), 32, 32, 32))
     return jax.tree.map(jnp.asarray, inputs)
+
+
+def test_sampling_ends_when_all_samples_have(model, monkeypatch):
+    steps, draw = [], sampling.draw_tokens
+
+    def counted(*args):
+        jax.debug.callback(lambda: steps.append(1))
+        return draw(*args)
+
+    monkeypatch.setattr(sampling, "draw_tokens", counted)
+    samples = drawn(model, max_new=300)
+    longest = max(len(response(*one)) for row in zip(samples.tokens, samples.complete, strict=True)
+                  for one in zip(*row, strict=True))  # fmt: skip
+    assert samples.complete.all() and len(steps) == longest < 300
 
 
 def response(tokens, complete) -> list[int]:
