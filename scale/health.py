@@ -89,19 +89,19 @@ def state(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def reward_signs(accuracies: Sequence[float], longer_wins: float, pairs: int) -> Signs:
+def reward_signs(accuracies: Sequence[float], longer: float, pairs: int) -> Signs:
     """Reward models that are no better than picking the longer, or the shorter, response.
 
     Args:
         accuracies: Of each reward model on held-out pairs.
-        longer_wins: The accuracy of picking the longer response.
+        longer: The accuracy of picking the longer response.
         pairs: How many held-out pairs there are.
     """
-    baseline = max(longer_wins, 1 - longer_wins)
+    baseline = max(longer, 1 - longer)
     poor = [i for i, accuracy in enumerate(accuracies, 1) if accuracy <= baseline]
     if not poor:
         return {}
-    side = "longer" if longer_wins >= 0.5 else "shorter"
+    side = "longer" if longer >= 0.5 else "shorter"
     values = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
     models = f"reward model{'s' * (len(poor) > 1)} {', '.join(map(str, poor))}"
     return {

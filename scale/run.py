@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from io import TextIOWrapper
 from itertools import pairwise
-from typing import Any
+from typing import Any, NoReturn
 
+import jax
 import tyro
 
 from scale.console import console
 from scale.errors import InputError
 from scale.paper.pipeline import PRESETS, Paper
 from scale.parallel.processes import join
+from scale.parallel.programs import keep_programs
 from scale.plan.command import Plan
 from scale.stages.align import Align
 from scale.stages.bias import Bias
@@ -38,6 +40,11 @@ from scale.stages.sweep import Sweep
 from scale.tune.command import Tune
 
 PROG = "python -m scale.run"
+FULL = "RESOURCE_EXHAUSTED"  # in JAX's errors
+SMALLER = (
+    "what helps: shorter --limits, --training.accumulation, --runtime.remat full, --runtime.dtype "
+    "bfloat16, a smaller batch"
+)
 COMMANDS: dict[str, Any] = {
     "tune": Tune,
     "paper": Paper,
@@ -88,17 +95,26 @@ def main() -> None:
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the console cannot write is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     command = parse(sys.argv[1:])
+    keep_programs()
     try:
         start(command)
     except (InputError, FloatingPointError, MemoryError, BrokenProcessPool, OSError) as error:
-        console.quiet = False  # also in a process that does not print otherwise
-        console.print(f"error: {error}", style="bold red", markup=False)
-        sys.exit(2)
+        stop(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if FULL not in str(error):
+            raise
+        stop(f"the devices have too little memory ({str(error).splitlines()[0]}); {SMALLER}")
     except KeyboardInterrupt:
         if isinstance(command, Stage):
             message = f"stopped; the same command resumes {command.out}"
             console.print(message, markup=False)
         sys.exit(130)
+
+
+def stop(message: str) -> NoReturn:
+    console.quiet = False  # also in a process that does not print otherwise
+    console.print(f"error: {message}", style="bold red", markup=False)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from scale.paper.repetition import REWARD_MODELS, Repetition, reward_models_of
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, MethodName, snapshot_steps
 from scale.stages.evaluate import Evaluate
-from scale.stages.stage import PROGRAMS, Stage, execute, needs
+from scale.stages.stage import Stage, execute, needs
 
 CONSTANT = (1e-2, 1e-2)
 RHOS = (0.2, 0.5, 0.8)
@@ -112,7 +112,7 @@ def run(paper: Paper) -> list[dict[str, Any]]:
     variations = [variation for experiment in experiments for variation in experiment(repetition)]
     every = [chain for variation in variations for chain in variation.chains()]
     chains = [*{chain[0].out: chain for chain in every}.values()]  # each once
-    with workers(len(usable_cores()), paper.out / PROGRAMS) as pool:
+    with workers(len(usable_cores())) as pool:
         execute_all(pool, chains, "variations", execute, needs(chains))
     rows = [row for variation in variations for row in variation.rows()]
     return [*rows, versus(*variations[-2:])]

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from scale.data.tokenizer import (
     SPECIAL,
     Prompt,
-    RefusedConversation,
+    RefusedRow,
     Tokenizer,
     Turns,
     any_of,
@@ -90,6 +90,11 @@ class ChatTokenizer(Tokenizer):
         return any_of(self.theirs.added_tokens_encoder)
 
     @cached_property
+    def special_names(self) -> re.Pattern[str]:
+        tokens = self.theirs.added_tokens_decoder.values()
+        return any_of(token.content for token in tokens if token.special)
+
+    @cached_property
     def cuts(self) -> re.Pattern[str]:
         """Matches special tokens before which a text can be cut: its parts have its tokens."""
         tokens = self.theirs.added_tokens_decoder.values()
@@ -142,7 +147,7 @@ class ChatTokenizer(Tokenizer):
         one turn of the user otherwise. Without a template a string is encoded as it is.
 
         Raises:
-            RefusedConversation: A prompt is turns and there is no template, or the template refuses
+            RefusedRow: A prompt is turns and there is no template, or the template refuses
                 them.
         """
         if self.template is not None:
@@ -150,7 +155,7 @@ class ChatTokenizer(Tokenizer):
         for i, prompt in enumerate(prompts):
             if not isinstance(prompt, str):
                 reason = "the tokenizer has no chat template, so a prompt must be text, not turns"
-                raise RefusedConversation(i, f"{self.source}: {reason}")
+                raise RefusedRow(i, f"{self.source}: {reason}")
         return [without_end(e) for e in self.backend.encode_batch(list(prompts))]
 
     def responses_ids(self, texts: Sequence[str], complete: Sequence[bool]) -> list[list[int]]:
@@ -170,7 +175,7 @@ class ChatTokenizer(Tokenizer):
         """The turns without which the template refuses one of the user."""
         try:
             self.rendered([reply("x", "x")[:1]], True)
-        except RefusedConversation:
+        except RefusedRow:
             return [{"role": "system", "content": "x"}]
         return []
 
@@ -220,12 +225,12 @@ class ChatTokenizer(Tokenizer):
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             if len(conversations) == 1:
                 reason = f"{self.source}: the chat template refuses the conversation: {error}"
-                raise RefusedConversation(0, reason) from error
+                raise RefusedRow(0, reason) from error
         for i, turns in enumerate(conversations):
             try:
                 self.rendered([turns], generation_prompt)
-            except RefusedConversation as error:
-                raise RefusedConversation(i, str(error)) from error
+            except RefusedRow as error:
+                raise RefusedRow(i, str(error)) from error
         raise AssertionError("the template refuses conversations only together")
 
     def special_ids(self, text: str) -> list[int]:

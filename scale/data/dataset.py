@@ -1,6 +1,6 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,17 +11,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
-from scale.console import Rate, console, track
+from scale.console import console
+from scale.data.encoding import encoded, warn_of_names
 from scale.data.formats import RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
 from scale.data.rows import place
-from scale.data.tokenizer import PAD, RefusedConversation, Tokenizer
+from scale.data.tokenizer import PAD, Tokenizer
 from scale.errors import InputError
 from scale.files import atomic
 
-CHUNK = 8192  # rows that are tokenized at a time
-
+TOKENIZED = "kept", "ends", "ids"  # files of a dataset's tokens
 REF_LOGPS = {
     "chosen": "ref_chosen_logps",
     "rejected": "ref_rejected_logps",
@@ -119,7 +119,7 @@ def make_dataset(
         kept, tokens = tokenize(tokenizer, rows, fields, limits, source)
         return kept, tokens.ends, tokens.ids
 
-    kept, ends, ids = cached(cache, ("kept", "ends", "ids"), arrays)
+    kept, ends, ids = cached(cache, TOKENIZED, arrays)
     tokens = TokenizedRows(ids, ends)
     targets = read_targets([rows[i] for i in kept], fields)
     layout = common_layout(tokens, limits) if with_layout else None
@@ -149,64 +149,9 @@ def tokenize(
         cut += len(prompt) < len(ids)
         parts.append((prompt, responses))
         kept.append(i)
+    warn_of_names(tokenizer, rows, fields, source)
     report(source, len(rows), len(kept), cut, identical, limits)
     return np.asarray(kept), tokenized_rows(parts)
-
-
-def encoded(
-    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
-) -> Iterator[tuple[list[int], ...]]:
-    """The tokens of the prompt and of each response of the rows."""
-    rate = Rate()
-    for start in track(range(0, len(rows), CHUNK), "tokenize", status=rate):
-        part = rows[start : start + CHUNK]
-        try:
-            ids = tokenizer.prompts_ids([row["prompt"] for row in part])
-            responses = [response_ids(tokenizer, part, field) for field in fields]
-        except RefusedConversation as error:
-            raise InputError(f"{place(source, start + error.index + 1)}: {error}") from error
-        rate.rows += len(part)
-        yield from zip(ids, *responses, strict=True)
-    warn_of_names(tokenizer, rows, fields, source)
-
-
-def response_ids(
-    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], field: str
-) -> list[list[int]]:
-    """The tokens of a column of responses: those that were sampled, where the rows have them."""
-    if field == "ref_sample" and all("ref_sample_ids" in row for row in rows):
-        return [within(tokenizer.vocab_size, row["ref_sample_ids"]) for row in rows]
-    complete = [row.get(f"{field}_complete", True) for row in rows]
-    return tokenizer.responses_ids([row[field] for row in rows], complete)
-
-
-def within(vocab_size: int, ids: list[int]) -> list[int]:
-    if max(ids, default=0) >= vocab_size:
-        raise InputError(f"field 'ref_sample_ids': {max(ids)} is not one of {vocab_size} tokens")
-    return ids
-
-
-def warn_of_names(
-    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], fields: Sequence[str], source: str
-) -> None:
-    """Say how many rows spell special tokens, as texts do that a template has been applied to."""
-    if not source:
-        return
-    spelled = [
-        i
-        for i, row in enumerate(rows)
-        if any(
-            isinstance(row[name], str) and tokenizer.names.search(row[name])
-            for name in ("prompt", *fields)
-        )
-    ]
-    if spelled:
-        first = place(source, spelled[0] + 1)
-        console.print(
-            f"  {source}: {len(spelled)} of {len(rows)} rows spell special tokens, the first at "
-            f"{first}: they are read as text; a conversation is given as turns",
-            markup=False,
-        )
 
 
 def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list[int]:
@@ -264,9 +209,14 @@ def report(source: str, total: int, kept: int, cut: int, identical: int, limits:
     if source and (kept < total or cut):
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
         side = f" on the {limits.truncation_side}" if limits.truncation_side else ""
-        dropped = f"{total - kept - identical} of {total} rows over {bounds} dropped"
-        same = f", {identical} pairs of equal tokens dropped" * bool(identical)
-        console.print(f"  {source}: {dropped}{same}, {cut} prompts cut{side}", markup=False)
+        longer = total - kept - identical
+        counts = {
+            f"{longer} of {total} rows over {bounds} dropped": longer,
+            f"{identical} pairs of equal tokens dropped": identical,
+            f"{cut} prompts cut{side}": cut,
+        }
+        said = ", ".join(text for text, count in counts.items() if count)
+        console.print(f"  {source}: {said}", markup=False)
 
 
 def length_limits(limits: Limits) -> str:

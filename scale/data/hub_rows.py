@@ -4,12 +4,14 @@ The package `datasets` downloads and reads it; without a split it is `train`. A 
 after the id of a model, too.
 """
 
+import os
 import re
+import uuid
 from functools import cache
 from pathlib import Path
 
 from scale.errors import InputError
-from scale.files import atomic, matching
+from scale.files import matching
 
 FILES = (".parquet", ".jsonl", ".json", ".gz", ".gguf")  # suffixes of what is no id
 ID = re.compile(
@@ -41,9 +43,10 @@ def downloaded_rows(path: Path, name: str, split: str, revision: str | None) -> 
     try:
         rows = load_dataset(name, split=split, revision=revision)
         file = Path(rows.cache_files[0]["filename"]).with_suffix(".parquet")
-        if not file.exists():
-            with atomic(file) as temporary:
-                rows.to_parquet(str(temporary))
+        if not file.exists():  # every process writes: their caches may be different ones
+            temporary = file.with_name(f".{uuid.uuid4().hex}.parquet")
+            rows.to_parquet(str(temporary))
+            os.replace(temporary, file)
     except Exception as error:  # it raises what its HTTP client and its readers raise
         raise refused(path, "data set", error) from error
     return file

@@ -30,6 +30,11 @@ def longer_wins(sides: np.ndarray) -> float:
     return float((sides > 0).sum() / max((sides != 0).sum(), 1))
 
 
+def picking_longer(sides: np.ndarray) -> float:
+    """How often one is right who picks the longer response, and a random one where neither is."""
+    return float((sides > 0).mean() + (sides == 0).mean() / 2)
+
+
 def largest(sides: np.ndarray, rho: float) -> int:
     """How many pairs with a longer side can be drawn at length bias rho.
 

@@ -5,6 +5,7 @@ ids) -> `packing.pack` (a batch).
 """
 
 import codecs
+import glob
 import gzip
 import hashlib
 import json
@@ -96,8 +97,9 @@ def _check_alike(
 
 
 def place(source: str, number: int) -> str:
-    """The n-th row of a file: `FILE:LINE`, or `FILE: row N` where rows are no lines."""
-    return f"{source}:{number}" if source.endswith(LINES) else f"{source}: row {number}"
+    """The n-th row of a file: `FILE:LINE`, or `FILE: row N` where rows are no lines of one file."""
+    is_file = source.endswith(LINES) and not glob.has_magic(source)
+    return f"{source}:{number}" if is_file else f"{source}: row {number}"
 
 
 def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:

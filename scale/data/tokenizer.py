@@ -37,8 +37,8 @@ Turns = list[dict[str, Any]]
 Prompt = str | Turns
 
 
-class RefusedConversation(InputError):
-    """The template refuses one of several conversations.
+class RefusedRow(InputError):
+    """One of several rows has no tokens, for instance because a template refuses it.
 
     Attributes:
         index: Which one.
@@ -48,12 +48,20 @@ class RefusedConversation(InputError):
         super().__init__(reason)
         self.index = index
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.index, str(self))  # as it comes back from another process
+
 
 @dataclass(frozen=True)
 class Tokenizer:
     """Our own tokenizer; `ChatTokenizer` has the same methods for those of other programs."""
 
     backend: tokenizers.Tokenizer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process: a copy of the backend has forgotten that special tokens are text."""
+        self.__dict__.update(state)
+        special_as_text(self.backend)
 
     @property
     def pad(self) -> int:
@@ -84,6 +92,11 @@ class Tokenizer:
     def names(self) -> re.Pattern[str]:
         """Matches the names of the tokens that are not made of text."""
         return any_of(SPECIAL)
+
+    @property
+    def special_names(self) -> re.Pattern[str]:
+        """Matches the names of special tokens, which are text where a text spells them."""
+        return self.names
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -62,8 +62,9 @@ class Options(Stage):
     snapshots: int = 0
     """Points along each policy's training that are evaluated too, to compare at equal KL."""
     init: Path | None = None
-    """The policy that fine-tuning starts from, with its tokenizer: a folder of ours or of Hugging
-    Face's, a .gguf file, or smollm2. Then --model is not used. Default: one made from scratch."""
+    """The policy that fine-tuning starts from, with its tokenizer: a folder of ours, a Hugging Face
+    folder, an id of its hub, a .gguf file, or smollm2. Then --model is not used. Default: one made
+    from scratch."""
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             vocab_size=576, num_heads=4, num_kv_heads=4, head_dim=16, d_ff=64

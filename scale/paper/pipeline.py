@@ -23,7 +23,7 @@ from scale.paper.report import prompt_text, terminal_table, write_report
 from scale.paper.results import Outcome, Policy, write_results
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import require_steps
-from scale.stages.stage import PROGRAMS, Stage, describe, execute, needs
+from scale.stages.stage import Stage, describe, execute, needs
 from scale.stages.sweep import require_distinct
 
 Evaluation = tuple[dict[str, float], list[dict[str, Any]]]  # means over prompts; a row for each
@@ -47,8 +47,7 @@ class Paper(Options):
             for policy in repetition.policies(rho, method)
         ]
         side_by_side = jax.default_backend() == "cpu" and jax.process_count() == 1
-        cores, programs = len(usable_cores()), self.out / PROGRAMS
-        with workers(cores, programs) if side_by_side else nullcontext() as pool:
+        with workers(len(usable_cores())) if side_by_side else nullcontext() as pool:
             self.train(pool, repetitions, policies)
             policies = self.validate(pool, policies)
             selected = [best(cell, self.most_kl) for cell in by_cell(policies)]

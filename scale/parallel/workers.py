@@ -11,33 +11,30 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any
 
-import jax
-
 from scale.console import quiet, track
+from scale.parallel.programs import keep_programs
 
 interrupted = threading.Event()  # in a worker: a signal came while a chain ran
 
 
-def workers(limit: int, programs: Path) -> ProcessPoolExecutor:
+def workers(limit: int) -> ProcessPoolExecutor:
     """A pool of processes, each on a core of its own, which start at the first call.
 
     Args:
         limit: How many, at most.
-        programs: A folder in which they share the programs that they compile, unless the user has
-            named one (`JAX_COMPILATION_CACHE_DIR`).
 
     Returns:
         The pool.
     """
+    keep_programs()  # what one of them compiles, all can read
     cores = usable_cores()[:limit]
     context = multiprocessing.get_context("spawn")
     free_cores = context.Queue()
     for core in cores:
         free_cores.put(core)
-    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores, programs))
+    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores,))
 
 
 def usable_cores() -> list[int]:
@@ -47,13 +44,11 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def initialise_worker(free_cores: Queue, programs: Path) -> None:
+def initialise_worker(free_cores: Queue) -> None:
     """Pin this process to a core before JAX counts cores, make it quiet, end it with its parent."""
     core = free_cores.get()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(programs))
     quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -47,8 +47,8 @@ class Alignment(Stage):
     data: Path
     """Preference rows with the columns of `score`."""
     policy: Path
-    """The policy to start from, the pi_ref that the columns were computed with: a folder of ours or
-    of Hugging Face's, a .gguf file, or smollm2."""
+    """The policy to start from, the pi_ref that the columns were computed with: a folder of ours, a
+    Hugging Face folder, an id of its hub, a .gguf file, or smollm2."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(120, 16, 3e-3))
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -19,8 +19,8 @@ class Bias(Stage):
     data: Path
     """Preference rows."""
     tokenizer: Path
-    """The model whose tokens measure length: a folder of ours or of Hugging Face's, a .gguf file,
-    or smollm2."""
+    """The model whose tokens measure length: a folder of ours, a Hugging Face folder, an id of its
+    hub, a .gguf file, or smollm2."""
     rho: float = 0.5
     """Share of pairs whose longer response is preferred."""
     size: int = 6000

@@ -25,6 +25,7 @@ import numpy as np
 
 from scale.console import track
 from scale.errors import InputError
+from scale.health import warn
 from scale.statistics import bootstrap_interval
 
 CONCURRENT = 8  # questions at a time
@@ -46,7 +47,7 @@ longer one is not better for its length.
 {second}
 
 Which response is better? Answer with one word: A, B or tie."""
-ANSWER = re.compile(r"\W*(?:answer|response)?\W*(A|B|tie)\b", re.IGNORECASE)
+ANSWER = re.compile(r"\W*(?:answer|response)?\W*(?:a (tie)\b|(A|B|tie)\b(?!\s+\w))", re.IGNORECASE)
 A, B, TIE, REFUSED, MALFORMED = "a", "b", "tie", "refused", "malformed"
 WIN, LOSS = (A, B), (B, A)  # answers to the question with ours first, and with ours second
 
@@ -87,7 +88,10 @@ class ChatJudge:
         Raises:
             InputError: It does not answer.
         """
-        self.ask("Answer with one word: A, B or tie.", max_retries=0)
+        answer = self.ask("Answer with one word: A, B or tie.", max_retries=0)
+        if answer == MALFORMED:
+            expected = "asked for one word, A, B or tie, it wrote something else"
+            warn([f"{self.model}: {expected}; such answers are counted and left out"])
 
     def ask(self, question: str, **options: Any) -> str:
         """The answer to a question, in one of five words.
@@ -156,8 +160,8 @@ class ChatJudge:
 
         Returns:
             `win`, `tie` and `loss`, each [share, low, high], over the pairs that were answered in
-            both orders; how many these are; how many answers changed with the order; how many were
-            refused and malformed.
+            both orders; how many these are; of how many the same place was named in both orders;
+            how many answers were refused and malformed.
         """
         texts = [conversation(prompt) for prompt in prompts]
         both = [
@@ -191,7 +195,7 @@ def word_of(reply: Any) -> str:
     if getattr(message, "refusal", None):
         return REFUSED
     matched = ANSWER.match(message.content or "")
-    return matched[1].lower() if matched else MALFORMED
+    return (matched[1] or matched[2]).lower() if matched else MALFORMED
 
 
 def with_interval(outcomes: np.ndarray) -> list[float]:

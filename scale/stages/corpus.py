@@ -27,6 +27,8 @@ class Corpus(Stage):
     listed in `bad_rows.txt`."""
     rows: int | None = None
     """Only the first so many rows of --data. Default: all."""
+    preferences: bool = False
+    """Whether every row must be a preference pair."""
     source: Literal["village", "docstrings"] = "village"
     """Rows that need no file: a generated village, whose summaries have a true reward, or the
     docstrings of the installed packages."""
@@ -59,7 +61,8 @@ class Corpus(Stage):
         if not self.data:
             return village(self.pages, self.seed) if self.source == "village" else docstrings()
         refused: list[str] | None = [] if self.bad_rows == "skip" else None
-        rows = read(self.data, need=("prompt", "completion"), refused=refused)
+        need = ("prompt", *SIDES) if self.preferences else ("prompt", "completion")
+        rows = read(self.data, need, refused)
         if refused:
             write_text(self.out / "bad_rows.txt", "".join(f"{line}\n" for line in refused))
             console.print(f"  {len(refused)} bad rows: {self.out / 'bad_rows.txt'}", markup=False)

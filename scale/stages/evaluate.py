@@ -1,10 +1,12 @@
 """`evaluate`: policies against pi_ref on held-out prompts."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -22,22 +24,24 @@ from scale.stages.judge import Judge, load_judge
 from scale.stages.stage import TOKENS, Stage
 from scale.statistics import bootstrap_interval
 
+REFERENCE = "reference"  # folder of pi_ref's samples
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Compare samples of policies with samples of pi_ref under one judge or two.
 
     `rows.parquet` has a row for each policy (its place in --policies) and prompt: mean reward, mean
-    reward of pi_ref, shares of wins, ties and losses (these with --rewards), KL, tokens, the
-    samples and those of pi_ref.
+    reward of pi_ref, shares of wins, ties and losses (these with --rewards), KL, and of the samples
+    and those of pi_ref their texts, tokens and the share that was cut at the limit.
     """
 
     data: Path
     """Rows with `prompt`."""
     policies: tuple[Path, ...]
-    """The policies: folders of ours or of Hugging Face's, .gguf files, or smollm2."""
+    """The policies: folders of ours, Hugging Face folders, ids of its hub, .gguf files, smollm2."""
     reference: Path
-    """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
+    """pi_ref: a folder of ours, a Hugging Face folder, an id of its hub, a .gguf file, smollm2."""
     rewards: Path | None = None
     """A judge by numbers: a folder of reward models that no policy distilled (their mean reward),
     or `village` for the true reward of its summaries."""
@@ -66,7 +70,9 @@ class Evaluate(Stage):
         prompts = read(self.data, need=("prompt",))
         if judge:
             judge.check_prompts(prompts, str(self.data))
-        baseline = self.outcomes(reference, judge, prompts, self.seed, "reference")
+        source = f"{self.data}, in tokens of {self.reference}"
+        prompts = reference.make_dataset(prompts, [], self.limits, source).select(prompts)
+        baseline = self.outcomes(reference, judge, prompts, self.seed, REFERENCE)
         tables: list[list[dict[str, Any]]] = []
         warnings: list[str] = []
         for i, path in enumerate(self.policies):
@@ -94,6 +100,8 @@ class Evaluate(Stage):
             raise InputError("--baseline: it is one of --policies, for --judge")
         if not (self.judge and self.judge_model):
             return None
+        if jax.process_count() > 1:
+            raise InputError("--judge: with one process; several would each ask all questions")
         chat = ChatJudge(self.judge, self.judge_model, self.out / "judge.jsonl")
         chat.check()
         return chat
@@ -117,8 +125,10 @@ class Evaluate(Stage):
     def outcomes(
         self, policy: ModelFolder, judge: Judge | None, rows: list[dict], seed: int, name: str
     ) -> dict[str, Any]:
-        """Lengths and rewards of samples [N, n] for the N kept prompts, and the samples."""
-        dataset = policy.make_dataset(rows, [], self.limits, str(self.data))
+        """Lengths and rewards of samples [N, n] for N prompts, and the samples."""
+        source = "" if name == REFERENCE else f"{self.data}, in tokens of {policy.path}"
+        dataset = policy.make_dataset(rows, [], self.limits, source)
+        require_all(rows, dataset.kept, policy.path)
         samples = generate(
             policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
             seed=seed, temperature=1.0, label=f"sample {policy.path.name}",
@@ -132,12 +142,17 @@ class Evaluate(Stage):
             sampled.append(row | texts | complete)
         own = policy.make_dataset(sampled, self.fields, self.limits).all.inputs
         tokens = [(own.response_ids == i).sum(1) for i in range(self.n)]
-        rewards = judge and judge.rewards(sampled, self.fields, self.limits)[1].mean(-1)
+        rewards = None
+        if judge:
+            judged, values = judge.rewards(sampled, self.fields, self.limits)
+            require_all(rows, judged, self.rewards)
+            rewards = values.mean(-1)
         return {
             "sampled": sampled,
             "inputs": own,
             "texts": [[row[name] for name in self.fields] for row in sampled],
             "tokens": np.stack(tokens, axis=1),
+            "cut": np.array([[not sample.complete for sample in drawn] for drawn in samples]),
             "ids": [sample.ids for drawn in samples for sample in drawn],
             "rewards": rewards,
         }
@@ -156,11 +171,22 @@ class Evaluate(Stage):
         return own_logps - sequence_logps(reference.model, theirs)
 
 
+def require_all(rows: Sized, kept: Sized, path: Path | None) -> None:
+    """Refuse a model whose own tokens make some prompts too long that pi_ref's do not."""
+    if len(kept) < len(rows):
+        raise InputError(
+            f"{path}: {len(rows) - len(kept)} of {len(rows)} prompts are over --limits.prompt in "
+            "its tokens, but not in pi_ref's: raise it, or cut prompts by --limits.truncation-side"
+        )
+
+
 def per_prompt(
     policy: int, outcomes: dict[str, Any], baseline: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The rows of one policy; `baseline` are the outcomes of pi_ref."""
-    columns = {"kl": outcomes["kl"].mean(1), "tokens": outcomes["tokens"].mean(1)}
+    columns = {"kl": outcomes["kl"].mean(1)}
+    for name in ("tokens", "cut"):
+        columns |= {name: outcomes[name].mean(1), f"reference_{name}": baseline[name].mean(1)}
     ours, theirs = outcomes["rewards"], baseline["rewards"]
     if ours is not None:
         columns |= {
@@ -180,12 +206,17 @@ def per_prompt(
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over prompts; the advantage (reward minus pi_ref's) with its bootstrap interval."""
+    """Means over rows; the advantage (reward minus pi_ref's) is the mean over prompts, with the
+    bootstrap's interval: rows of one prompt are not independent."""
     names = [n for n in ("win", "tie", "loss", "kl", "tokens") if n in rows[0]]
     means: dict[str, float] = {name: float(np.mean([row[name] for row in rows])) for name in names}
     if "reward" not in rows[0]:
         return means
-    differences = np.array([row["reward"] - row["reference_reward"] for row in rows])
+    by_prompt: dict[str, list[float]] = {}
+    for row in rows:
+        difference = row["reward"] - row["reference_reward"]
+        by_prompt.setdefault(json.dumps(row["prompt"]), []).append(difference)
+    differences = np.array([np.mean(own) for own in by_prompt.values()])
     low, high = bootstrap_interval(differences)
     return {"advantage": float(differences.mean()), "low": low, "high": high} | means
 

@@ -14,8 +14,8 @@ class Export:
     """Write a Hugging Face folder, which `transformers`, vLLM and llama.cpp's converter load."""
 
     policy: Path
-    """The policy: a folder of ours or of Hugging Face's, a .gguf file, or smollm2. It began as a
-    Llama, Mistral or Qwen (sequential block, RMSNorm)."""
+    """The policy: a folder of ours, a Hugging Face folder, an id of its hub, a .gguf file, or
+    smollm2. It began as a Llama, Mistral or Qwen (sequential block, RMSNorm)."""
     out: Path
     """Folder to write; it must be empty or not exist."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

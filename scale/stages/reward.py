@@ -17,7 +17,7 @@ from minipref.training import init_state
 from scale.data.dataset import Dataset, Limits
 from scale.data.formats import SIDES
 from scale.data.layout import BatchShape
-from scale.data.length_bias import largest, longer_side, longer_wins, subsample
+from scale.data.length_bias import largest, longer_side, picking_longer, subsample
 from scale.data.rows import read, split
 from scale.errors import InputError
 from scale.health import as_findings, reward_signs
@@ -75,8 +75,8 @@ class Reward(Stage):
     data: Path
     """Preference rows."""
     init: Path
-    """The policy whose layers and tokenizer every reward model starts from: a folder of ours or of
-    Hugging Face's, a .gguf file, or smollm2."""
+    """The policy whose layers and tokenizer every reward model starts from: a folder of ours, a
+    Hugging Face folder, an id of its hub, a .gguf file, or smollm2."""
     validation: Path | None = None
     """Held-out preference rows. Default: a tenth of the prompts of --data."""
     num_reward_models: int = 1
@@ -206,12 +206,12 @@ def accuracy(
     """Accuracy of each reward model on held-out rows, and that of picking the longer response."""
     values = rewards(models, dataset.all.inputs)
     margins = values[:, 0] - values[:, 1]
-    accuracies = [round(float(a), 4) for a in (margins > 0).mean(0)]
-    longer = longer_wins(longer_side(policy.tokenizer, dataset.select(rows)))
+    accuracies = (margins > 0).mean(0).tolist()
+    longer = picking_longer(longer_side(policy.tokenizer, dataset.select(rows)))
     signs = reward_signs(accuracies, longer, len(margins))
     return {
         "held-out pairs": len(margins),
-        "held-out accuracy": accuracies,
-        "accuracy of picking the longer": longer,
+        "held-out accuracy": [round(accuracy, 4) for accuracy in accuracies],
+        "accuracy of picking the longer": round(longer, 4),
         "standard deviation of held-out margins": [round(float(s), 3) for s in margins.std(0)],
     } | as_findings(signs.values())

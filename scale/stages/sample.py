@@ -19,7 +19,8 @@ class Sample(Stage):
     """Sample responses from a policy: the rows of --data with columns `samples` and `complete`."""
 
     policy: Path
-    """The policy: a folder of ours or of Hugging Face's, a .gguf file, or smollm2."""
+    """The policy: a folder of ours, a Hugging Face folder, an id of its hub, a .gguf file, or
+    smollm2."""
     data: Path
     """Rows with `prompt`."""
     prompts: int | None = None

@@ -37,9 +37,9 @@ class Score(Stage):
     """Folder of reward models, or `village` for the true reward of its summaries: adds
     `score_chosen` and `score_rejected`, a number for each model."""
     reference: Path | None = None
-    """pi_ref: a folder of ours or of Hugging Face's, a .gguf file, or smollm2. It adds
-    `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a `ref_sample`, which is
-    drawn where the rows have none."""
+    """pi_ref: a folder of ours, a Hugging Face folder, an id of its hub, a .gguf file, or smollm2.
+    It adds `ref_chosen_logps`, `ref_rejected_logps`, and `ref_sample_logps` of a `ref_sample`,
+    which is drawn where the rows have none."""
     method: Annotated[MethodName | None, tyro.conf.arg(name="for")] = None
     """Compute only what this method reads. Default: a sample of pi_ref too, which only methods with
     a KL term read."""

@@ -38,8 +38,8 @@ class Sft(Stage):
     """Rows with `prompt` and `completion`, or preference rows: their chosen response is the
     completion."""
     init: Path | None = None
-    """The policy to start from, with its tokenizer: a folder of ours or of Hugging Face's, a .gguf
-    file, or smollm2. Then --model is not used."""
+    """The policy to start from, with its tokenizer: a folder of ours, a Hugging Face folder, an id
+    of its hub, a .gguf file, or smollm2. Then --model is not used."""
     validation: Path | None = None
     """Held-out rows: their loss is reported."""
     shape: str | None = None

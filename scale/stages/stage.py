@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from jax.experimental import multihost_utils
 
 from scale.console import console, shown
+from scale.data.dataset import TOKENIZED
 from scale.data.hub_rows import row_files
 from scale.errors import InputError, option_name
 from scale.files import fingerprint, read_json, read_json_object, write_json
@@ -25,9 +26,8 @@ ROWS = ("--data", "--validation")  # options that name rows; other paths are mod
 # options that do not change the result: of the runtime only its dtype does, of a judge its model
 NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge")
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
-PROGRAMS = "programs"  # folder of what its workers compile
 MEMBERS = "members"  # folder of the reward models that are trained one after another
-SCRATCH = ("checkpoints", TOKENS, PROGRAMS, MEMBERS)
+SCRATCH = ("checkpoints", TOKENS, MEMBERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,11 @@ def refuse_foreign(out: Path) -> None:
 
 
 def discard_unstarted(out: Path) -> None:
-    """Remove a folder in which nothing was done: the corrected command may use it."""
-    shutil.rmtree(out / TOKENS, ignore_errors=True)
+    """Remove a folder in which nothing was done but rows tokenized: the corrected command may use
+    it."""
+    kept = {path.stem for path in (out / TOKENS).rglob("*.npy")}
+    if kept <= set(TOKENIZED):
+        shutil.rmtree(out / TOKENS, ignore_errors=True)
     if [path.name for path in out.iterdir()] == ["stage.json"]:
         shutil.rmtree(out, ignore_errors=True)
 
@@ -121,7 +124,8 @@ def describe(stage: Stage) -> dict[str, Any]:
         is_rows = option in ROWS
         if not (row_files(path) if is_rows else located(path).exists()):
             raise InputError(f"{option} {path}: no such file or folder")
-        hashes.append(fingerprint(*row_files(path)) if is_rows else identity(path))
+        contents = fingerprint(*row_files(path)) if is_rows else identity(path)
+        hashes.append([option, contents])
     options = {
         name: as_json(value)
         for name, value in asdict(stage).items()

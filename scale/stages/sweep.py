@@ -19,7 +19,7 @@ from scale.errors import InputError, option_name
 from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
 from scale.stages.align import Align, Alignment, MethodName, require_columns
-from scale.stages.stage import PROGRAMS, Stage, execute
+from scale.stages.stage import Stage, execute
 from scale.train.metrics import LoggerName
 
 RESULTS = {
@@ -92,7 +92,7 @@ class Sweep(Alignment):
         if processes == 1:
             return [attempt(stage) for stage in stages]
         label = "policies, a share a process"
-        with workers(processes, self.out / PROGRAMS) as pool:
+        with workers(processes) as pool:
             return [*chain(*execute_all(pool, shares(stages, processes), label, attempt))]
 
     def check(self) -> None:

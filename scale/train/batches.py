@@ -110,12 +110,13 @@ def common_shape(
 
 def require_divisible(training: TrainingConfig, runtime: Runtime) -> None:
     """Refuse a batch whose parts cannot be split over the devices."""
-    parts, devices = training.accumulation, runtime.batch_shards
-    if training.batch_size % (parts * devices):
-        in_parts = f" in {parts} parts" if parts > 1 else ""
+    size, parts, devices = training.batch_size, training.accumulation, runtime.batch_shards
+    if size % parts:
+        raise InputError(f"--training.accumulation {parts}: does not divide a batch of {size}")
+    if size // parts % devices:
         raise InputError(
-            f"--training.batch-size {training.batch_size}{in_parts}: does not divide among "
-            f"{devices} devices"
+            f"--training.batch-size {training.batch_size}: does not divide among {devices} devices"
+            + f" in {parts} parts" * (parts > 1)
         )
 
 

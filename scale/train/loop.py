@@ -189,7 +189,7 @@ class Monitor:
         self.log.write(records)
         self.pending, self.last = [], self.last | records[-1]
         self.records += records
-        signs = self.signs_fn(self.records)
+        signs = self.signs_fn(self.records) if evaluate else {}
         warn(sentence for name, sentence in signs.items() if name not in self.signs)
         self.signs |= signs
 

@@ -89,7 +89,7 @@ def language_model_loss(z_loss_weight: float, model: Transformer, batch: Batch, 
 
 def reward_model_loss(model: RewardModel, batch: Batch, *_: Any) -> Loss:
     """The Bradley-Terry loss of a reward model."""
-    rewards = over_parts(model, batch.inputs)
+    rewards = over_parts(lambda inputs: model(inputs), batch.inputs)  # JAX hashes the function
     return reward_loss(rewards.reshape(-1, rewards.shape[-1]))
 
 

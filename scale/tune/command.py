@@ -32,7 +32,7 @@ class Tune(Options):
             console.print("  REHEARSAL (--quick): a few rows and steps; the model gets no better")
         print_plan(stages, Work(surveyed, self.num_reward_models), refused or [])
         findings = {name: run(stage) for name, stage in stages.items()}
-        return write_report(self, stages, findings, surveyed)
+        return write_report(self, stages, findings, surveyed, refused or [])
 
     def rates(self, surveyed: Survey) -> Rates:
         """The learning rates: those of the model's size, scaled to --learning-rate."""

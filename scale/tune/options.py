@@ -8,6 +8,7 @@ from minipref.methods import METHODS
 from scale.parallel.mesh import RuntimeConfig
 from scale.stages.align import MethodName
 from scale.stages.stage import Stage
+from scale.train.metrics import LoggerName
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,26 @@ class Options(Stage):
     epochs: float = 1.0
     """Passes over the pairs, of the policy and of each reward model."""
     learning_rate: float | None = None
-    """Peak learning rate of the policy; the reward models' is four times it. Default: by the size
-    of the model, from 5e-6 below 0.5 billion parameters to 5e-7 above 3 billion."""
+    """Peak learning rate of the policy; the reward models' is four times it. Default: 5e-6 for a
+    model of up to 0.5 billion parameters, 1e-6 up to 3 billion, 5e-7 above."""
     batch_size: int = 16
     """Pairs of a step."""
+    accumulation: int = 1
+    """Parts of a batch that pass through the model one after another: less memory, more time."""
     reward_models: int = 3
-    """Reward models of an ensemble, for the methods that distil one."""
+    """How many, for the methods that distil an ensemble; each learns from a bootstrap sample."""
     rows: int | None = None
     """Only the first so many rows of --data. Default: all."""
     bad_rows: Literal["error", "skip"] = "error"
     """What happens to a row that cannot be used: the command stops, or the row is left out and
     listed in data/bad_rows.txt."""
     quick: bool = False
-    """Rehearse every stage on a few rows and steps. What comes out is no better than the model."""
+    """Rehearse every stage on 32 rows and 2 steps of 2 pairs: whether data and model can be read,
+    not whether a batch fits into memory. The real run needs another --out."""
     seed: int = 0
     """Seed of the split, of the order of rows and of all random draws."""
+    log: tuple[LoggerName, ...] = ()
+    """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
     limits: TuneLimits = field(default_factory=TuneLimits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

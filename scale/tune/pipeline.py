@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scale.data.dataset import Limits
+from scale.parallel.mesh import make_runtime
 from scale.stages.align import Align
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
@@ -15,10 +16,10 @@ from scale.stages.score import Score
 from scale.train.loop import TrainingConfig
 from scale.tune.defaults import Rates
 from scale.tune.options import Options
+from scale.tune.survey import HELD_OUT_ROWS
 
 WARMUP = 0.1  # of the steps
 LOOKS = 6  # at the held-out rows, besides the first
-HELD_OUT_ROWS = 32
 QUICK_STEPS, QUICK_BATCH = 2, 2
 PURPOSES = {
     "data": "split by prompt",
@@ -95,14 +96,15 @@ class Pipeline:
         return Corpus(
             out=options.out / "data", data=options.data, validation=shares["validation"],
             test=shares["test"], seed=options.seed, bad_rows=options.bad_rows,
-            rows=options.used_rows,
+            rows=options.used_rows, preferences=True,
         )  # fmt: skip
 
     def reward_models(self) -> Reward:
         return Reward(
             out=self.options.out / "rewards", data=self.part("train"), init=self.options.model,
             validation=self.part("validation"), num_reward_models=self.options.num_reward_models,
-            training=self.training(self.rates.reward, "train"), **self.common,
+            training=self.training(self.rates.reward, "train"), log=self.options.log,
+            **self.common,
         )  # fmt: skip
 
     def scored(self) -> Score:
@@ -124,14 +126,14 @@ class Pipeline:
             policy=options.model, method=options.method, beta=options.beta,
             validation=self.held_out().out / "rows.parquet", training=training,
             every=training.steps if options.quick else max(1, training.steps // LOOKS),
-            **self.common,
+            log=options.log, **self.common,
         )  # fmt: skip
 
     def judge(self) -> Reward:
         return Reward(
             out=self.options.out / "judge", data=self.part("validation"), init=self.options.model,
             validation=self.part("test"), training=self.training(self.rates.reward, "validation"),
-            **self.common,
+            log=self.options.log, **self.common,
         )  # fmt: skip
 
     def evaluation(self) -> Evaluate:
@@ -149,9 +151,20 @@ class Pipeline:
     def training(self, rate: float, part: str) -> TrainingConfig:
         """A run of the epochs asked for over the pairs of a part."""
         options, pairs = self.options, self.pairs[part]
+        devices = make_runtime(options.runtime).batch_shards
         size = min(QUICK_BATCH if options.quick else options.batch_size, pairs)
+        size = devices * max(1, size // devices)
         epochs = QUICK_STEPS * size / pairs if options.quick else options.epochs
         training = TrainingConfig(
-            batch_size=size, learning_rate=rate, seed=options.seed, epochs=epochs
-        ).for_rows(pairs)
+            batch_size=size, learning_rate=rate, seed=options.seed, epochs=epochs,
+            accumulation=parts_of(
+                size // devices, options.batch_size // options.accumulation // devices
+            ),
+        ).for_rows(pairs)  # fmt: skip
         return replace(training, warmup=max(1, round(WARMUP * training.steps)))
+
+
+def parts_of(batch_size: int, most: int) -> int:
+    """In how many equal parts, each of at most so many rows, a batch is cut; as few as possible."""
+    sizes = range(1, batch_size + 1)
+    return next(n for n in sizes if batch_size % n == 0 and batch_size // n <= max(most, 1))

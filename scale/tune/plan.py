@@ -4,8 +4,9 @@ Times are rough: the work of a stage, counted in products with weights, over a m
 speed. They leave out compilation, and are meant to tell minutes from hours.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,23 +17,35 @@ import numpy as np
 from rich.table import Table
 
 from scale.console import console
+from scale.health import warn
 from scale.model.flops import model_flops
 from scale.parallel.chips import peak_flops
+from scale.parallel.mesh import RuntimeConfig
 from scale.stages.align import Align
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
 from scale.stages.export import Export
 from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES, Reward
 from scale.stages.score import Score
+from scale.train.loop import TrainingConfig
 from scale.tune.command_line import command_line
-from scale.tune.pipeline import HELD_OUT_ROWS, PURPOSES
-from scale.tune.survey import Survey
+from scale.tune.pipeline import PURPOSES
+from scale.tune.survey import HELD_OUT_ROWS, Survey
 
+PROCESS = 2**30  # bytes of the interpreter, its programs, and freed memory that it keeps
+FULLEST = 0.9  # share of the memory from which on the plan warns
 TRAINS, READS, SAMPLES = 0.45, 0.45, 0.2
 """Shares of the speed of a large product at which a model trains, reads and samples: those of
 SmolLM2-135M on a CPU (`benchmarks/results/peers.md`)."""
 FORWARD = 1 / 3  # of the FLOPs of a training step
 FLOAT = 4  # bytes
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+SMALLER = (
+    "shorter --limits, --accumulation, --runtime.remat full, --runtime.dtype bfloat16, or a "
+    "smaller --batch-size"
+)
 
 
 @dataclass(frozen=True)
@@ -44,18 +57,17 @@ class Cost:
     sampled: float = 0.0
     bytes: float = 0.0
 
-    @property
-    def seconds(self) -> float:
+    def seconds(self, dtype: str) -> float:
         work = self.trained / TRAINS + self.read / READS + self.sampled / SAMPLES
-        return work / speed()
+        return work / speed(dtype)
 
 
 @cache
-def speed() -> float:
-    """FLOP/s of a large float32 product on all devices: the known peak, or measured here."""
+def speed(dtype: str) -> float:
+    """FLOP/s of a large product on all devices: the known peak, or for float32 measured here."""
     peak = peak_flops(jax.devices()[0].device_kind)
     if peak:
-        return peak * jax.device_count()
+        return peak * jax.device_count() * BYTES["bfloat16"] / BYTES[dtype]
     product: Callable[..., Any] = jax.jit(jnp.matmul)
     size = 1024
     matrix = jnp.ones((size, size))
@@ -87,13 +99,16 @@ class Work:
         """Of drawing a sample at so many prompts."""
         return 2.0 * self.survey.parameters * prompts * self.survey.limits.response
 
-    def activations(self, lengths: np.ndarray, batch_size: int) -> float:
-        """Bytes that a step keeps for its gradient, where products with weights are kept: twice,
-        since the gradient of scanned layers copies them."""
-        config = self.survey.config
+    def activations(
+        self, lengths: np.ndarray, training: TrainingConfig, runtime: RuntimeConfig
+    ) -> float:
+        """Bytes that a part of a batch keeps for its gradient: of each layer the products with
+        weights, or its input alone; twice, since the gradient of scanned layers copies them."""
+        config, rows = self.survey.config, training.batch_size / training.accumulation
         heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        kept = config.num_layers * (heads + 3 * config.d_model + 2 * config.d_ff)
-        return 2 * FLOAT * kept * lengths.sum(1).mean() * batch_size
+        products = heads + 3 * config.d_model + 2 * config.d_ff
+        kept = config.num_layers * (config.d_model if runtime.remat == "full" else products)
+        return 2 * BYTES[runtime.dtype] * kept * lengths.sum(1).mean() * rows
 
     @property
     def weights(self) -> float:
@@ -102,14 +117,15 @@ class Work:
 
 def reward_cost(stage: Reward, work: Work) -> Cost:
     lengths, several = work.survey.kept[stage.data.stem], stage.num_reward_models
+    held_out = stage.validation.stem if stage.validation else "test"
     pairs = stage.training.steps * stage.training.batch_size
     state = STATE_BYTES * work.survey.parameters
     at_once = several if several * state <= SIDE_BY_SIDE else 1
     return Cost(
         trained=work.flops(lengths) * pairs / len(lengths) * several,
-        read=FORWARD * work.flops(work.survey.kept["test"]) * several,
+        read=FORWARD * work.flops(work.survey.kept[held_out]) * several,
         bytes=work.weights
-        + at_once * (state + work.activations(lengths, stage.training.batch_size)),
+        + at_once * (state + work.activations(lengths, stage.training, stage.runtime)),
     )
 
 
@@ -132,7 +148,7 @@ def align_cost(stage: Align, work: Work) -> Cost:
     return Cost(
         trained=work.flops(lengths) * training.steps * training.batch_size / len(lengths),
         read=FORWARD * work.flops(held_out) * looks,
-        bytes=state + work.activations(lengths, training.batch_size),
+        bytes=state + work.activations(lengths, training, stage.runtime),
     )
 
 
@@ -158,30 +174,52 @@ COSTS: dict[type, Callable[[Any, Work], Cost]] = {
 def print_plan(stages: dict[str, Any], work: Work, refused: list[str]) -> None:
     """Print the rows, and each stage with its cost and its command."""
     survey, costs = work.survey, [COSTS[type(stage)](stage, work) for stage in stages.values()]
-    for line in rows_text(survey, refused):
+    dtype, memory = stages["policy"].runtime.dtype, device_memory()
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    machine = f"{devices}, {dtype}, {gib(memory)} of memory"
+    for line in (machine, *rows_text(survey, refused)):
         console.print(f"  {line}", markup=False)
     table = Table("stage", "about", "memory", title="the plan", title_justify="left")
     for name, cost in zip(stages, costs, strict=True):
-        table.add_row(PURPOSES[name], duration(cost.seconds), f"{cost.bytes / 2**30:.1f} GiB")
+        table.add_row(PURPOSES[name], duration(cost.seconds(dtype)), gib(cost.bytes + PROCESS))
     table.add_section()
-    total, most = sum(cost.seconds for cost in costs), max(cost.bytes for cost in costs)
-    table.add_row("in all, without compilation", duration(total), f"{most / 2**30:.1f} GiB")
+    total = sum(cost.seconds(dtype) for cost in costs)
+    most = max(cost.bytes for cost in costs) + PROCESS
+    table.add_row("in all, without compilation", duration(total), gib(most))
     console.print(table)
+    if most > FULLEST * memory:
+        warn([f"{gib(most)} may be more than there is: {SMALLER}"])
     for stage in stages.values():
         console.print(f"  {command_line(stage)}", markup=False, style="dim")
 
 
-def rows_text(survey: Survey, refused: list[str]) -> list[str]:
+def device_memory() -> float:
+    """Bytes of all devices; on a CPU, of the machine."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = sum(each.get("bytes_limit", 0) for each in stats) * jax.process_count()
+    return float(limits or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def rows_text(survey: Survey, refused: Sequence[str]) -> list[str]:
     """How many rows are used for what, and why the others are not."""
+    limits, prompts = survey.limits, f"all prompts are within {survey.limits.prompt} tokens"
+    if survey.cut:
+        prompts = (
+            f"of {survey.cut} prompts only the last {limits.prompt} tokens are kept, without what "
+            "opens the conversation"
+        )
     parts = ", ".join(f"{len(lengths)} {name}" for name, lengths in survey.kept.items())
     reasons = survey.dropped | {"that cannot be read": len(refused)}
     dropped = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
     tokens = sum(int(lengths.sum()) for lengths in survey.kept.values())
-    limits = survey.limits
     return [
         f"{survey.rows} rows: {parts}" + f"; not used: {dropped}" * bool(dropped),
-        f"{tokens:,} tokens, within {limits.prompt} of a prompt ({survey.cut} prompts are cut on "
-        f"the left) and {limits.response} of a response",
+        prompts,
+        f"{tokens:,} tokens in all",
     ]
 
 

@@ -1,5 +1,7 @@
 """`report.md` and `curves.png` of `tune`: what happened, and whether to believe it."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from scale.data.rows import read
 from scale.files import write_text
 from scale.health import WARNINGS, as_findings
 from scale.paper.figures import bare, save
-from scale.templates import load_template, write_rendered
+from scale.templates import cut, escape, load_template, write_rendered
 from scale.train.metrics import logged
 from scale.tune.command_line import command_line
 from scale.tune.options import Options
@@ -22,6 +24,8 @@ from scale.tune.survey import Survey
 
 TEMPLATE = Path(__file__).parent / "report.md.jinja"
 NUM_SAMPLES = 6
+# the first step at which margins are not all 0: batches are measured before their update
+FIRST = {"rewards/accuracies": 2, "validation/rewards/accuracies": 1}
 REHEARSAL = "rehearsal (--quick): nothing here says how good a model is"
 TRAINING, HELD_OUT, REJECTED = "#0072B2", "#D55E00", "#8C8C8C"
 CURVES = {  # title: the metrics that are drawn, with their colour and name
@@ -46,7 +50,11 @@ CURVES = {  # title: the metrics that are drawn, with their colour and name
 
 
 def write_report(
-    options: Options, stages: dict[str, Any], findings: dict[str, dict[str, Any]], surveyed: Survey
+    options: Options,
+    stages: dict[str, Any],
+    findings: dict[str, dict[str, Any]],
+    surveyed: Survey,
+    refused: Sequence[str],
 ) -> dict[str, Any]:
     """Write the report, its figure and the model's card.
 
@@ -55,20 +63,23 @@ def write_report(
         stages: The stages, by name.
         findings: What each of them recorded.
         surveyed: The survey of the rows.
+        refused: The errors of rows that cannot be read.
 
     Returns:
         The findings of the whole.
     """
     judge, policy = findings["judge"], findings["policy"]
     [result] = findings["evaluation"]["policies"]
-    warnings = [text for part in findings.values() for text in part.get(WARNINGS, [])]
+    warnings = [
+        f"{name}: {text}" for name, part in findings.items() for text in part.get(WARNINGS, [])
+    ]
     verdict = verdict_of(result, judge)
     context = {
         "options": options,
         "label": METHODS[options.method].label,
         "rehearsal": REHEARSAL if options.quick else "",
         "warnings": warnings,
-        "rows": rows_text(surveyed, []),
+        "rows": rows_text(surveyed, refused),
         "align": stages["policy"],
         "policy": policy,
         "reward": findings.get("rewards"),
@@ -76,6 +87,7 @@ def write_report(
         "judge": judge,
         "judge_interval": accuracy_interval(judge),
         "result": result,
+        "test": means(options.out / "evaluation/rows.parquet"),
         "verdict": verdict,
         "samples": samples(options.out / "evaluation/rows.parquet"),
         "commands": [command_line(stage) for stage in stages.values()],
@@ -92,11 +104,14 @@ def verdict_of(result: dict[str, Any], judge: dict[str, Any]) -> str:
     low, _ = accuracy_interval(judge)
     if low <= 0.5:
         return "unknown: the judge is no better than a coin on held-out pairs"
+    longer = judge["accuracy of picking the longer"]
+    if judge["held-out accuracy"][0] <= max(longer, 1 - longer):
+        return "unknown: the judge is no better than one that looks at length alone"
     if result["low"] > 0:
         return "the judge prefers the samples after training"
     if result["high"] < 0:
         return "the judge prefers the samples before training"
-    return "the judge sees no difference"
+    return "the judge finds no difference"
 
 
 def accuracy_interval(judge: dict[str, Any]) -> tuple[float, float]:
@@ -109,6 +124,14 @@ def accuracy_interval(judge: dict[str, Any]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def means(path: Path) -> dict[str, Any]:
+    """How many test prompts there are, and the means over them that the report shows."""
+    rows = read(path, need=("prompt",))
+    names = ("tokens", "reference_tokens", "cut", "reference_cut")
+    prompts = {json.dumps(row["prompt"]) for row in rows}
+    return {"prompts": len(prompts)} | {n: float(np.mean([row[n] for row in rows])) for n in names}
+
+
 def samples(path: Path) -> list[dict[str, Any]]:
     """Prompts at fixed places, with a sample before and after training and the judge's rewards."""
     rows = read(path, need=("prompt",))
@@ -116,18 +139,24 @@ def samples(path: Path) -> list[dict[str, Any]]:
     return [
         {
             "prompt": end_of(rows[i]["prompt"]),
-            "before": rows[i]["reference_samples"][0],
-            "after": rows[i]["samples"][0],
+            "before": shown(rows[i]["reference_samples"][0], rows[i]["reference_cut"]),
+            "after": shown(rows[i]["samples"][0], rows[i]["cut"]),
             "gain": rows[i]["reward"] - rows[i]["reference_reward"],
         }
         for i in places
     ]
 
 
+def shown(sample: str, is_cut: float) -> str:
+    """A sample as a cell of the table, which marks one that reached the limit of tokens."""
+    return escape(cut(sample)) + " [limit]" * bool(is_cut)
+
+
 def end_of(prompt: str | list[dict[str, Any]], length: int = 200) -> str:
     """The end of a prompt's last turn."""
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-    return text if len(text) <= length else f"... {text[-length:].partition(' ')[2]}"
+    end = text[-length:]
+    return text if len(text) <= length else f"... {end.partition(' ')[2] or end}"
 
 
 def draw_curves(options: Options) -> None:
@@ -150,7 +179,7 @@ def draw(
     ax.set_title(title, fontsize=10)
     ax.set_xlabel("step", fontsize=9)
     for metric, (color, name) in metrics.items():
-        first = 1 if metric.endswith("accuracies") else 0  # all margins are 0 before the first step
+        first = FIRST.get(metric, 0)
         points = [
             (r["step"], np.mean(r[metric])) for r in records if metric in r and r["step"] >= first
         ]

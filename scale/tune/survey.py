@@ -19,6 +19,7 @@ from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer, parameter_count
 from scale.tune.options import Options
 
+HELD_OUT_ROWS = 32  # of the test part, whose samples training looks at
 PERCENTILE, QUICK_PERCENTILE = 95, 50  # of the lengths, where no limit is given
 MULTIPLE = 16  # of a limit that is not given
 NO_LIMITS = Limits(prompt=10**9, response=10**9)
@@ -53,7 +54,8 @@ class Survey:
         """Why how many rows are not used."""
         read_ = sum(map(len, self.lengths.values()))
         kept = sum(map(len, self.kept.values()))
-        return {"with equal responses": self.rows - read_, "with longer responses": read_ - kept}
+        longer = f"with a response over {self.limits.response} tokens"
+        return {"with equal responses": self.rows - read_, longer: read_ - kept}
 
     @property
     def cut(self) -> int:
@@ -87,7 +89,10 @@ def survey(options: Options, rows: list[Row], shares: dict[str, float]) -> Surve
     limits = limits_of(config, lengths, options)
     by_part = {name: lengths[[row["i"] for row in part]] for name, part in parts.items()}
     for name, part in by_part.items():
-        if not len(within(part, limits)):
+        read_ = part[:HELD_OUT_ROWS] if name == "test" else part
+        if not len(part):
+            raise InputError(f"{data}: {len(rows)} rows have too few prompts for a {name} part")
+        if not len(within(read_, limits)):
             raise InputError(
                 f"{data}: {len(rows)} rows, of which none within {limits.prompt} + "
                 f"{limits.response} tokens is left for {name}"
@@ -104,8 +109,14 @@ def limits_of(config: ModelConfig, lengths: np.ndarray, options: Options) -> Lim
     def percentile(values: np.ndarray) -> int:
         return int(-(-np.percentile(values, share) // MULTIPLE) * MULTIPLE)
 
-    response = response or min(percentile(lengths[:, 1:].max(1)), config.max_seq_len // 2)
-    prompt = prompt or min(percentile(lengths[:, 0]), config.max_seq_len - response)
+    longest = config.max_seq_len
+    most = longest - prompt if prompt else longest // 2
+    response = response or min(percentile(lengths[:, 1:].max(1)), most)
+    prompt = prompt or min(percentile(lengths[:, 0]), longest - response)
+    if min(prompt, response) < 1 or prompt + response > longest:
+        raise InputError(
+            f"--limits: {prompt} + {response} tokens, but the model has sequences of {longest}"
+        )
     return Limits(prompt, response, truncation_side="left")
 
 

@@ -172,6 +172,8 @@ def test_refusals_and_malformed_answers_are_counted_and_left_out(endpoint, tmp_p
     [
         ("A", "a"), (" b.", "b"), ("**Tie**", "tie"), ("Answer: B", "b"), ("Response A", "a"),
         ("Better is A", "malformed"), ("Apples", "malformed"), ("", "malformed"),
+        ("A tie", "tie"), ("A better response is B", "malformed"), ("A and B", "malformed"),
+        ("A.", "a"), ("B\n", "b"), ("A, since it is kind", "a"),
     ],
 )  # fmt: skip
 def test_words(endpoint, tmp_path, text, word):
@@ -355,5 +357,5 @@ def test_a_real_endpoint_answers(tmp_path):
         server.terminate()
         server.wait(30)
         log.close()
-    assert found["pairs"] + (found["refused"] + found["malformed"] + 1) // 2 >= 2
+    assert found["pairs"] + found["refused"] + found["malformed"] >= 2
     assert len(judge.read()) == 4

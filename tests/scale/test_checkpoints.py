@@ -4,6 +4,7 @@ is the trainee."""
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -185,12 +186,12 @@ def trainee() -> Iterator[Callable[..., subprocess.Popen]]:
             pass
 
 
-def succeed(process: subprocess.Popen) -> list[str]:
-    """The lines that it prints; nothing else, such as a library's warnings, may reach the
-    console."""
+def succeed(process: subprocess.Popen, separator: str | None = None) -> list[str]:
+    """The words that it prints, or the lines; nothing else, such as a library's warnings, may reach
+    the console."""
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
-    return out.split()
+    return out.strip().split(separator)
 
 
 def on_mesh(*shape: int) -> TrainState:
@@ -233,6 +234,20 @@ def short(folder: str) -> None:
 def test_a_run_too_short_for_a_checkpoint_does_not_import_orbax(tmp_path, trainee):
     assert succeed(trainee("short", tmp_path))[-1] == "False"
     assert not (tmp_path / "checkpoints").exists()
+
+
+def crowded(folder: str) -> None:
+    """The file system takes no file of more than 20 kB: a checkpoint meets that, no metrics do."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        train(count, begin(4096), lambda i: 0.0, 60, Path(folder), "crowded", every=5)
+    except OSError as error:
+        print(error)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(tmp_path, trainee):
+    [*_, line] = succeed(trainee("crowded", tmp_path, JAX_ENABLE_COMPILATION_CACHE="0"), "\n")
+    assert line.startswith(f"{tmp_path}/checkpoints: cannot be written: ")
 
 
 def member(folder: str, port: str, index: str) -> None:
@@ -334,4 +349,5 @@ def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_
 
 
 if __name__ == "__main__":
-    {f.__name__: f for f in (resharded, short, member, killable)}[sys.argv[1]](*sys.argv[2:])
+    roles = (resharded, short, crowded, member, killable)
+    {role.__name__: role for role in roles}[sys.argv[1]](*sys.argv[2:])

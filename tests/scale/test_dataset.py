@@ -222,7 +222,7 @@ def test_what_does_not_fit_is_dropped_and_counted():
     dataset, printed = dataset_of(ROWS, Limits(4, 4), source="rows.jsonl")
     assert [*dataset.kept] == [0, 3] and dataset.select(ROWS) == [ROWS[0], ROWS[3]]
     assert prompts_of(dataset) == [[11, 12, 4], [14, 4]]
-    expected = "rows.jsonl: 2 of 4 rows over 4 prompt + 4 response tokens dropped, 0 prompts cut"
+    expected = "rows.jsonl: 2 of 4 rows over 4 prompt + 4 response tokens dropped"
     assert printed == expected
 
 

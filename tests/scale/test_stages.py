@@ -16,7 +16,13 @@ from minipref.batch import attention_mask
 from scale.console import console
 from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Limits, limits_text, make_dataset
-from scale.data.length_bias import largest, longer_side, longer_wins, subsample
+from scale.data.length_bias import (
+    largest,
+    longer_side,
+    longer_wins,
+    picking_longer,
+    subsample,
+)
 from scale.data.rows import provenance, read, write
 from scale.data.tokenizer import Tokenizer
 from scale.data.village import village
@@ -39,7 +45,7 @@ from scale.stages.reward import Reward, RewardBatches
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
-from scale.stages.stage import describe, execute, needs
+from scale.stages.stage import describe, discard_unstarted, execute, needs
 from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 from scale.train.metrics import logged
@@ -420,7 +426,8 @@ def test_only_the_ids_of_samples_are_read_and_within_the_vocabulary(chain, tmp_p
     rows = [row | {"ref_sample_ids": ids} for row in read(chain.scored)]
     if ids != [5, 6]:
         path = jsonl(tmp_path / "sampled.jsonl", rows)
-        refused(chain.align("e-dpo", out=tmp_path / "c", data=path), "ref_sample_ids")
+        named = r"sampled\.jsonl:1: field 'ref_sample_ids'"
+        refused(chain.align("e-dpo", out=tmp_path / "c", data=path), named)
 
 
 def test_an_error_on_resume_leaves_what_an_earlier_call_did(chain, tmp_path):
@@ -690,6 +697,8 @@ def test_exactly_ten_percent_more_is_longer():
 
 def test_longer_wins_ignores_pairs_without_a_longer_side():
     assert longer_wins(np.array([1, 1, 0, -1, 0, 1])) == 0.75 and longer_wins(np.zeros(3)) == 0
+    assert picking_longer(np.array([1, 1, 0, -1, 0, 1])) == pytest.approx(4 / 6)
+    assert picking_longer(np.zeros(3)) == 0.5
 
 
 def most(wins, losses, rho: Fraction):
@@ -796,6 +805,18 @@ def test_reward_models_one_after_another_are_those_side_by_side(chain, tmp_path,
     for ours, theirs in zip(jax.tree.leaves(models), jax.tree.leaves(side_by_side), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     assert not (tmp_path / "a/members").exists()
+
+
+def test_reward_models_of_batches_in_parts_are_those_of_whole_batches(chain, tmp_path):
+    trained = []
+    for parts in (1, 2):
+        stage = replace(chain.reward, out=tmp_path / str(parts))
+        execute(replace(stage, training=replace(FEW, accumulation=parts)))
+        trained.append(model_folder.load_rewards(stage.out).model)
+    for one, two in zip(*map(jax.tree.leaves, trained), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+    odd = replace(chain.reward, out=tmp_path / "odd", training=replace(FEW, accumulation=3))
+    refused(odd, "--training.accumulation 3: does not divide a batch of 4")
 
 
 def test_each_of_several_reward_models_has_a_bootstrap_sample_of_the_rows(chain):
@@ -1124,18 +1145,44 @@ def test_evaluate(chain, tmp_path):
     assert [r["reference_samples"] for r in own] == [r["reference_samples"] for r in rows[40:]]
 
 
+def test_a_policy_whose_own_tokens_are_too_many_is_refused(chain, tmp_path):
+    """Its tokenizer knows bytes alone, so that its prompts are longer than pi_ref's."""
+    model = replace(MODEL, vocab_size=261)
+    other = Sft(out=tmp_path / "other", data=chain.data, model=model, limits=Limits(99, 99),
+                training=FEW)  # fmt: skip
+    execute(other)
+    tokenizer = model_folder.tokenizer_of(chain.folder / "sft")
+    longest = max(len(tokenizer.prompt_ids(row["prompt"])) for row in chain.rows)
+    data = jsonl(tmp_path / "rows.jsonl", [chain.rows[0] | {"prompt": "p"}, *chain.rows])
+    stage = Evaluate(
+        out=tmp_path / "a", data=data, policies=(other.out,), limits=Limits(longest, 12),
+        reference=chain.folder / "sft", rewards=chain.folder / "rewards",
+    )  # fmt: skip
+    refused(stage, r"other: 40 of 41 prompts are over --limits.prompt in its tokens, but not in")
+
+
+def test_rows_of_one_prompt_count_as_one():
+    """Ten copies of a row tell no more than one."""
+    rows = [
+        {"prompt": f"p{i}", "reward": float(i), "reference_reward": 1.0, "kl": 0.0, "tokens": 1.0}
+        for i in range(8)
+    ]
+    assert summary(rows * 10) == pytest.approx(summary(rows))
+
+
 def test_per_prompt_and_summary_by_hand():
-    def outcomes(rewards, texts):
+    def outcomes(rewards, texts, tokens):
         return {
             "rewards": np.array(rewards),
             "kl": np.array([[1.0, 3.0], [0.0, 1.0]]),
-            "tokens": np.array([[2, 4], [5, 6]]),
+            "tokens": np.array(tokens),
+            "cut": np.array([[False, True], [False, False]]),
             "sampled": [{"prompt": "p"}, {"prompt": "q"}],
             "texts": texts,
         }
 
-    ours = outcomes([[1.0, 2.0], [3.0, 3.0]], [["s", "t"], ["u", "v"]])
-    theirs = outcomes([[0.0, 2.0], [4.0, 2.0]], [["S", "T"], ["U", "V"]])
+    ours = outcomes([[1.0, 2.0], [3.0, 3.0]], [["s", "t"], ["u", "v"]], [[2, 4], [5, 6]])
+    theirs = outcomes([[0.0, 2.0], [4.0, 2.0]], [["S", "T"], ["U", "V"]], [[1, 1], [2, 3]])
     rows = per_prompt(7, ours, theirs)
     assert rows == [
         {
@@ -1150,6 +1197,9 @@ def test_per_prompt_and_summary_by_hand():
             "loss": 0.0,
             "kl": 2.0,
             "tokens": 3.0,
+            "reference_tokens": 1.0,
+            "cut": 0.5,
+            "reference_cut": 0.5,
         },
         {
             "policy": 7,
@@ -1163,6 +1213,9 @@ def test_per_prompt_and_summary_by_hand():
             "loss": 0.5,
             "kl": 0.5,
             "tokens": 5.5,
+            "reference_tokens": 2.5,
+            "cut": 0.0,
+            "reference_cut": 0.0,
         },
     ]
     means = summary(rows)
@@ -1277,6 +1330,29 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
         execute(stage)
     jsonl(rows, [{"prompt": f"p{i}", "completion": "c"} for i in range(200)])
     assert sum(execute(stage).values()) == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "stays"), [("tokens/kept.npy", False), ("tokens/reference/sampled-0/tokens.npy", True)]
+)
+def test_what_a_failed_stage_computed_stays(tmp_path, name, stays):
+    """For instance the samples of an evaluation whose judge then did not answer."""
+    (tmp_path / "a" / name).parent.mkdir(parents=True)
+    (tmp_path / "a" / name).touch()
+    write_json(tmp_path / "a/stage.json", {})
+    discard_unstarted(tmp_path / "a")
+    assert (tmp_path / "a" / name).exists() == (tmp_path / "a").exists() == stays
+
+
+def test_an_input_belongs_to_its_option(chain, tmp_path):
+    """The same folders, but another one is pi_ref."""
+    a, b = chain.folder / "sft", chain.folder / "rewards"
+    stage = Evaluate(out=tmp_path, data=chain.data, policies=(a,), reference=b, baseline=a)
+    other = replace(stage, policies=(a, b), reference=a, baseline=None)
+    assert [contents for _, contents in describe(stage)["inputs"]] == [
+        contents for _, contents in describe(other)["inputs"]
+    ]
+    assert describe(stage)["inputs"] != describe(other)["inputs"]
 
 
 @pytest.mark.parametrize("name", ["checkpoints/mine", "tokens/mine", "config.json"])

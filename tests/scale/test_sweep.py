@@ -25,6 +25,7 @@ from scale.files import read_json, write_json
 from scale.io import model_folder
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
+from scale.parallel.programs import keep_programs, machine
 from scale.parallel.workers import execute_all, run_in_worker, workers
 from scale.run import parse
 from scale.stages.align import Align
@@ -180,7 +181,7 @@ def test_a_chain_waits_for_those_that_it_needs(tmp_path):
     """A folder can be made only in one that exists: a before a/b before a/b/c, though they are in
     the other order and two workers are free."""
     c, b, a = tmp_path / "a/b/c", tmp_path / "a/b", tmp_path / "a"
-    with workers(2, tmp_path / "programs") as pool:
+    with workers(2) as pool:
         chains = [[c, c / "d"], [b], [a], [tmp_path / "alone"]]
         needs = [{1, 2}, {2}, set(), set()]
         assert execute_all(pool, chains, "", os.mkdir, needs) == [
@@ -193,29 +194,56 @@ def test_a_chain_waits_for_those_that_it_needs(tmp_path):
         assert execute_all(pool, [["a", "b"], ["c"]], "", str.upper) == [["A", "B"], ["C"]]
 
 
-@pytest.mark.parametrize("users", [None, "elsewhere"])
-def test_workers_share_programs_where_the_user_names_no_folder(tmp_path, users):
+VARIABLES = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+
+
+def compiled(home, **environment):
+    """The files that a process leaves in a user's cache folder."""
     code = """if True:
-        import os, queue
-        from pathlib import Path
+        import os
         import jax
-        from scale.parallel.workers import initialise_worker
-        cores = queue.Queue()
-        cores.put(min(os.sched_getaffinity(0)))
-        initialise_worker(cores, Path("shared"))
-        print(jax.config.jax_compilation_cache_dir)
+        import jax.numpy as jnp
+        from scale.parallel.programs import keep_programs
+        keep_programs()
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        print(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((8, 8))).sum())
+        # what other processes inherit
+        assert os.environ.get("JAX_COMPILATION_CACHE_DIR") == jax.config.jax_compilation_cache_dir
     """
-    name = "JAX_COMPILATION_CACHE_DIR"
-    environment = {key: value for key, value in os.environ.items() if key != name}
-    environment |= {name: users} if users else {}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True,
-                          text=True, check=True)  # fmt: skip
-    assert done.stdout.split() == [users or "shared"]
+    kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True,
+                   env=kept | {"XDG_CACHE_HOME": str(home)} | environment)  # fmt: skip
+    return sorted(path.relative_to(home).parts[:2] for path in home.rglob("*-cache"))
+
+
+def test_programs_are_kept_in_the_users_folder_unless_jax_is_told_otherwise(tmp_path):
+    assert set(compiled(tmp_path / "a")) == {("minipref", "programs")}
+    elsewhere = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "c")}
+    assert not compiled(tmp_path / "b", **elsewhere) and any((tmp_path / "c").iterdir())
+    assert not compiled(tmp_path / "d", JAX_ENABLE_COMPILATION_CACHE="0")
+
+
+def test_programs_of_last_month_are_removed(tmp_path, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "minipref/programs" / machine()
+    folder.mkdir(parents=True)
+    for name, days in (("old-cache", 31), ("new-cache", 29)):
+        (folder / name).touch()
+        os.utime(folder / name, (time.time() - days * 86400,) * 2)
+    keep_programs()
+    assert [path.name for path in folder.iterdir()] == ["new-cache"]
+
+
+def test_without_a_folder_to_write_programs_run(tmp_path):
+    (tmp_path / "file").touch()
+    assert not compiled(tmp_path / "file")
 
 
 def test_what_needs_a_chain_that_failed_does_not_run(tmp_path):
     chains = [[tmp_path / "after"], [tmp_path]]
-    with workers(1, tmp_path) as pool, pytest.raises(FileExistsError):
+    with workers(1) as pool, pytest.raises(FileExistsError):
         execute_all(pool, chains, "", os.mkdir, [{1}, set()])
     assert not (tmp_path / "after").exists()
 

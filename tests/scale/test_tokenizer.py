@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from scale.data import encoding
 from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
+from scale.data.encoding import encoded
 from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, train_tokenizer
 from scale.errors import InputError
 
@@ -228,6 +230,8 @@ THINK = CHAT.backend.token_to_id("<think>")
 
 
 def test_an_added_token_that_is_not_special_is_one_in_text():
+    assert CHAT.names.search("<think>") and not CHAT.special_names.search("<think>")
+    assert CHAT.special_names.search("<|im_end|>")
     assert THINK in CHAT.text_ids("the <think> cat") and THINK in CHAT.prompt_ids("the <think> cat")
 
 
@@ -240,6 +244,23 @@ def test_a_response_is_what_the_template_writes_and_the_token_that_ends_a_turn()
         assert others(None).response_ids(text) == [*t(text), CHAT.eos]
     assert CHAT.eos not in CHAT.response_ids("sat<|im_end|>", False)
     assert CHAT.decode(CHAT.response_ids("sat<|im_end|> 🙂")) == "sat<|im_end|> 🙂"
+
+
+def test_rows_of_several_processes_are_those_of_one(monkeypatch):
+    """Also where texts spell special tokens, and where the template refuses a row."""
+    names = ["<|im_end|>", "<s>", "<|im_start|>system", "<think>"]
+    rows = [
+        {"prompt": f"the {names[i % 4]} cat {i}", "chosen": f"sat {i}", "rejected": names[i % 4]}
+        for i in range(10)
+    ]
+    fields = "chosen", "rejected"
+    expected = list(encoded(CHAT, rows, fields, "rows.jsonl"))
+    monkeypatch.setattr(encoding, "CHUNK", 3)
+    monkeypatch.setattr(encoding, "MANY", 0)
+    assert list(encoded(CHAT, rows, fields, "rows.jsonl")) == expected
+    rows[7]["prompt"] = [{"role": "user", "content": "the cat"}] * 2
+    with pytest.raises(InputError, match=r"rows\.jsonl:8: folder: the chat template refuses"):
+        list(encoded(others(STRICT), rows, fields, "rows.jsonl"))
 
 
 def test_without_a_template_text_is_itself_and_turns_are_an_error():

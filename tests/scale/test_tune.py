@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -19,6 +20,7 @@ from scale.errors import InputError
 from scale.files import read_json
 from scale.io import model_folder
 from scale.model.config import ModelConfig
+from scale.parallel.mesh import RuntimeConfig
 from scale.run import parse
 from scale.stages.align import Align
 from scale.stages.export import Export
@@ -27,13 +29,13 @@ from scale.stages.score import Score
 from scale.stages.sft import Sft
 from scale.stages.stage import execute
 from scale.train.loop import TrainingConfig
-from scale.train.metrics import logged
-from scale.tune import report
+from scale.train.metrics import WALL_CLOCK, logged
+from scale.tune import pipeline, plan, report
 from scale.tune.command import Tune
 from scale.tune.command_line import command_line
 from scale.tune.defaults import Rates, rates_for
 from scale.tune.options import TuneLimits
-from scale.tune.pipeline import Pipeline, shares_of
+from scale.tune.pipeline import Pipeline, parts_of, shares_of
 from scale.tune.plan import COSTS, Work, duration, print_plan, rows_text
 from scale.tune.survey import survey, usable
 
@@ -108,7 +110,8 @@ def test_the_plan_is_commands_that_parse_to_its_stages(made, method, quick):
         words = shlex.split(command_line(stage))
         assert words[:3] == ["python", "-m", "scale.run"]
         assert parse(words[3:]) == stage
-        assert COSTS[type(stage)](stage, Work(found, command.num_reward_models)).seconds >= 0
+        cost = COSTS[type(stage)](stage, Work(found, command.num_reward_models))
+        assert cost.seconds("float32") >= 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -180,6 +183,10 @@ def test_the_report(done, method):
     assert drawn - {name for record in metrics for name in record} == absent
 
 
+def without_clock(log):
+    return [{k: v for k, v in record.items() if k not in WALL_CLOCK} for record in log]
+
+
 def test_it_resumes_stage_by_stage(done, made, monkeypatch):
     """The run is stopped before the judge; the second call does not train the policy again."""
     command = tuned(made, "resumed")
@@ -197,9 +204,10 @@ def test_it_resumes_stage_by_stage(done, made, monkeypatch):
     findings = execute(command)
     whole, expected = done["dpo"]
     assert findings == expected
-    for name in ("policy/weights.safetensors", "evaluation/rows.parquet", "policy/metrics.jsonl"):
-        same = (command.out / name).read_bytes() == (whole.out / name).read_bytes()
-        assert same or name.endswith("metrics.jsonl")  # it has tokens a second
+    for name in ("policy/weights.safetensors", "evaluation/rows.parquet"):
+        assert (command.out / name).read_bytes() == (whole.out / name).read_bytes()
+    logs = [logged(run.out / "policy/metrics.jsonl") for run in (command, whole)]
+    assert [without_clock(log) for log in logs] == [without_clock(logs[0])] * 2
     monkeypatch.setattr(Reward, "run", stop)
     assert execute(command) == findings  # complete
 
@@ -237,12 +245,13 @@ def test_the_plan_is_printed_before_anything_is_trained(made, monkeypatch):
             execute(command)
         console.quiet = True
     text = captured.get()
-    assert "80 rows: " in text and " tokens, within " in text and "in all" in text
+    assert "80 rows: " in text and " tokens in all" in text and "in all, without" in text
+    assert f"  {jax.device_count()} x cpu, float32, " in text
     assert "python -m scale.run align" in text and "GiB" in text
 
 
 def test_rows_and_reasons_by_hand(made, tmp_path):
-    """20 short rows, 3 whose responses are too long, 2 with equal responses after tokenization."""
+    """20 short rows, and 3 whose responses are too long."""
     rows = made_rows(20)
     rows += [{"prompt": f"long {i}", "chosen": "alpha " * 40, "rejected": "x"} for i in range(3)]
     data = jsonl(tmp_path / "rows.jsonl", rows)
@@ -250,18 +259,19 @@ def test_rows_and_reasons_by_hand(made, tmp_path):
         tuned(made, "by hand"), data=data, limits=TuneLimits(prompt=3, response=12)
     )
     found, _ = planned(command)
-    assert found.dropped == {"with equal responses": 0, "with longer responses": 3}
-    first, second = rows_text(found, ["one"])
+    longer = "with a response over 12 tokens"
+    assert found.dropped == {"with equal responses": 0, longer: 3}
+    first, second, _ = rows_text(found, ["one"])
     assert first.startswith("23 rows: ")
-    assert first.endswith("not used: 3 with longer responses, 1 that cannot be read")
+    assert first.endswith(f"not used: 3 {longer}, 1 that cannot be read")
     tokenizer = model_folder.tokenizer_of(made / "model")
     cut = sum(len(tokenizer.prompt_ids(row["prompt"])) > 3 for row in rows[:20])
-    assert cut and f"within 3 of a prompt ({cut} prompts are cut on the left) and 12 of" in second
+    assert cut and f"of {cut} prompts only the last 3 tokens are kept" in second
     assert max(lengths[:, 0].max() for lengths in found.kept.values()) == 3
 
 
 def test_limits_follow_from_the_rows(made, tmp_path):
-    """100 prompts, 5 of them long: the limit is that of the 95th percentile, rounded up to 16."""
+    """100 prompts, 4 of them long: the limit is that of the 95th percentile, rounded up to 16."""
     rows = [
         {"prompt": "alpha " * (200 if i < 4 else 20) + str(i), "chosen": "beta", "rejected": "x y"}
         for i in range(100)
@@ -303,17 +313,23 @@ def test_a_learning_rate_scales_that_of_the_reward_models(made):
 
 
 @pytest.mark.parametrize(
-    ("right", "result", "verdict"),
+    ("right", "longer", "result", "verdict"),
     [
-        (50, (0.1, 0.2), "unknown"),
-        (60, (0.1, 0.2), "after training"),
-        (60, (-0.2, -0.1), "before training"),
-        (60, (-0.1, 0.1), "no difference"),
+        (50, 0.5, (0.1, 0.2), "unknown: the judge is no better than a coin"),
+        (60, 0.6, (0.1, 0.2), "unknown: the judge is no better than one that looks at length"),
+        (60, 0.3, (0.1, 0.2), "unknown: the judge is no better than one that looks at length"),
+        (60, 0.5, (0.1, 0.2), "after training"),
+        (60, 0.45, (-0.2, -0.1), "before training"),
+        (60, 0.5, (-0.1, 0.1), "no difference"),
     ],
 )
-def test_verdicts(right, result, verdict):
+def test_verdicts(right, longer, result, verdict):
     """60 of 100: Wilson's interval is [.502, .691], as R's prop.test gives without correction."""
-    judge = {"held-out pairs": 100, "held-out accuracy": [right / 100]}
+    judge = {
+        "held-out pairs": 100,
+        "held-out accuracy": [right / 100],
+        "accuracy of picking the longer": longer,
+    }
     assert verdict in report.verdict_of(dict(zip(("low", "high"), result, strict=True)), judge)
     if right == 60:
         np.testing.assert_allclose(report.accuracy_interval(judge), (0.5020, 0.6906), atol=5e-4)
@@ -336,7 +352,9 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     one = jsonl(tmp_path / "one.jsonl", made_rows(1))
     refused(replace(command, data=one), "one.jsonl: one row; nothing is left to evaluate on")
     few = jsonl(tmp_path / "few.jsonl", made_rows(2))
-    refused(replace(command, data=few), "few.jsonl: 2 rows, of which none within")
+    refused(replace(command, data=few), "few.jsonl: 2 rows have too few prompts for a")
+    long = TuneLimits(response=4096)
+    refused(replace(command, limits=long), r"--limits: -\d+ [+] 4096 tokens, but the model has")
     short = TuneLimits(prompt=24, response=1)
     refused(replace(command, limits=short), "80 rows, of which none within 24 [+] 1 tokens")
     bad = jsonl(tmp_path / "bad.jsonl", [*made_rows(3), {"prompt": "a", "chosen": "b"}])
@@ -348,6 +366,41 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     )  # fmt: skip
     execute(sft)
     refused(replace(command, model=palm), "no Llama architecture|parallel")
+
+
+def test_a_bad_row_does_not_set_the_format_of_the_others(made, tmp_path):
+    """Without `rejected` it is no pair, so it is skipped, and the pairs after it are read."""
+    rows = [{"prompt": "a", "chosen": "b"}, *made_rows(40)]
+    data = jsonl(tmp_path / "rows.jsonl", rows)
+    command = replace(tuned(made, "format"), data=data, bad_rows="skip")
+    pairs = jsonl(tmp_path / "pairs.jsonl", rows[1:])
+    _, stages = planned(replace(command, bad_rows="error", data=pairs))
+    parts = execute(replace(stages["data"], data=data, bad_rows="skip", out=tmp_path / "data"))
+    assert sum(parts[name] for name in ("train", "validation", "test")) == 40
+
+
+def test_a_batch_divides_among_the_devices(made, monkeypatch):
+    monkeypatch.setattr(pipeline, "make_runtime", lambda config: Runtime4())
+    for quick, size in ((False, 8), (True, 4)):
+        _, stages = planned(tuned(made, "devices", "d-dpo", quick=quick, batch_size=10))
+        sizes = {stages[name].training.batch_size for name in ("policy", "rewards", "judge")}
+        assert sizes == {size}
+
+
+class Runtime4:
+    """Devices among which a batch is split."""
+
+    batch_shards = 4
+
+
+def test_the_end_of_a_prompt_without_spaces():
+    assert report.end_of("a" * 300) == "... " + "a" * 200
+    assert report.end_of("b " + "a" * 150 + " c" * 40) == "... " + ("a" * 119 + " c" * 40)[120:]
+
+
+def test_a_sample_that_reached_the_limit_is_marked():
+    assert report.shown("word " * 100, 1.0).endswith("word ... [limit]")
+    assert not report.shown("word", 0.0).endswith("[limit]")
 
 
 def test_conversations_for_a_tokenizer_without_template_are_refused(made, tmp_path):
@@ -380,6 +433,39 @@ def test_bad_rows_are_skipped_and_listed(made, tmp_path, monkeypatch):
     assert [line.split(": ")[0] for line in lines] == [f"{data}:41", f"{data}:42"]
     parts = read_json(command.out / "data/stage.json")["findings"]
     assert sum(parts[name] for name in ("train", "validation", "test")) == 40
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "parts"),
+    [(16, 16, 1), (16, 4, 4), (16, 5, 4), (10, 4, 5), (7, 4, 7), (3, 4, 1)],
+)
+def test_a_batch_is_cut_into_few_equal_parts_of_at_most_so_many_rows(size, most, parts):
+    assert parts_of(size, most) == parts
+
+
+def test_parts_of_a_batch_and_less_precision_need_less_memory(made):
+    """Half of the bytes of activations in bfloat16; a quarter in four parts."""
+    found, stages = planned(tuned(made, "memory"))
+    work, lengths, align = Work(found, 0), found.kept["train"], stages["policy"]
+    whole = work.activations(lengths, align.training, align.runtime)
+    half = work.activations(lengths, align.training, RuntimeConfig(dtype="bfloat16"))
+    quarter = work.activations(lengths, replace(align.training, accumulation=4), align.runtime)
+    full = work.activations(lengths, align.training, RuntimeConfig(remat="full"))
+    assert whole == 2 * half == 4 * quarter > full > 0
+
+
+def test_a_plan_that_needs_more_memory_than_there_is_says_what_helps(made, monkeypatch):
+    found, stages = planned(tuned(made, "memory"))
+    printed = []
+    for memory in (2.0**40, 2.0**30):
+        monkeypatch.setattr(plan, "device_memory", lambda memory=memory: memory)
+        console.quiet = False
+        with console.capture() as captured:
+            print_plan(stages, Work(found, 0), [])
+        console.quiet = True
+        printed.append(captured.get())
+    assert "may be more than there is" not in printed[0]
+    assert "may be more than there is: shorter --limits, --accumulation" in printed[1]
 
 
 def test_times_are_told_to_two_digits():
