@@ -33,6 +33,10 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         if jax.process_index() == 0:
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(f"{path}: cannot be written: {error}") from error  # NumPy names no file
     finally:
         temporary.unlink(missing_ok=True)
 

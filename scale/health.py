@@ -106,7 +106,7 @@ def reward_signs(accuracies: Sequence[float], longer: float, pairs: int) -> Sign
     models = f"reward model{'s' * (len(poor) > 1)} {', '.join(map(str, poor))}"
     return {
         "rewards": f"{models}: no better than picking the {side} response ({baseline:.2f}; "
-        f"accuracies {values} ± {1 / np.sqrt(pairs):.2f} on {pairs} held-out pairs): try more "
+        f"accuracies {values} on {pairs} held-out pairs): try more "
         "rows, more epochs or a larger model"
     }
 

@@ -4,6 +4,11 @@
 """
 
 # ruff: noqa: E402
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while it imports, Ctrl-C ends it silently
+
 from scale.memory import keep_freed_memory
 
 keep_freed_memory()
@@ -13,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from io import TextIOWrapper
 from itertools import pairwise
+from types import FrameType
 from typing import Any, NoReturn
 
 import jax
@@ -92,6 +98,8 @@ def start(command: Any) -> None:
 
 
 def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, interrupt)
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the console cannot write is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     command = parse(sys.argv[1:])
@@ -109,6 +117,15 @@ def main() -> None:
             message = f"stopped; the same command resumes {command.out}"
             console.print(message, markup=False)
         sys.exit(130)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; a moment later where JAX's callback of the garbage collector runs,
+    in which Python ignores errors."""
+    if frame is not None and "gc_callback" in frame.f_code.co_name:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        raise KeyboardInterrupt
 
 
 def stop(message: str) -> NoReturn:

@@ -33,5 +33,6 @@ def cut(text: str, length: int = 300) -> str:
 
 
 def escape(text: str) -> str:
-    """One line that Markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#~$])", r"\\\1", " ".join(text.split()))
+    """One line that Markdown shows as it is; control characters are replaced."""
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|#~$&])", r"\\\1", line)

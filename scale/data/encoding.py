@@ -2,7 +2,8 @@
 
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -55,9 +56,22 @@ def in_order(
     is_worker = multiprocessing.parent_process() is not None
     if is_worker or sum(map(len, chunks)) < MANY:
         return map(encode, chunks)
-    pool = stack.enter_context(workers(len(usable_cores())))
+    pool = stack.enter_context(ended_at_once(workers(len(usable_cores()))))
     results = pool.map(encode, chunks)
     return stack.enter_context(closing(results))  # type: ignore[type-var]  # it is a generator
+
+
+@contextmanager
+def ended_at_once(pool: ProcessPoolExecutor) -> Iterator[ProcessPoolExecutor]:
+    """The pool, whose processes an interrupt or an error kills: they write nothing."""
+    try:
+        yield pool
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def columns_of(

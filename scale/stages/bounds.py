@@ -18,7 +18,7 @@ AT_LEAST_ONE = """
 AT_LEAST_ZERO = """
     warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process workers norm_eps
 """
-ABOVE_ZERO = "epochs learning_rate learning_rates beta betas rope_base"
+ABOVE_ZERO = "learning_rate learning_rates beta betas rope_base"
 WITHIN_ZERO_AND_ONE = "end_lr_ratio rho rhos length_biases validation test"
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -26,6 +26,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(AT_LEAST_ZERO.split(), (0.0, LARGEST)),
     **dict.fromkeys(ABOVE_ZERO.split(), (SMALLEST, LARGEST)),
     **dict.fromkeys(WITHIN_ZERO_AND_ONE.split(), (0.0, 1.0)),
+    "epochs": (SMALLEST, 1e4),
     **dict.fromkeys(("seed", "shape_seeds"), (0.0, 2.0**32 - 1)),  # JAX drops further bits
 }
 """Bounds by option name; options not listed may be any finite number."""
@@ -61,5 +62,6 @@ def flatten(value: Any) -> list[Any]:
 
 def bounds_text(low: float, high: float) -> str:
     if low in (SMALLEST, -LARGEST):
-        return "above 0" if low == SMALLEST else "finite"
+        most = f" and at most {high:g}" * (high != LARGEST)
+        return "above 0" + most if low == SMALLEST else "finite"
     return f"at least {low:g}" if high == LARGEST else f"within {low:g} and {high:.10g}"

@@ -4,8 +4,11 @@ A stage writes one folder. A complete folder is skipped, an incomplete one resum
 was begun with other options or inputs is refused.
 """
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +27,7 @@ from scale.stages.bounds import require_bounds
 
 ROWS = ("--data", "--validation")  # options that name rows; other paths are models
 # options that do not change the result: of the runtime only its dtype does, of a judge its model
-NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge")
+NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge", "accumulation")
 TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
 MEMBERS = "members"  # folder of the reward models that are trained one after another
 SCRATCH = ("checkpoints", TOKENS, MEMBERS)
@@ -70,25 +73,50 @@ def execute(stage: Stage) -> dict[str, Any]:
     if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
-    write_json(path, record)
-    multihost_utils.sync_global_devices(f"{path} is written")
-    console.print(str(stage.out), style="bold", markup=False)
-    try:
-        findings = stage.run()
-    except InputError:
-        if not resumes:
-            discard_unstarted(stage.out)
-        raise
-    write_json(path, record | {"findings": findings})
-    if is_main():
-        for name in SCRATCH:
-            shutil.rmtree(stage.out / name, ignore_errors=True)
-    multihost_utils.sync_global_devices(f"{path} is complete")
+    with alone(stage.out):
+        write_json(path, record)
+        multihost_utils.sync_global_devices(f"{path} is written")
+        console.print(str(stage.out), style="bold", markup=False)
+        try:
+            findings = stage.run()
+        except InputError:
+            if not resumes:
+                discard_unstarted(stage.out)
+            raise
+        write_json(path, record | {"findings": findings})
+        if is_main():
+            for name in SCRATCH:
+                shutil.rmtree(stage.out / name, ignore_errors=True)
+        multihost_utils.sync_global_devices(f"{path} is complete")
     for name, value in findings.items():
         if name != WARNINGS:
             console.print(f"  {name}: {shown(value)}", markup=False)
     warn(findings.get(WARNINGS, ()))
     return findings
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Refuse a folder that another command writes; the lock ends with this process at the latest.
+
+    Of several processes of one run, process 0 has the lock.
+    """
+    if not is_main():
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise InputError(f"--out {out}: another command writes it") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def refuse_foreign(out: Path) -> None:
@@ -167,9 +195,9 @@ def is_path(value: Any) -> bool:
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON gives it back."""
+    """An option as JSON gives it back, without parts that do not change the result."""
     if isinstance(value, dict):
-        return {str(name): as_json(item) for name, item in value.items()}
+        return {str(k): as_json(item) for k, item in value.items() if k not in NO_RESULT}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return value

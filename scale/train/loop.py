@@ -260,6 +260,8 @@ def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> N
     for record in records:
         if not np.all(np.isfinite(record["loss"])):
             step, loss = record["step"], record["loss"]
+            if step == 1:
+                advice = "it is so before the first update: look at beta and the rows' scores"
             raise FloatingPointError(f"{folder}: loss is {loss} at step {step}; {advice}")
     if not all_finite(model):
         step = records[-1]["step"]

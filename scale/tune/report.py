@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from minipref.methods import METHODS
 from scale.console import console
@@ -184,8 +185,11 @@ def draw(
             (r["step"], np.mean(r[metric])) for r in records if metric in r and r["step"] >= first
         ]
         if points:
-            style = "o-" if metric.startswith("validation/") else "-"
+            is_line = len(points) > 2 and not metric.startswith("validation/")
+            style = "-" if is_line else "o-"
             ax.plot(*zip(*points, strict=True), style, markersize=4, color=color, label=name)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.ticklabel_format(axis="y", useOffset=False)
     ax.legend(frameon=False, fontsize=9)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from scale.data.dataset import Limits, make_dataset
 from scale.data.formats import SIDES
-from scale.data.rows import Row, read, split
+from scale.data.rows import Row, as_table, read, split
 from scale.errors import InputError
 from scale.io.huggingface import settings_for
 from scale.io.model_folder import config_of, tokenizer_of
@@ -87,15 +87,16 @@ def survey(options: Options, rows: list[Row], shares: dict[str, float]) -> Surve
     numbered = [{"prompt": row["prompt"], "i": i} for i, row in enumerate(kept)]
     parts = split(numbered, shares, options.seed)
     limits = limits_of(config, lengths, options)
+    used = f"{data}: {len(rows)} rows" + " (--rows)" * (len(rows) == options.rows)
     by_part = {name: lengths[[row["i"] for row in part]] for name, part in parts.items()}
     for name, part in by_part.items():
         read_ = part[:HELD_OUT_ROWS] if name == "test" else part
         if not len(part):
-            raise InputError(f"{data}: {len(rows)} rows have too few prompts for a {name} part")
+            raise InputError(f"{used} have too few prompts for a {name} part")
         if not len(within(read_, limits)):
             raise InputError(
-                f"{data}: {len(rows)} rows, of which none within {limits.prompt} + "
-                f"{limits.response} tokens is left for {name}"
+                f"{used}, of which none within --limits of {limits.prompt} + {limits.response} "
+                f"tokens is left for {name}"
             )
     shape = eqx.filter_eval_shape(Transformer, config, jax.random.key(0))
     return Survey(config, parameter_count(shape), len(rows), by_part, limits)
@@ -110,10 +111,14 @@ def limits_of(config: ModelConfig, lengths: np.ndarray, options: Options) -> Lim
         return int(-(-np.percentile(values, share) // MULTIPLE) * MULTIPLE)
 
     longest = config.max_seq_len
+    for name, given in (("prompt", prompt), ("response", response)):
+        if given and given >= longest:
+            limit = f"--limits.{name} {given}"
+            raise InputError(f"{limit}: the model has sequences of {longest} tokens")
     most = longest - prompt if prompt else longest // 2
     response = response or min(percentile(lengths[:, 1:].max(1)), most)
     prompt = prompt or min(percentile(lengths[:, 0]), longest - response)
-    if min(prompt, response) < 1 or prompt + response > longest:
+    if prompt + response > longest:
         raise InputError(
             f"--limits: {prompt} + {response} tokens, but the model has sequences of {longest}"
         )
@@ -139,4 +144,5 @@ def usable(data: Path, refused: list[str] | None) -> list[Row]:
     rows: list[dict[str, Any]] = read(data, refused=refused)
     if len(rows) < 2:
         raise InputError(f"{data}: one row; nothing is left to evaluate on")
+    as_table(data, rows)  # what could not be written is refused before any work
     return rows

@@ -43,6 +43,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_that_fails_without_a_name_names_the_file(tmp_path):
+    """NumPy on a full disk says how many numbers it wrote, and not where."""
+    with (
+        pytest.raises(OSError, match=r"a\.npy: cannot be written: 9 requested and 5 written"),
+        atomic(tmp_path / "a.npy"),
+    ):
+        raise OSError("9 requested and 5 written")
+
+
 def test_json_round_trip(tmp_path):
     value = {"a": [1, 2.5, None, "é"], "b": {"c": True}}
     write_json(tmp_path / "a.json", value)

@@ -68,7 +68,7 @@ def test_reward_models_no_better_than_the_longer_or_the_shorter_response():
     assert reward_signs([0.61, 0.7], 0.6, 100) == {}
     [text] = reward_signs([0.61, 0.6], 0.6, 100).values()
     assert "reward model 2: no better than picking the longer response (0.60;" in text
-    assert "± 0.10 on 100 held-out pairs" in text
+    assert "accuracies 0.61, 0.60 on 100 held-out pairs" in text
     [text] = reward_signs([0.69, 0.5], 0.3, 64).values()
     assert "reward models 1, 2: no better than picking the shorter response (0.70;" in text
 

@@ -1,12 +1,14 @@
 """The command line: what is parsed to what, what every option's help says, and how errors end."""
 
 import json
+import signal
 import subprocess
 import sys
 import typing
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
+import jax
 import pytest
 from tyro.conf import Suppress
 
@@ -184,6 +186,31 @@ def test_a_damaged_model_is_one_line_and_exit_code_2(tmp_path, monkeypatch, caps
     (model / "config.json").write_text(json.dumps({"num_reward_models": 0, "model": {}}))
     argv = ["sample", "--out", tmp_path / "o", "--policy", model, "--data", data]
     assert failing(argv, monkeypatch, capsys).startswith(f"error: {model}")
+
+
+def test_devices_that_are_full_are_one_line_with_what_helps(tmp_path, monkeypatch, capsys):
+    def explode(stage):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 GiB\nmore lines")
+
+    monkeypatch.setattr(run, "execute", explode)
+    message = failing(["corpus", "--out", tmp_path], monkeypatch, capsys)
+    assert message.startswith("error: the devices have too little memory (RESOURCE_EXHAUSTED: Out ")
+    assert "--training.accumulation" in message and "more lines" not in message
+
+
+def test_an_interrupt_is_not_lost_in_the_garbage_collector(monkeypatch):
+    """What JAX's callback raises there is ignored, so the signal comes again a moment later."""
+    later = []
+    monkeypatch.setattr(signal, "setitimer", lambda *arguments: later.append(arguments))
+
+    def _xla_gc_callback():
+        run.interrupt(signal.SIGINT, sys._getframe())
+
+    _xla_gc_callback()
+    assert later == [(signal.ITIMER_REAL, 0.01)]
+    with pytest.raises(KeyboardInterrupt):
+        run.interrupt(signal.SIGALRM, sys._getframe())
+    assert len(later) == 1
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ from scale.stages.reward import Reward, RewardBatches
 from scale.stages.sample import Sample
 from scale.stages.score import Score, relabelled
 from scale.stages.sft import Sft
-from scale.stages.stage import describe, discard_unstarted, execute, needs
+from scale.stages.stage import alone, describe, discard_unstarted, execute, needs
 from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 from scale.train.metrics import logged
@@ -1342,6 +1342,21 @@ def test_what_a_failed_stage_computed_stays(tmp_path, name, stays):
     write_json(tmp_path / "a/stage.json", {})
     discard_unstarted(tmp_path / "a")
     assert (tmp_path / "a" / name).exists() == (tmp_path / "a").exists() == stays
+
+
+def test_a_folder_that_another_command_writes_is_refused_and_left_alone(chain, tmp_path):
+    stage = replace(chain.score, out=tmp_path / "a")
+    with alone(stage.out):
+        refused(stage, "--out .*a: another command writes it")
+        assert list(stage.out.iterdir()) == []
+    execute(stage)
+
+
+def test_what_only_saves_memory_may_change_between_two_calls(chain, tmp_path):
+    stage = chain.align("dpo", out=tmp_path / "a")
+    parts = replace(stage, training=replace(FEW, accumulation=2))
+    assert describe(stage) == describe(parts)
+    assert "steps" in describe(stage)["options"]["training"]
 
 
 def test_an_input_belongs_to_its_option(chain, tmp_path):

@@ -354,9 +354,17 @@ def test_bad_input_is_refused_before_any_work(made, tmp_path, monkeypatch):
     few = jsonl(tmp_path / "few.jsonl", made_rows(2))
     refused(replace(command, data=few), "few.jsonl: 2 rows have too few prompts for a")
     long = TuneLimits(response=4096)
-    refused(replace(command, limits=long), r"--limits: -\d+ [+] 4096 tokens, but the model has")
+    longest = "the model has sequences of"
+    refused(replace(command, limits=long), rf"--limits.response 4096: {longest}")
+    both = TuneLimits(prompt=1500, response=1500)
+    refused(replace(command, limits=both), rf"--limits: 1500 [+] 1500 tokens, but {longest}")
+    refused(replace(command, rows=2), r"prefs.jsonl: 2 rows \(--rows\) have too few prompts")
+    mixed = [row | {"id": i if i else "x"} for i, row in enumerate(made_rows(9))]
+    mixed = jsonl(tmp_path / "mixed.jsonl", mixed)
+    refused(replace(command, data=mixed), "mixed.jsonl: field 'id': no Parquet type holds all")
+    refused(replace(command, epochs=1e9), "--epochs: must be above 0 and at most 10000, not 1")
     short = TuneLimits(prompt=24, response=1)
-    refused(replace(command, limits=short), "80 rows, of which none within 24 [+] 1 tokens")
+    refused(replace(command, limits=short), "80 rows, of which none within --limits of 24 [+] 1")
     bad = jsonl(tmp_path / "bad.jsonl", [*made_rows(3), {"prompt": "a", "chosen": "b"}])
     refused(replace(command, data=bad), "bad.jsonl:4: field 'rejected'")
     palm = tmp_path / "palm"
@@ -396,6 +404,11 @@ class Runtime4:
 def test_the_end_of_a_prompt_without_spaces():
     assert report.end_of("a" * 300) == "... " + "a" * 200
     assert report.end_of("b " + "a" * 150 + " c" * 40) == "... " + ("a" * 119 + " c" * 40)[120:]
+
+
+def test_what_a_model_writes_cannot_control_a_terminal_or_a_page():
+    shown = report.shown("a\x1b[31m \x00&lt;b|c\x85d", 0.0)
+    assert shown == "a\ufffd\\[31m \ufffd\\&lt;b\\|c d"
 
 
 def test_a_sample_that_reached_the_limit_is_marked():
