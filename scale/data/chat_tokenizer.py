@@ -90,18 +90,18 @@ class ChatTokenizer(Tokenizer):
         return any_of(self.theirs.added_tokens_encoder)
 
     @cached_property
+    def special_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        return {i: t for i, t in self.theirs.added_tokens_decoder.items() if t.special}
+
+    @cached_property
     def special_names(self) -> re.Pattern[str]:
-        tokens = self.theirs.added_tokens_decoder.values()
-        return any_of(token.content for token in tokens if token.special)
+        return any_of(token.content for token in self.special_tokens.values())
 
     @cached_property
     def cuts(self) -> re.Pattern[str]:
         """Matches special tokens before which a text can be cut: its parts have its tokens."""
-        tokens = self.theirs.added_tokens_decoder.values()
-        return any_of(
-            t.content for t in tokens
-            if t.special and not (t.lstrip or t.normalized or t.single_word)
-        )  # fmt: skip
+        tokens = self.special_tokens.values()
+        return any_of(t.content for t in tokens if not (t.lstrip or t.normalized or t.single_word))
 
     @cached_property
     def generation_prompt(self) -> list[int]:
@@ -239,9 +239,7 @@ class ChatTokenizer(Tokenizer):
 
     def first_special(self, text: str) -> int | None:
         """The first special token of a text that the template writes."""
-        tokens = self.theirs.added_tokens_decoder
-        ids = (i for i in self.special_ids(text) if i in tokens and tokens[i].special)
-        return next(ids, None)
+        return next((i for i in self.special_ids(text) if i in self.special_tokens), None)
 
     def save(self, folder: Path) -> None:
         with TemporaryDirectory(prefix=".", dir=folder) as temporary:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from scale.console import console
-from scale.data.dataset import Limits
+from scale.data.dataset import Dataset, Limits
 from scale.data.rows import read, write
 from scale.errors import InputError
 from scale.health import as_findings, sample_signs
@@ -23,8 +23,6 @@ from scale.stages.chat_judge import ChatJudge
 from scale.stages.judge import Judge, load_judge
 from scale.stages.stage import TOKENS, Stage
 from scale.statistics import bootstrap_interval
-
-REFERENCE = "reference"  # folder of pi_ref's samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +68,16 @@ class Evaluate(Stage):
         prompts = read(self.data, need=("prompt",))
         if judge:
             judge.check_prompts(prompts, str(self.data))
-        source = f"{self.data}, in tokens of {self.reference}"
-        prompts = reference.make_dataset(prompts, [], self.limits, source).select(prompts)
-        baseline = self.outcomes(reference, judge, prompts, self.seed, REFERENCE)
+        dataset = self.dataset(reference, prompts)
+        prompts = dataset.select(prompts)
+        baseline = self.outcomes(reference, judge, prompts, dataset, self.seed, "reference")
         tables: list[list[dict[str, Any]]] = []
         warnings: list[str] = []
         for i, path in enumerate(self.policies):
             policy = model_folder.load_policy(path, runtime)
-            outcomes = self.outcomes(policy, judge, prompts, self.seed + 1, str(i))
+            dataset = self.dataset(policy, prompts)
+            require_all(prompts, dataset.kept, path)
+            outcomes = self.outcomes(policy, judge, prompts, dataset, self.seed + 1, str(i))
             outcomes["kl"] = self.kls(policy, reference, outcomes)
             tables.append(per_prompt(i, outcomes, baseline))
             signs = sample_signs(path.name, outcomes["ids"], baseline["ids"])
@@ -122,20 +122,28 @@ class Evaluate(Stage):
         console.print(table_of(verdicts))
         return verdicts
 
+    def dataset(self, policy: ModelFolder, rows: list[dict]) -> Dataset:
+        """The prompts within the limits, in tokens of a policy."""
+        source = f"{self.data}, in tokens of {policy.path}"
+        return policy.make_dataset(rows, [], self.limits, source)
+
     def outcomes(
-        self, policy: ModelFolder, judge: Judge | None, rows: list[dict], seed: int, name: str
+        self,
+        policy: ModelFolder,
+        judge: Judge | None,
+        rows: list[dict],
+        dataset: Dataset,
+        seed: int,
+        name: str,
     ) -> dict[str, Any]:
         """Lengths and rewards of samples [N, n] for N prompts, and the samples."""
-        source = "" if name == REFERENCE else f"{self.data}, in tokens of {policy.path}"
-        dataset = policy.make_dataset(rows, [], self.limits, source)
-        require_all(rows, dataset.kept, policy.path)
         samples = generate(
             policy.model, policy.tokenizer, dataset, n=self.n, max_new_tokens=self.limits.response,
             seed=seed, temperature=1.0, label=f"sample {policy.path.name}",
             cache=self.out / TOKENS / name,
         )  # fmt: skip
         sampled = []
-        for row, drawn in zip(dataset.select(rows), samples, strict=True):
+        for row, drawn in zip(rows, samples, strict=True):
             named = dict(zip(self.fields, drawn, strict=True))
             texts = {name: sample.text for name, sample in named.items()}
             complete = {f"{name}_complete": sample.complete for name, sample in named.items()}

@@ -26,10 +26,9 @@ from scale.io.model_folder import ModelFolder
 from scale.model.inference import rewards
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
-from scale.parallel.processes import shard_batch
 from scale.parallel.sharding import initialise
 from scale.stages.stage import MEMBERS, TOKENS, Stage
-from scale.train.batches import common_shape, row_order
+from scale.train.batches import common_shape, row_order, shard_parts
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
 from scale.train.optimizer import make_optimizer
@@ -63,9 +62,8 @@ class RewardBatches:
         batches = [
             self.dataset.batch(self.orders[k][step], self.shape, self.parts) for k in members
         ]
-        inputs, targets = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
-        inputs = shard_batch(inputs, self.runtime, axis=1 + int(self.parts > 1))
-        return Batch(inputs, shard_batch(targets, self.runtime, axis=1))
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+        return shard_parts(stacked, self.runtime, self.parts, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)

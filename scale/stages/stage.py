@@ -154,11 +154,7 @@ def describe(stage: Stage) -> dict[str, Any]:
             raise InputError(f"{option} {path}: no such file or folder")
         contents = fingerprint(*row_files(path)) if is_rows else identity(path)
         hashes.append([option, contents])
-    options = {
-        name: as_json(value)
-        for name, value in asdict(stage).items()
-        if name not in NO_RESULT and not is_path(value)
-    }
+    options = as_json({name: v for name, v in asdict(stage).items() if not is_path(v)})
     if runtime := getattr(stage, "runtime", None):
         options["runtime"] = {"dtype": runtime.dtype}
     return {"stage": type(stage).__name__, "options": options, "inputs": hashes}

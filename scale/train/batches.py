@@ -42,10 +42,8 @@ class BatchPlan:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, on the devices."""
-        inputs, targets = self.dataset.batch(self.rows[step], self.shapes[step], self.parts)
-        axis = int(self.parts > 1)
-        inputs = shard_batch(inputs, self.runtime, axis)
-        return Batch(inputs, shard_batch(targets, self.runtime))
+        batch = self.dataset.batch(self.rows[step], self.shapes[step], self.parts)
+        return shard_parts(batch, self.runtime, self.parts)
 
     def throughput(self, model: Transformer) -> Throughput:
         """A stopwatch for a run with these rows."""
@@ -61,6 +59,12 @@ class BatchPlan:
             "shapes of a step": len(set(self.shapes)),
             "positions that hold a token": round(float(tokens / positions), 3),
         }
+
+
+def shard_parts(batch: Batch, runtime: Runtime, parts: int, axis: int = 0) -> Batch:
+    """A batch on the devices, which share its rows along `axis`; or those of each of its parts."""
+    inputs = shard_batch(batch.inputs, runtime, axis + int(parts > 1))
+    return Batch(inputs, shard_batch(batch.targets, runtime, axis))
 
 
 def plan_batches(

@@ -80,6 +80,11 @@ class Pipeline:
         """The folder of the reward models, if the method distils any."""
         return self.options.out / "rewards" if self.options.num_reward_models else None
 
+    @cached_property
+    def devices(self) -> int:
+        """Among how many a batch is split."""
+        return make_runtime(self.options.runtime).batch_shards
+
     @property
     def common(self) -> dict[str, Any]:
         """Options that most stages have."""
@@ -151,7 +156,7 @@ class Pipeline:
     def training(self, rate: float, part: str) -> TrainingConfig:
         """A run of the epochs asked for over the pairs of a part."""
         options, pairs = self.options, self.pairs[part]
-        devices = make_runtime(options.runtime).batch_shards
+        devices = self.devices
         size = min(QUICK_BATCH if options.quick else options.batch_size, pairs)
         size = devices * max(1, size // devices)
         epochs = QUICK_STEPS * size / pairs if options.quick else options.epochs
