@@ -1,7 +1,8 @@
 """Checkpoints of a training run (Orbax): sharded, atomic, written while training goes on."""
 
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,7 @@ class Checkpoints:
 
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # every error is also raised
+        sys.unraisablehook = without_late_failures(sys.unraisablehook)
         options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         folder, names = self.folder.absolute(), ("state", "record")
         return ocp.CheckpointManager(folder, options=options, item_names=names)
@@ -103,6 +105,20 @@ class Checkpoints:
         if "manager" in self.__dict__:
             with as_os_error(self.folder):
                 self.manager.close()
+
+
+def without_late_failures(hook: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A `sys.unraisablehook` that says nothing of the arrays that fail after the first one.
+
+    Orbax raises the first array's error and closes its event loop. TensorStore then calls the hook,
+    from its own threads, for each further array, which finds that loop closed.
+    """
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    return show
 
 
 @contextmanager
