@@ -105,7 +105,7 @@ def carried_hull(stage: Align, out: Path) -> Path:
         out,
         "carried",
     )
-    model_folder.save(out, trained.policy, policy.config, policy.tokenizer)
+    model_folder.save(replace(policy, path=out, model=trained.policy))
     weights = np.round(np.asarray(trained.weights, float), 2).tolist()
     console.print("  final weights:", weights)
     return out

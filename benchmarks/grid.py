@@ -91,7 +91,7 @@ def prepare(folder: Path, pairs: int) -> None:
     config = ModelConfig()
     tokenizer = train_tokenizer(texts, config.vocab_size)
     model = Transformer(config, jax.random.key(0))
-    model_folder.save(folder / "policy", model, config, tokenizer)
+    model_folder.save(model_folder.ModelFolder(folder / "policy", model, config, tokenizer))
     rng = np.random.default_rng(0)
     data = folder / "pairs.parquet"
     write(data, [make_pair(rng, rows, i) for i in range(len(rows))], {})

@@ -56,7 +56,7 @@ def run(job: str, folder: Path) -> None:
     else:
         model = make_model(CONFIG, runtime)
         if job == "initialise and save":
-            model_folder.save(folder / "ours", model, CONFIG, tokenizer)
+            model_folder.save(model_folder.ModelFolder(folder / "ours", model, CONFIG, tokenizer))
         elif job == "initialise and export":
             export(folder / "hf", model, tokenizer)
     print(before, peak_memory_gib())

@@ -45,7 +45,9 @@ class Search:
 
 def main(search: Search) -> None:
     """Run the search, keep its results and print the table."""
-    miniature = replace(PRESETS["miniature"], out=search.out, seed=search.seed, seeds=search.seeds)
+    miniature = replace(
+        PRESETS["miniature"], out=search.out, seed=search.seed, seeds=search.seeds, test_samples=2
+    )
     execute(replace(miniature, betas=search.betas, learning_rates=search.learning_rates))
     rows = read_csv(search.out / "results.csv")
     names = (*CANDIDATE, "seed", "validation_advantage", "validation_kl")

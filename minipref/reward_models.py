@@ -38,16 +38,20 @@ def stack(models: list[Any]) -> Any:
     )
 
 
-def ensemble_rewards(models: RewardModel, inputs: Inputs) -> Float[Array, "B n K"]:
+def ensemble_rewards(
+    models: RewardModel, inputs: Inputs, common: RewardModel | None = None
+) -> Float[Array, "B n K"]:
     """The rewards by K stacked models, one after another, so that memory is that of one.
 
     Args:
         models: K reward models, stacked.
         inputs: The packed sequences.
+        common: A reward model with the arrays that all K have in common, which `models` lacks.
 
     Returns:
         [B, n, K].
     """
     arrays, static = eqx.partition(models, eqx.is_array)
-    rewards = jax.lax.map(lambda model: eqx.combine(model, static)(inputs), arrays)
+    rest = static if common is None else eqx.combine(static, common)
+    rewards = jax.lax.map(lambda model: eqx.combine(model, rest)(inputs), arrays)
     return jnp.moveaxis(rewards, 0, -1)

@@ -50,7 +50,7 @@ def main(study: Study) -> None:
     papers = [
         replace(
             PRESETS["miniature"], out=study.out / f"{seed}", seed=seed, seeds=1, rhos=RHOS,
-            snapshots=1,
+            snapshots=1, test_samples=2,
         )
         for seed in range(study.seed, study.seed + study.seeds)
     ]  # fmt: skip

@@ -126,7 +126,7 @@ def leaf_types(tree: Any) -> dict[str, str]:
 def all_finite(tree: Any) -> bool:
     """Whether no floating-point array of a tree, sharded or not, holds a NaN or an infinity."""
     leaves = [leaf for leaf in named(tree).values() if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return all(bool(_finite(leaf)) for leaf in leaves)
+    return bool(_finite(leaves))
 
 
 @contextmanager
@@ -155,8 +155,8 @@ def read_box(path: Path, name: str, box: Box) -> np.ndarray:
 
 
 @jax.jit
-def _finite(array):
-    return jnp.isfinite(array).all()
+def _finite(arrays):
+    return jnp.all(jnp.array([jnp.isfinite(array).all() for array in arrays]))
 
 
 def _is_array(leaf: Any) -> bool:

@@ -91,10 +91,7 @@ def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         InputError: No Llama architecture can hold the model, or `path` has files already.
     """
     settings = settings_for(model.config, tokenizer)
-    if not path.name:
-        raise InputError(f"{path}: is the current folder; name a new one")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path}: exists and is not an empty folder")
+    require_new(path)
     sync_global_devices("export begins")
     if jax.process_index() == 0:
         with new_folder(path) as folder:
@@ -105,6 +102,14 @@ def export(path: Path, model: Transformer, tokenizer: Tokenizer) -> None:
         for tensor in tensors_of(model).values():
             tensor.array()  # takes part in the gathering
     sync_global_devices("export ends")
+
+
+def require_new(path: Path) -> None:
+    """Refuse to write into a folder that has files."""
+    if not path.name:
+        raise InputError(f"{path}: is the current folder; name a new one")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not an empty folder")
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """A trained model and its tokenizer as a folder of plain files, saved and loaded.
 
 The files are `config.json`, `tokenizer.json`, `tokenizer_config.json` and `weights.safetensors`.
+Of a model with adapters the folder holds what was trained, and the name of the frozen model.
 Another program's model (`scale.io.pretrained`) is loaded into the same `ModelFolder`.
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,18 @@ from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.hub import downloaded
 from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
 from scale.io.pretrained import pretrained, smollm2_path
+from scale.model.adapters import (
+    AdapterConfig,
+    adapted,
+    adapter_config,
+    combine,
+    merged,
+    partition,
+    stored,
+)
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import ONE_DEVICE, Runtime
+from scale.parallel.mesh import ONE_DEVICE, Dtype, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -75,34 +86,60 @@ class ModelFolder:
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout, cache)
 
 
-def save(
-    path: Path, model: Any, config: ModelConfig, tokenizer: Tokenizer, num_reward_models: int = 0
-) -> None:
-    """Write a policy, or a stack of reward models.
+def save(folder: ModelFolder, trunk: ModelFolder | None = None) -> None:
+    """Write a policy, or a stack of reward models, into its folder, which may hold other files.
 
     Args:
-        path: The folder; it may hold other files.
-        model: A `Transformer`, or `num_reward_models` stacked `RewardModel`s.
-        config: The shape of the decoder.
-        tokenizer: The tokenizer that the model was trained with.
-        num_reward_models: 0 for a policy.
+        folder: What to write. Of a model with adapters, what was trained of it is written.
+        trunk: Where there are adapters: the frozen model below them, which the folder names.
     """
+    path, model = folder.path, folder.model
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(path)
-    write_json(path / CONFIG, {"num_reward_models": num_reward_models, "model": asdict(config)})
-    save_tree(path / WEIGHTS, model)
+    folder.tokenizer.save(path)
+    num_reward_models = len(model.head) if isinstance(model, RewardModel) else 0
+    record: dict[str, Any] = {"num_reward_models": num_reward_models}
+    record["model"] = asdict(folder.config)
+    if adapter := adapter_config(model):
+        assert trunk is not None
+        place = os.path.relpath(trunk.path, path) if trunk.path.exists() else str(trunk.path)
+        record["adapter"] = asdict(adapter)
+        record["trunk"] = {"path": place, "model": trunk.hashes["model"]}
+    write_json(path / CONFIG, record)
+    save_tree(path / WEIGHTS, partition(model)[0])
 
 
 def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
-    """A policy of ours, or another program's model.
+    """A policy to sample from or to measure, of ours or another program's.
+
+    Its matrices have the dtype of activations. What it has of adapters stays beside them.
 
     Raises:
         InputError: The path holds no policy, or one of its files cannot be read.
     """
-    if is_pretrained(path):
-        weights, tokenizer = pretrained(located(path))
-        return ModelFolder(path, weights.load(runtime), weights.config, tokenizer)
-    return _load(path, runtime, reward=False)
+    return _policy(path, runtime, runtime.dtype)
+
+
+def load_trunk(
+    path: Path, runtime: Runtime, adapter: AdapterConfig, seed: int
+) -> ModelFolder:
+    """A policy to train, itself or by new adapters. Adapters that it has are added to its weights.
+
+    Args:
+        path: As for `load_policy`.
+        runtime: Its devices and dtype: matrices below adapters have the dtype of activations.
+        adapter: The new adapters, if their rank is positive.
+        seed: Of their weights.
+
+    Returns:
+        The policy.
+
+    Raises:
+        InputError: As `load_policy`.
+    """
+    dtype = runtime.dtype if adapter.rank else "float32"
+    folder = _policy(path, runtime, dtype)
+    trunk = stored(merged(folder.model), dtype)
+    return replace(folder, model=adapted(trunk, adapter, jax.random.key(seed)))
 
 
 def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
@@ -111,7 +148,7 @@ def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     Raises:
         InputError: The path holds no reward models, or one of its files cannot be read.
     """
-    return _load(path, runtime, reward=True)
+    return _load(path, runtime, runtime.dtype, reward=True)
 
 
 def config_of(path: Path) -> ModelConfig:
@@ -164,41 +201,78 @@ def located(path: Path) -> Path:
     return path if path.exists() else downloaded(path) or path
 
 
-def _load(path: Path, runtime: Runtime, reward: bool) -> ModelFolder:
+def _policy(path: Path, runtime: Runtime, dtype: Dtype) -> ModelFolder:
+    """A policy whose matrices have a dtype."""
+    if not is_pretrained(path):
+        return _load(path, runtime, dtype, reward=False)
+    weights, tokenizer = pretrained(located(path))
+    return ModelFolder(path, weights.load(runtime, dtype), weights.config, tokenizer)
+
+
+def _load(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFolder:
     if not is_ours(path):
         raise InputError(
             f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)"
         )
     try:
-        return _read(path, runtime, reward)
+        return _read(path, runtime, dtype, reward)
     except InputError:
         raise
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def _read(path: Path, runtime: Runtime, reward: bool) -> ModelFolder:
+def _read(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFolder:
     record = read_json(path / CONFIG)
     num_reward_models = record["num_reward_models"]
     if bool(num_reward_models) != reward:
         kinds = ("policy", "reward model") if reward else ("reward model", "policy")
         raise InputError(f"{path}: holds a {kinds[0]}, not a {kinds[1]}")
     config = _config(record["model"])
-    like = eqx.filter_eval_shape(_skeleton, config, num_reward_models, runtime)
-    model = load_tree(path / WEIGHTS, abstract_sharded(like, runtime))
-    if not all_finite(model):
+    adapter = _adapter(record)
+    if adapter.rank:
+        trunk = _trunk(path, runtime, dtype, record["trunk"]["model"])
+    else:
+        trunk = eqx.filter_eval_shape(Transformer, config, jax.random.key(0), runtime)
+
+    def parts(trunk: Transformer) -> tuple[Any, Any]:
+        policy = adapted(trunk, adapter, jax.random.key(0))
+        model = RewardModel(policy, config.d_model, jax.random.key(0)) if reward else policy
+        trained, frozen = partition(model)
+        return (stack([trained] * num_reward_models) if reward else trained), frozen
+
+    like, _ = eqx.filter_eval_shape(parts, trunk)
+    trained = load_tree(path / WEIGHTS, abstract_sharded(like, runtime))
+    if not all_finite(trained):
         raise InputError(f"{path / WEIGHTS}: a weight is not finite")
+    model = combine(trained, parts(trunk)[1]) if adapter.rank else stored(trained, dtype)
     return ModelFolder(path, model, config, load_tokenizer(path))
+
+
+def trunk_path(path: Path) -> Path | None:
+    """The frozen model below the adapters of a folder; None where it has none."""
+    if is_pretrained(path) or "trunk" not in (record := read_json_object(path / CONFIG)):
+        return None
+    beside = path / record["trunk"]["path"]
+    return beside.resolve() if beside.exists() else Path(record["trunk"]["path"])
+
+
+def _trunk(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> Transformer:
+    """The frozen model below the adapters of a folder, whose hash is known."""
+    below = trunk_path(path)
+    assert below is not None
+    trunk = _policy(below, runtime, dtype)
+    if trunk.hashes["model"] != expected:
+        raise InputError(f"{below}: has changed since the adapters of {path} were trained on it")
+    return stored(merged(trunk.model), dtype)
+
+
+def _adapter(record: dict[str, Any]) -> AdapterConfig:
+    """The adapters that a folder's record names."""
+    options = record.get("adapter", {"products": ()})
+    return AdapterConfig(**options | {"products": tuple(options["products"])})
 
 
 def _config(record: dict[str, Any]) -> ModelConfig:
     scaling = record.pop("rope_scaling", None)
     return ModelConfig(**record, rope_scaling=scaling and tuple(scaling))
-
-
-def _skeleton(config: ModelConfig, num_reward_models: int, runtime: Runtime) -> Any:
-    key = jax.random.key(0)
-    policy = Transformer(config, key, runtime)
-    if not num_reward_models:
-        return policy
-    return stack([RewardModel(policy, config.d_model, key)] * num_reward_models)

@@ -24,9 +24,10 @@ from jaxtyping import Int
 from scale.errors import InputError
 from scale.io.arrays import all_finite
 from scale.io.boxes import Box, box_shape, to_devices, to_host
+from scale.model.adapters import stored
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Runtime
+from scale.parallel.mesh import Dtype, Runtime
 from scale.parallel.sharding import abstract_sharded
 
 Read = Callable[[str, Box], np.ndarray]
@@ -152,14 +153,19 @@ class Weights:
     read: Read
     """Reads a box of a tensor, in a floating-point dtype."""
 
-    def load(self, runtime: Runtime) -> Transformer:
-        """The model in float32, with the shardings of a runtime.
+    def load(self, runtime: Runtime, dtype: Dtype = "float32") -> Transformer:
+        """The model with the shardings of a runtime; its matrices have this dtype.
 
         Raises:
             InputError: A tensor is missing, unexpected, of another shape than the config says, or
                 not finite.
         """
-        skeleton = eqx.filter_eval_shape(Transformer, self.config, jax.random.key(0), runtime)
+
+
+        def make() -> Transformer:
+            return stored(Transformer(self.config, jax.random.key(0), runtime), dtype)
+
+        skeleton = eqx.filter_eval_shape(make)
         self.check(skeleton)
         load = partial(load_parameter, self.read)
         model = tree_map_with_path(load, abstract_sharded(skeleton, runtime))

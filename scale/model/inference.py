@@ -17,6 +17,7 @@ from scale.console import Rate, track
 from scale.data.dataset import Dataset, cached, take
 from scale.data.layout import round_up
 from scale.data.tokenizer import Tokenizer
+from scale.model.adapters import partition
 from scale.model.response_logps import response_logps
 from scale.model.sampling import sample
 from scale.model.transformer import Transformer
@@ -28,7 +29,12 @@ ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at 
 BLOCK = 64 * ROWS  # rows whose numbers are kept together
 
 jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
-jitted_rewards = eqx.filter_jit(ensemble_rewards)
+
+
+@eqx.filter_jit
+def jitted_rewards(models: RewardModel, inputs: Inputs) -> Any:
+    trained, frozen = partition(models)
+    return ensemble_rewards(trained, inputs, frozen)
 
 
 class Sampled(NamedTuple):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from scale.model.adapters import Adapted
 from scale.model.attention import Attend
 from scale.model.config import ModelConfig
 from scale.parallel.mesh import Runtime
@@ -165,10 +166,21 @@ product.defvjp(product_forward, product_backward)
 
 
 def project(
-    pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."]
+    pattern: str, x: Float[Array, "..."], weights: Float[Array, "..."] | Adapted
 ) -> Float[Array, "..."]:
-    """A `product` in the dtype of the activations x, whatever that of the weights."""
-    return product(pattern, x, weights.astype(x.dtype))
+    """A `product` in the dtype of the activations x, whatever that of the weights.
+
+    With an adapter it is x W + scale (x down) up.
+    """
+    if not isinstance(weights, Adapted):
+        return product(pattern, x, weights.astype(x.dtype))
+    x_axes, weight_axes, result_axes = re.split(",|->", pattern)
+    inputs = "".join(axis for axis in weight_axes if axis not in result_axes)
+    low_axes = x_axes.removesuffix(inputs) + "r"
+    low = project(f"{x_axes},{inputs}r->{low_axes}", x, weights.down)
+    up_axes = "r" + weight_axes.removeprefix(inputs)
+    added = project(f"{low_axes},{up_axes}->{result_axes}", low, weights.up)
+    return project(pattern, x, weights.weights) + weights.scale * added
 
 
 class Block(eqx.Module):

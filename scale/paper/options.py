@@ -59,6 +59,8 @@ class Options(Stage):
     """Training prompts that pi_ref is sampled at, at most. None: all."""
     samples: int = 3
     """Samples of pi_ref for each of those prompts."""
+    test_samples: int = 1
+    """Samples of each policy, and of pi_ref, for each validation and test prompt."""
     snapshots: int = 0
     """Points along each policy's training that are evaluated too, to compare at equal KL."""
     init: Path | None = None

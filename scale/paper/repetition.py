@@ -130,7 +130,7 @@ class Repetition:
             out=policy.path, policy=self.out / "sft", method=policy.method, beta=policy.beta,
             data=self.folder(policy.rho) / rewards / "scored/rows.parquet",
             validation=self.out / "labelled/validation/rows.parquet", snapshots=options.snapshots,
-            training=training, limits=options.limits,
+            training=training, limits=options.limits, every=max(100, training.steps // 10),
         )  # fmt: skip
 
     def points(self, policy: Policy) -> dict[int, Path]:
@@ -141,8 +141,9 @@ class Repetition:
 
     def evaluation(self, part: str, rho: float, policies: Sequence[Path]) -> Evaluate:
         """Stage 7: the policies of one rho on a part of the corpus."""
+        options = self.options
         return Evaluate(
             out=self.folder(rho) / part, data=self.out / f"corpus/{part}.parquet",
             policies=tuple(policies), reference=self.out / "sft", rewards=self.judge,
-            seed=self.seed, limits=self.options.limits,
+            n=options.test_samples, seed=self.seed, limits=options.limits,
         )  # fmt: skip

@@ -17,6 +17,7 @@ BATCH = ("data", "fsdp")  # the axes of the mesh that split a batch
 AttentionKind: TypeAlias = Literal["plain", "dot_product", "splash"]
 RematPolicy: TypeAlias = Literal["none", "dots", "full"]
 Remat: TypeAlias = Literal["auto", RematPolicy]
+Dtype: TypeAlias = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Runtime:
     mesh: Mesh | None = None
     attention: AttentionKind = "plain"
     remat: Remat = "auto"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
 
     def constrain(self, array: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
         """The array, each dimension split over these axes of the mesh (None: not split)."""
@@ -92,7 +93,7 @@ class RuntimeConfig:
     remat: Remat = "auto"
     """What the backward pass recomputes. none: nothing; dots: all but products with weights; full:
     each layer from its input. auto: none for at most 8 layers on a CPU, otherwise dots."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Type of activations and products; parameters, log-probs and losses are float32."""
     processes: int = 1
     """Processes of the run, this one included. 0: as Cloud TPU, Slurm or Kubernetes says."""

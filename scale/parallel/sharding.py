@@ -59,13 +59,18 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, rules: Rules = RULES) -> Any
 
 
 def logical_axes(tree: Any, path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The axes in the annotation of the module field at `path`, leading `*axes` left out."""
+    """The axes in the annotation of the module field at `path`, leading `*axes` left out.
+
+    A field whose annotation is `...` has the axes of the field that holds its module.
+    """
     *parents, field = path
     module = reduce(subtree, parents, tree)
     if not isinstance(module, eqx.Module):
         return ()
     hint = get_type_hints(type(module))[field.name]
     dims = next(t for t in (hint, *get_args(hint)) if hasattr(t, "dim_str")).dim_str
+    if dims == "...":
+        return logical_axes(tree, tuple(parents))
     return tuple(name for name in dims.split() if not name.startswith("*"))
 
 

@@ -19,8 +19,8 @@ from scale.data.formats import SIDES
 from scale.data.rows import read, require
 from scale.errors import InputError
 from scale.health import as_findings, policy_signs
-from scale.io import model_folder
-from scale.io.model_folder import ModelFolder
+from scale.io.model_folder import ModelFolder, load_trunk, save
+from scale.model.adapters import AdapterConfig, combine, partition
 from scale.model.inference import sequence_logps
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, make_runtime
@@ -53,6 +53,8 @@ class Alignment(Stage):
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and z-loss."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters, trained in place of the policy's weights."""
     limits: Limits = field(default_factory=Limits)
     """Length limits: they must equal those of `score`."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -113,14 +115,16 @@ class Align(Alignment):
         batches = plan_batches(dataset, self.training, policy.model, self.shape_seeds)
         throughput = batches.throughput(policy.model)
         signs_fn = partial(policy_signs, beta=self.beta_value)
-        model = train(
-            partial(policy_step, self.method, self.optimizer, self.training.schedule),
-            self.start(policy.model),
+        start, frozen = partition(policy.model)
+        step = partial(policy_step, self.method, self.optimizer, self.training.schedule)
+        trained = train(
+            partial(step, frozen=frozen),
+            self.start(start),
             batches.batch,
             self.training.steps,
             self.out,
             f"{self.method}, beta {self.beta_value:g}",
-            eval_fn=self.eval_fn(policy, validation),
+            eval_fn=self.eval_fn(policy, frozen, validation),
             signs_fn=signs_fn,
             every=self.every,
             also=snapshot_steps(self.training.steps, self.snapshots),
@@ -128,12 +132,12 @@ class Align(Alignment):
             loggers=self.log,
             throughput=throughput,
         )
-        model_folder.save(self.out, model, policy.config, policy.tokenizer)
+        save(replace(policy, path=self.out, model=combine(trained, frozen)), policy)
         signs = signs_fn(logged(self.out / "metrics.jsonl"))
         findings = {"pairs": len(dataset), "pairs seen": batches.rows.size} | batches.findings
         return findings | as_findings(signs.values())
 
-    def start(self, model: Transformer) -> Any:
+    def start(self, model: Any) -> Any:
         beta, gamma = (jnp.asarray(x, jnp.float32) for x in (self.beta_value, self.gamma_values))
         schedule, rate = self.training.schedule, self.training.learning_rate
         return start_state(model, self.optimizer, schedule, rate, Hyperparameters(beta, gamma))
@@ -146,7 +150,8 @@ class Align(Alignment):
         rows = self.read(self.data, self.fields)
         held_out = self.read(self.validation, MONITORED) if self.validation else []
         self.check(num_reward_models=read_targets(rows[:1], SIDES).rewards.shape[2])
-        policy = model_folder.load_policy(self.policy, make_runtime(self.runtime))
+        runtime = make_runtime(self.runtime)
+        policy = load_trunk(self.policy, runtime, self.adapter, self.training.seed)
         dataset = self.dataset(policy, self.data, rows, self.fields, self.out / TOKENS)
         if not self.validation:
             return policy, dataset, None
@@ -187,14 +192,14 @@ class Align(Alignment):
         if self.gamma and max(self.gamma) and self.row.gamma is None:
             raise InputError(f"--gamma: {self.method} has no KL term")
 
-    def eval_fn(self, policy: ModelFolder, validation: Batch | None) -> EvalFn:
+    def eval_fn(self, policy: ModelFolder, frozen: Any, validation: Batch | None) -> EvalFn:
         """Keeps the snapshots, and measures log-probs and KL on validation rows (Figure B.1)."""
         steps = snapshot_steps(self.training.steps, self.snapshots)
 
-        def eval_fn(model: Transformer, step: int) -> dict[str, Any]:
+        def eval_fn(trained: Any, step: int) -> dict[str, Any]:
+            model = combine(trained, frozen)
             if step in steps:
-                folder = self.out / f"step-{step}"
-                model_folder.save(folder, model, policy.config, policy.tokenizer)
+                save(replace(policy, path=self.out / f"step-{step}", model=model), policy)
             progress = step / self.training.steps
             return self.validate(model, validation, progress) if validation else {}
 

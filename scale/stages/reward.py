@@ -22,7 +22,8 @@ from scale.data.rows import read, split
 from scale.errors import InputError
 from scale.health import as_findings, reward_signs
 from scale.io import model_folder
-from scale.io.model_folder import ModelFolder
+from scale.io.model_folder import ModelFolder, load_trunk, save
+from scale.model.adapters import AdapterConfig, adapted, combine, partition
 from scale.model.inference import rewards
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
@@ -84,6 +85,8 @@ class Reward(Stage):
     b prefer the longer response. All have as many pairs, the most that --data allows."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(100, 16, 2e-3))
     """The training run of every reward model."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters, trained in place of the weights of --init, which all have in common."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -93,7 +96,8 @@ class Reward(Stage):
 
     def run(self) -> dict[str, Any]:
         rows, held_out = self.parts()
-        policy = model_folder.load_policy(self.init, make_runtime(self.runtime))
+        runtime = make_runtime(self.runtime)
+        policy = load_trunk(self.init, runtime, self.adapter, self.training.seed)
         of_rows = str(self.data) if self.validation else f"{self.data}, without those held out"
         dataset = policy.make_dataset(rows, SIDES, self.limits, of_rows, self.out / TOKENS)
         subsets = self.subsets(policy, dataset.select(rows))
@@ -101,7 +105,7 @@ class Reward(Stage):
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)
         run = replace(self, training=self.training.for_rows(len(subsets[0])))
         models = run.trained(policy, dataset, subsets)
-        model_folder.save(self.out, models, policy.config, policy.tokenizer, len(subsets))
+        save(replace(policy, path=self.out, model=models), policy)
         seen = run.training.steps * run.training.batch_size
         findings = {"pairs of each reward model": len(subsets[0]), "pairs seen by each": seen}
         return findings | accuracy(models, policy, validation, held_out)
@@ -133,12 +137,12 @@ class Reward(Stage):
     ) -> RewardModel:
         """The stacked reward models.
 
-        They are trained side by side where the training states of all are small, and otherwise one
-        after another, so that the most memory is that of one.
+        They are trained side by side where the training states of all are small, as with adapters,
+        and otherwise one after another, so that the most memory is that of one.
         """
         data, members = self.batches(policy.model, dataset, subsets), range(len(subsets))
         bytes_of_one = STATE_BYTES * parameter_count(policy.model) / data.runtime.devices
-        if len(members) * bytes_of_one <= SIDE_BY_SIDE:
+        if self.adapter.rank or len(members) * bytes_of_one <= SIDE_BY_SIDE:
             return self.fit(policy, data, members, self.out)
         return initialise(joined, *(self.member(policy, data, k) for k in members))
 
@@ -159,27 +163,27 @@ class Reward(Stage):
         folder = self.out / MEMBERS / str(k)
         if not model_folder.is_ours(folder):
             model = self.fit(policy, data, [k], folder)
-            model_folder.save(folder, model, policy.config, policy.tokenizer, 1)
+            save(replace(policy, path=folder, model=model), policy)
         return model_folder.load_rewards(folder, data.runtime).model
 
     def fit(
         self, policy: ModelFolder, data: RewardBatches, members: Sequence[int], folder: Path
     ) -> RewardModel:
         """Train reward models side by side: equal trunks, each with a head of its own."""
-        training, schedule, width = self.training, self.training.schedule, policy.config.d_model
-        keys = list(jax.random.split(jax.random.key(training.seed), len(data.orders)))
+        training, schedule = self.training, self.training.schedule
         optimizer = make_optimizer("adam", schedule, training.learning_rate)
 
         @eqx.filter_vmap
         def start(model: RewardModel) -> Any:
             return init_state(model, optimizer, training.steps)
 
-        models = initialise(
-            lambda trunk: stack([RewardModel(trunk, width, keys[k]) for k in members]),
-            policy.model,
-        )
-        return train(
-            partial(reward_step, schedule),
+        def fresh(trunk: Transformer) -> RewardModel:
+            return stack([partition(self.reward_model(trunk, k))[0] for k in members])
+
+        models = initialise(fresh, policy.model)
+        frozen = partition(self.reward_model(policy.model, 0))[1]
+        trained = train(
+            partial(reward_step, schedule, frozen=frozen),
             initialise(start, models, donate=(0,)),
             partial(data.batch, members),
             training.steps,
@@ -189,6 +193,13 @@ class Reward(Stage):
             loggers=self.log,
             throughput=throughput_of(policy.model, float(data.shape.row_length), 0.0),
         )
+        return combine(trained, frozen)
+
+    def reward_model(self, trunk: Transformer, k: int) -> RewardModel:
+        """The k-th reward model before its first step: a head and, if any, adapters of its own."""
+        key = jax.random.split(jax.random.key(self.training.seed), k + 1)[k]
+        trunk = adapted(trunk, self.adapter, key)
+        return RewardModel(trunk, trunk.config.d_model, key)
 
 
 def joined(*models: RewardModel) -> RewardModel:

@@ -11,8 +11,8 @@ from scale.data.dataset import Dataset, Limits
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
-from scale.io import model_folder
-from scale.io.model_folder import ModelFolder
+from scale.io.model_folder import ModelFolder, load_trunk, save
+from scale.model.adapters import AdapterConfig, combine, partition
 from scale.model.config import ModelConfig
 from scale.model.inference import sequence_logps
 from scale.model.presets import published
@@ -51,6 +51,8 @@ class Sft(Stage):
     """The training run."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and z-loss."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters, trained in place of the weights of --init."""
     limits: Limits = field(default_factory=Limits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -71,16 +73,18 @@ class Sft(Stage):
         )
         training = self.training.for_rows(len(dataset))
         batches = plan_batches(dataset, training, start.model)
-        trained = replace(start, model=self.fit(start.model, batches, training))
-        model_folder.save(self.out, trained.model, trained.config, trained.tokenizer)
+        model = self.fit(start.model, batches, training)
+        save(replace(start, path=self.out, model=model), start)
         findings = {"rows": len(dataset), "rows seen": batches.rows.size}
-        findings |= {"parameters": parameter_count(trained.model)}
-        return findings | batches.findings | validate(trained.model, validation)
+        findings |= {"parameters": parameter_count(model)}
+        return findings | batches.findings | validate(model, validation)
 
     def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
         """The model and tokenizer to train: those of --init, or new ones."""
         if self.init:
-            return model_folder.load_policy(self.init, runtime)
+            return load_trunk(self.init, runtime, self.adapter, self.training.seed)
+        if self.adapter.rank:
+            raise InputError("--adapter.rank: adapters need a model below them; name --init")
         shape = published(self.shape, "--shape") if self.shape else self.model
         require_heads(shape)
         longest = max(shape.max_seq_len, self.limits.prompt + self.limits.response)
@@ -96,9 +100,10 @@ class Sft(Stage):
     ) -> Transformer:
         schedule = training.schedule
         throughput = batches.throughput(model)
-        return train(
-            partial(sft_step, self.optimizer, schedule),
-            start_state(model, self.optimizer, schedule, training.learning_rate),
+        start, frozen = partition(model)
+        trained = train(
+            partial(sft_step, self.optimizer, schedule, frozen=frozen),
+            start_state(start, self.optimizer, schedule, training.learning_rate),
             batches.batch,
             training.steps,
             self.out,
@@ -107,6 +112,7 @@ class Sft(Stage):
             loggers=self.log,
             throughput=throughput,
         )
+        return combine(trained, frozen)
 
 
 def require_heads(shape: ModelConfig) -> None:

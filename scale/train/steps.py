@@ -16,6 +16,7 @@ from minipref.losses import Metrics, preference_loss, reward_loss, sft_loss, z_l
 from minipref.methods import METHODS
 from minipref.reward_models import RewardModel
 from minipref.training import Hyperparameters, LossFn, TrainState, init_state, train_step
+from scale.model.adapters import combine
 from scale.model.response_logps import response_logps, total_logp
 from scale.model.transformer import Transformer
 from scale.parallel.sharding import constrain, initialise, runtime_of
@@ -103,40 +104,60 @@ def z_loss_penalty(log_normalizers: Array, inputs: Inputs, weight: float) -> Los
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def policy_step(
-    method: str, optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+    method: str,
+    optimizer: OptimizerConfig,
+    schedule: Schedule,
+    state: TrainState,
+    batch: Batch,
+    frozen: Any = None,
 ) -> Step:
-    """One step of alignment."""
+    """One step of alignment; of the model, `frozen` is not trained."""
     loss_fn = partial(policy_loss, method, optimizer.z_loss)
-    return update(loss_fn, optimizer, schedule, state, batch)
+    return update(loss_fn, optimizer, schedule, state, batch, frozen)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def sft_step(
-    optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+    optimizer: OptimizerConfig,
+    schedule: Schedule,
+    state: TrainState,
+    batch: Batch,
+    frozen: Any = None,
 ) -> Step:
-    """One step of supervised fine-tuning."""
+    """One step of supervised fine-tuning; of the model, `frozen` is not trained."""
     loss_fn = partial(language_model_loss, optimizer.z_loss)
-    return update(loss_fn, optimizer, schedule, state, batch)
+    return update(loss_fn, optimizer, schedule, state, batch, frozen)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def reward_step(schedule: Schedule, states: TrainState, batches: Batch) -> Step:
-    """One step of each of K reward models, each on its own batch.
+def reward_step(
+    schedule: Schedule, states: TrainState, batches: Batch, frozen: Any = None
+) -> Step:
+    """One step of each of K reward models, each on its own batch; all have `frozen` in common.
 
     They take turns: side by side (`vmap`) is twice as slow on a CPU, and needs K times the memory
     for activations.
     """
-    step = partial(update, reward_model_loss, OptimizerConfig(), schedule)
+    step = partial(update, reward_model_loss, OptimizerConfig(), schedule, frozen=frozen)
     steps = jax.lax.map(lambda both: step(*both), (states, batches))
     return constrain(steps, runtime_of(states.model))
 
 
 def update(
-    loss_fn: LossFn, optimizer: OptimizerConfig, schedule: Schedule, state: TrainState, batch: Batch
+    loss_fn: LossFn,
+    optimizer: OptimizerConfig,
+    schedule: Schedule,
+    state: TrainState,
+    batch: Batch,
+    frozen: Any = None,
 ) -> Step:
     """`train_step`, sharded by the rules, with the metrics of a run."""
     transform = make_optimizer(optimizer.optimizer, schedule)
-    new, metrics = train_step(loss_fn, transform, state, batch)
+
+    def loss_of_whole(trained: Any, *rest: Any) -> Loss:
+        return loss_fn(combine(trained, frozen), *rest)
+
+    new, metrics = train_step(loss_of_whole, transform, state, batch)
     metrics["learning_rate"] = learning_rate(schedule, state)
     metrics["tokens"] = (batch.inputs.segment_ids >= 0).sum()
     return constrain((new, metrics), runtime_of(state.model))

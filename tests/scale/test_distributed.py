@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     """A random policy, and rows with columns for it: an ensemble's scores, and one model's."""
     folder = tmp_path_factory.mktemp("distributed")
     model, tokenizer = Transformer(CONFIG, jax.random.key(0)), train_tokenizer(WORDS, 272)
-    model_folder.save(folder / "policy", model, CONFIG, tokenizer)
+    model_folder.save(model_folder.ModelFolder(folder / "policy", model, CONFIG, tokenizer))
     policy, rng = model_folder.load_policy(folder / "policy"), np.random.default_rng(0)
     hashes = policy.hashes | {"--limits": limits_text(align_worker.LIMITS)}
     for name, num_reward_models in (("ensemble", 3), ("single", 1)):

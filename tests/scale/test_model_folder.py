@@ -12,7 +12,7 @@ from minipref.reward_models import RewardModel, stack
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.io import model_folder
-from scale.io.model_folder import load_policy, load_rewards, save
+from scale.io.model_folder import ModelFolder, load_policy, load_rewards, save
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
@@ -42,7 +42,7 @@ def same(a, b):
 
 
 def test_a_policy_comes_back_to_the_bit(tmp_path, policy):
-    save(tmp_path / "p", policy, CONFIG, TOKENIZER)
+    save(ModelFolder(tmp_path / "p", policy, CONFIG, TOKENIZER))
     loaded = load_policy(tmp_path / "p")
     same(loaded.model, policy)
     assert loaded.config == CONFIG and loaded.model.config.rope_base == 77.0
@@ -50,15 +50,15 @@ def test_a_policy_comes_back_to_the_bit(tmp_path, policy):
 
 
 def test_an_ensemble_comes_back_to_the_bit(tmp_path, policy, rewards):
-    save(tmp_path / "r", rewards, CONFIG, TOKENIZER, 3)
+    save(ModelFolder(tmp_path / "r", rewards, CONFIG, TOKENIZER))
     loaded = load_rewards(tmp_path / "r")
     same(loaded.model, rewards)
     assert loaded.model.head.shape == (3, 8)
 
 
 def test_a_policy_is_no_reward_model_and_the_reverse(tmp_path, policy, rewards):
-    save(tmp_path / "p", policy, CONFIG, TOKENIZER)
-    save(tmp_path / "r", rewards, CONFIG, TOKENIZER, 3)
+    save(ModelFolder(tmp_path / "p", policy, CONFIG, TOKENIZER))
+    save(ModelFolder(tmp_path / "r", rewards, CONFIG, TOKENIZER))
     with pytest.raises(InputError, match="p: holds a policy, not a reward model"):
         load_rewards(tmp_path / "p")
     with pytest.raises(InputError, match="r: holds a reward model, not a policy"):
@@ -67,12 +67,12 @@ def test_a_policy_is_no_reward_model_and_the_reverse(tmp_path, policy, rewards):
 
 def test_hashes_tell_models_and_tokenizers_apart(tmp_path, policy):
     other = eqx.tree_at(lambda m: m.norm, policy, policy.norm + 1e-6)
-    save(tmp_path / "a", policy, CONFIG, TOKENIZER)
-    save(tmp_path / "b", policy, CONFIG, TOKENIZER)
-    save(tmp_path / "weights", other, CONFIG, TOKENIZER)
-    save(tmp_path / "config", policy, replace(CONFIG, rope_base=78.0), TOKENIZER)
+    save(ModelFolder(tmp_path / "a", policy, CONFIG, TOKENIZER))
+    save(ModelFolder(tmp_path / "b", policy, CONFIG, TOKENIZER))
+    save(ModelFolder(tmp_path / "weights", other, CONFIG, TOKENIZER))
+    save(ModelFolder(tmp_path / "config", policy, replace(CONFIG, rope_base=78.0), TOKENIZER))
     other_tokenizer = train_tokenizer(["other words, other pieces"], 270)
-    save(tmp_path / "tokenizer", policy, CONFIG, other_tokenizer)
+    save(ModelFolder(tmp_path / "tokenizer", policy, CONFIG, other_tokenizer))
     a = load_policy(tmp_path / "a").hashes
     assert load_policy(tmp_path / "b").hashes == a
     expected = {"weights": {"model"}, "config": {"model"}, "tokenizer": {"tokenizer"}}
@@ -117,13 +117,7 @@ def replacing(old, new):
 )
 def test_a_damaged_folder_is_an_input_error_that_names_it(tmp_path, policy, name, damage):
     """`InputError`, so that the command line says so in a line and not in a traceback."""
-    save(tmp_path / "p", policy, CONFIG, TOKENIZER)
+    save(ModelFolder(tmp_path / "p", policy, CONFIG, TOKENIZER))
     damage(tmp_path / "p" / name)
     with pytest.raises(InputError, match=str(tmp_path / "p")):
         load_policy(tmp_path / "p")
-
-
-def test_the_skeleton_costs_no_arrays():
-    config = ModelConfig(vocab_size=256_000, d_model=4096)
-    like = eqx.filter_eval_shape(model_folder._skeleton, config, 0, Runtime())
-    assert isinstance(like.embedding, jax.ShapeDtypeStruct)

@@ -339,7 +339,7 @@ def without(rows, *names):
 def test_columns_of_another_reference_tokenizer_or_limits_are_refused(chain, tmp_path):
     policy = model_folder.load_policy(chain.folder / "sft")
     other = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * 1.001)
-    model_folder.save(tmp_path / "other", other, policy.config, policy.tokenizer)
+    model_folder.save(replace(policy, path=tmp_path / "other", model=other))
     stage = chain.align("dpo", out=tmp_path / "a", policy=tmp_path / "other")
     refused(stage, "columns were computed with model .*; this run has")
     rows, hashes = read(chain.scored), provenance(chain.scored)
@@ -1399,7 +1399,7 @@ def test_too_few_rows_for_a_part_are_an_error(tmp_path):
 def test_weights_that_are_not_finite_are_refused(chain, tmp_path):
     policy = model_folder.load_policy(chain.folder / "sft")
     broken = eqx.tree_at(lambda m: m.norm, policy.model, policy.model.norm * np.nan)
-    model_folder.save(tmp_path / "p", broken, policy.config, policy.tokenizer)
+    model_folder.save(replace(policy, path=tmp_path / "p", model=broken))
     with pytest.raises(InputError, match="a weight is not finite"):
         model_folder.load_policy(tmp_path / "p")
 

@@ -65,7 +65,7 @@ def make_row(rng):
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     model, tokenizer = Transformer(CONFIG, jax.random.key(0)), train_tokenizer(WORDS, 272)
-    model_folder.save(folder / "policy", model, CONFIG, tokenizer)
+    model_folder.save(model_folder.ModelFolder(folder / "policy", model, CONFIG, tokenizer))
     rng = np.random.default_rng(0)
     hashes = model_folder.load_policy(folder / "policy").hashes | {"--limits": limits_text(LIMITS)}
     write(folder / "rows.parquet", [make_row(rng) for _ in range(20)], hashes)
