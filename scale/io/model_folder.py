@@ -136,6 +136,8 @@ def load_trunk(
     Raises:
         InputError: As `load_policy`.
     """
+    if adapter.rank and len({*adapter.products}) != max(1, len(adapter.products)):
+        raise InputError("--adapter.products: name some, each once")
     dtype = runtime.dtype if adapter.rank else "float32"
     folder = _policy(path, runtime, dtype)
     trunk = stored(merged(folder.model), dtype)

@@ -17,8 +17,9 @@ AT_LEAST_ONE = """
 """
 AT_LEAST_ZERO = """
     warmup snapshots gamma gammas temperature most_kl z_loss fsdp processes process workers norm_eps
+    rank
 """
-ABOVE_ZERO = "learning_rate learning_rates beta betas rope_base"
+ABOVE_ZERO = "learning_rate learning_rates beta betas rope_base scale"
 WITHIN_ZERO_AND_ONE = "end_lr_ratio rho rhos length_biases validation test"
 
 BOUNDS: dict[str, tuple[float, float]] = {

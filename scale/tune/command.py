@@ -30,13 +30,14 @@ class Tune(Options):
         stages = Pipeline(self, shares, surveyed.limits, self.rates(surveyed), pairs).stages
         if self.quick:
             console.print("  REHEARSAL (--quick): a few rows and steps; the model gets no better")
-        print_plan(stages, Work(surveyed, self.num_reward_models), refused or [])
+        work = Work(surveyed, self.num_reward_models, self.adapter, self.runtime.dtype)
+        print_plan(stages, work, refused or [])
         findings = {name: run(stage) for name, stage in stages.items()}
         return write_report(self, stages, findings, surveyed, refused or [])
 
     def rates(self, surveyed: Survey) -> Rates:
         """The learning rates: those of the model's size, scaled to --learning-rate."""
-        rates = rates_for(surveyed.parameters)
+        rates = rates_for(surveyed.parameters, adapters=self.adapter.rank > 0)
         factor = (self.learning_rate or rates.policy) / rates.policy
         return Rates(rates.policy * factor, rates.reward * factor)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from minipref.methods import METHODS
+from scale.model.adapters import AdapterConfig
 from scale.parallel.mesh import RuntimeConfig
 from scale.stages.align import MethodName
 from scale.stages.stage import Stage
@@ -66,6 +67,9 @@ class Options(Stage):
     """Seed of the split, of the order of rows and of all random draws."""
     log: tuple[LoggerName, ...] = ()
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters, trained in place of the model's weights: less memory, and learning rates
+    ten times as high."""
     limits: TuneLimits = field(default_factory=TuneLimits)
     """Length limits."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

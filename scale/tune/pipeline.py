@@ -91,6 +91,11 @@ class Pipeline:
         return {"limits": self.limits, "runtime": self.options.runtime}
 
     @property
+    def trained(self) -> dict[str, Any]:
+        """Options of stages that train a model."""
+        return {"log": self.options.log, "adapter": self.options.adapter, **self.common}
+
+    @property
     def columns(self) -> dict[str, Any]:
         """Options of `score`."""
         options = self.options
@@ -108,8 +113,7 @@ class Pipeline:
         return Reward(
             out=self.options.out / "rewards", data=self.part("train"), init=self.options.model,
             validation=self.part("validation"), num_reward_models=self.options.num_reward_models,
-            training=self.training(self.rates.reward, "train"), log=self.options.log,
-            **self.common,
+            training=self.training(self.rates.reward, "train"), **self.trained,
         )  # fmt: skip
 
     def scored(self) -> Score:
@@ -131,14 +135,14 @@ class Pipeline:
             policy=options.model, method=options.method, beta=options.beta,
             validation=self.held_out().out / "rows.parquet", training=training,
             every=training.steps if options.quick else max(1, training.steps // LOOKS),
-            log=options.log, **self.common,
+            **self.trained,
         )  # fmt: skip
 
     def judge(self) -> Reward:
         return Reward(
             out=self.options.out / "judge", data=self.part("validation"), init=self.options.model,
             validation=self.part("test"), training=self.training(self.rates.reward, "validation"),
-            log=self.options.log, **self.common,
+            **self.trained,
         )  # fmt: skip
 
     def evaluation(self) -> Evaluate:

@@ -8,9 +8,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +19,9 @@ from rich.table import Table
 
 from scale.console import console
 from scale.health import warn
+from scale.model.adapters import AdapterConfig, adapted, partition
 from scale.model.flops import model_flops
+from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.chips import peak_flops
 from scale.parallel.mesh import RuntimeConfig
 from scale.stages.align import Align
@@ -86,6 +89,38 @@ class Work:
     survey: Survey
     reward_models: int
     """Those that score the pairs."""
+    adapter: AdapterConfig
+    dtype: str
+    """Of activations."""
+
+    @cached_property
+    def trained_parameters(self) -> int:
+        """Those of the adapters, or all."""
+
+        def trained() -> Any:
+            model = Transformer(self.survey.config, jax.random.key(0))
+            return partition(adapted(model, self.adapter, jax.random.key(0)))[0]
+
+        return parameter_count(eqx.filter_eval_shape(trained))
+
+    @property
+    def state(self) -> float:
+        """Bytes of what a training step changes, and of its gradient."""
+        return STATE_BYTES * float(self.trained_parameters)
+
+    @property
+    def trunk(self) -> float:
+        """Bytes of the weights that a model to be trained is made of, beside its state."""
+        return self.weights if self.adapter.rank else FLOAT * float(self.survey.parameters)
+
+    @property
+    def weights(self) -> float:
+        """Bytes of a model that is only read."""
+        return BYTES[self.dtype] * float(self.survey.parameters)
+
+    def training(self, lengths: np.ndarray) -> float:
+        """FLOPs of training on rows of these lengths: frozen weights need no gradient."""
+        return self.flops(lengths) * (1 - FORWARD if self.adapter.rank else 1)
 
     def flops(self, lengths: np.ndarray) -> float:
         """Of training on rows whose parts have these lengths [N, parts], without recomputation."""
@@ -110,23 +145,18 @@ class Work:
         kept = config.num_layers * (config.d_model if runtime.remat == "full" else products)
         return 2 * BYTES[runtime.dtype] * kept * lengths.sum(1).mean() * rows
 
-    @property
-    def weights(self) -> float:
-        return FLOAT * float(self.survey.parameters)
-
 
 def reward_cost(stage: Reward, work: Work) -> Cost:
     lengths, several = work.survey.kept[stage.data.stem], stage.num_reward_models
     held_out = stage.validation.stem if stage.validation else "test"
     pairs = stage.training.steps * stage.training.batch_size
-    state = STATE_BYTES * work.survey.parameters
-    at_once = several if several * state <= SIDE_BY_SIDE else 1
+    at_once = several if work.adapter.rank or several * work.state <= SIDE_BY_SIDE else 1
     return Cost(
-        trained=work.flops(lengths) * pairs / len(lengths) * several,
+        trained=work.training(lengths) * pairs / len(lengths) * several,
         read=FORWARD * work.flops(work.survey.kept[held_out]) * several,
-        bytes=work.weights
-        + at_once * (state + work.activations(lengths, stage.training, stage.runtime)),
-    )
+        bytes=work.trunk + at_once * work.state
+        + work.activations(lengths, stage.training, stage.runtime),
+    )  # fmt: skip
 
 
 def score_cost(stage: Score, work: Work) -> Cost:
@@ -144,11 +174,10 @@ def align_cost(stage: Align, work: Work) -> Cost:
     training, looks = stage.training, 1 + stage.training.steps // stage.every
     if stage.row.gamma is not None:
         lengths = np.pad(lengths, ((0, 0), (0, 1)), constant_values=stage.limits.response)
-    state = STATE_BYTES * work.survey.parameters + work.weights
     return Cost(
-        trained=work.flops(lengths) * training.steps * training.batch_size / len(lengths),
+        trained=work.training(lengths) * training.steps * training.batch_size / len(lengths),
         read=FORWARD * work.flops(held_out) * looks,
-        bytes=state + work.activations(lengths, training, stage.runtime),
+        bytes=work.trunk + work.state + work.activations(lengths, training, stage.runtime),
     )
 
 

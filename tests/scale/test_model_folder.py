@@ -11,11 +11,9 @@ import pytest
 from minipref.reward_models import RewardModel, stack
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
-from scale.io import model_folder
 from scale.io.model_folder import ModelFolder, load_policy, load_rewards, save
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
-from scale.parallel.mesh import Runtime
 
 CONFIG = ModelConfig(
     vocab_size=270, num_layers=1, d_model=8, num_heads=2, head_dim=4, d_ff=8, rope_base=77.0

@@ -19,6 +19,7 @@ from scale.data.rows import read
 from scale.errors import InputError
 from scale.files import read_json
 from scale.io import model_folder
+from scale.model.adapters import AdapterConfig, adapter_config, merged
 from scale.model.config import ModelConfig
 from scale.parallel.mesh import RuntimeConfig
 from scale.run import parse
@@ -39,6 +40,7 @@ from scale.tune.pipeline import Pipeline, parts_of, shares_of
 from scale.tune.plan import COSTS, Work, duration, print_plan, rows_text
 from scale.tune.survey import survey, usable
 
+NO_ADAPTERS = AdapterConfig()
 LLAMA = ModelConfig(
     vocab_size=300, num_layers=1, d_model=16, num_heads=2, head_dim=8, d_ff=16,
     block="sequential", norm="rms", scaled_logits=False,
@@ -87,8 +89,11 @@ def tuned(made, name, method="dpo", **options) -> Tune:
 
 @pytest.fixture(scope="module")
 def done(made):
-    """A complete run of dpo and one of e-dpo."""
-    commands = {method: tuned(made, method, method) for method in ("dpo", "e-dpo")}
+    """A complete run of dpo, and one of e-dpo with adapters."""
+    commands = {
+        "dpo": tuned(made, "dpo"),
+        "e-dpo": tuned(made, "e-dpo", "e-dpo", adapter=AdapterConfig(4)),
+    }
     return {method: (command, execute(command)) for method, command in commands.items()}
 
 
@@ -101,6 +106,10 @@ def planned(command):
     return found, Pipeline(command, shares, found.limits, command.rates(found), pairs).stages
 
 
+def work_of(found, reward_models, adapter=NO_ADAPTERS, dtype="float32"):
+    return Work(found, reward_models, adapter, dtype)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_plan_is_commands_that_parse_to_its_stages(made, method, quick):
@@ -110,7 +119,7 @@ def test_the_plan_is_commands_that_parse_to_its_stages(made, method, quick):
         words = shlex.split(command_line(stage))
         assert words[:3] == ["python", "-m", "scale.run"]
         assert parse(words[3:]) == stage
-        cost = COSTS[type(stage)](stage, Work(found, command.num_reward_models))
+        cost = COSTS[type(stage)](stage, work_of(found, command.num_reward_models))
         assert cost.seconds("float32") >= 0
 
 
@@ -163,7 +172,10 @@ def test_the_exported_folder_holds_the_policy(done, method):
     command, _ = done[method]
     exported = model_folder.load_policy(command.out / "hf")
     policy = model_folder.load_policy(command.out / "policy")
-    np.testing.assert_array_equal(exported.model.embedding, policy.model.embedding)
+    both = jax.tree.leaves(exported.model), jax.tree.leaves(merged(policy.model))
+    for theirs, ours in zip(*both, strict=True):
+        np.testing.assert_array_equal(theirs, ours)
+    assert (adapter_config(policy.model) is None) == (command.adapter.rank == 0)
     assert "Verdict on held-out prompts" in (command.out / "hf/README.md").read_text()
 
 
@@ -301,7 +313,9 @@ def test_shares_by_hand():
     ],
 )
 def test_learning_rates_follow_from_the_size(parameters, rates):
-    assert rates_for(int(parameters)) == rates
+    assert rates_for(int(parameters), adapters=False) == rates
+    tenfold = rates_for(int(parameters), adapters=True)
+    assert tenfold == pytest.approx([10 * rate for rate in rates])
 
 
 def test_a_learning_rate_scales_that_of_the_reward_models(made):
@@ -459,12 +473,29 @@ def test_a_batch_is_cut_into_few_equal_parts_of_at_most_so_many_rows(size, most,
 def test_parts_of_a_batch_and_less_precision_need_less_memory(made):
     """Half of the bytes of activations in bfloat16; a quarter in four parts."""
     found, stages = planned(tuned(made, "memory"))
-    work, lengths, align = Work(found, 0), found.kept["train"], stages["policy"]
+    work, lengths, align = work_of(found, 0), found.kept["train"], stages["policy"]
     whole = work.activations(lengths, align.training, align.runtime)
     half = work.activations(lengths, align.training, RuntimeConfig(dtype="bfloat16"))
     quarter = work.activations(lengths, replace(align.training, accumulation=4), align.runtime)
     full = work.activations(lengths, align.training, RuntimeConfig(remat="full"))
     assert whole == 2 * half == 4 * quarter > full > 0
+
+
+def test_adapters_need_no_gradient_of_what_they_lie_over(made):
+    """16 bytes for each of their own parameters; the rest of the model as it is read, in bfloat16;
+    of the three products of a step with the same weights two."""
+    found, _ = planned(tuned(made, "memory"))
+    full, low = work_of(found, 0), work_of(found, 0, AdapterConfig(2), "bfloat16")
+    blocks = LLAMA.num_layers * (
+        2 * (LLAMA.d_model + LLAMA.num_heads * LLAMA.head_dim) * 2
+        + 2 * (LLAMA.d_model + 2 * LLAMA.num_kv_heads * LLAMA.head_dim)
+        + 2 * (LLAMA.d_model + 2 * LLAMA.d_ff)
+        + 2 * (LLAMA.d_ff + LLAMA.d_model)
+    )
+    assert low.state == 16 * blocks and full.state == 16 * found.parameters
+    assert (full.trunk, low.trunk) == (4 * found.parameters, 2 * found.parameters)
+    lengths = found.kept["train"]
+    assert low.training(lengths) == pytest.approx(2 / 3 * full.training(lengths))
 
 
 def test_a_plan_that_needs_more_memory_than_there_is_says_what_helps(made, monkeypatch):
@@ -474,7 +505,7 @@ def test_a_plan_that_needs_more_memory_than_there_is_says_what_helps(made, monke
         monkeypatch.setattr(plan, "device_memory", lambda memory=memory: memory)
         console.quiet = False
         with console.capture() as captured:
-            print_plan(stages, Work(found, 0), [])
+            print_plan(stages, work_of(found, 0), [])
         console.quiet = True
         printed.append(captured.get())
     assert "may be more than there is" not in printed[0]
@@ -491,6 +522,6 @@ def test_an_ensemble_costs_as_many_times_one_reward_model(made):
     found, stages = planned(tuned(made, "cost", "e-dpo"))
     one = replace(stages["rewards"], num_reward_models=1)
     cost = COSTS[Reward]
-    work = Work(found, 3)
+    work = work_of(found, 3)
     assert cost(stages["rewards"], work).trained == pytest.approx(3 * cost(one, work).trained)
     print_plan(stages, work, [])
