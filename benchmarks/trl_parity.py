@@ -30,12 +30,12 @@ from scale.files import write_json, write_text
 from scale.io import model_folder
 from scale.model.inference import sequence_logps
 from scale.stages.align import Align
+from scale.stages.command_line import command_line
 from scale.stages.export import Export
 from scale.stages.score import Score
 from scale.train.batches import row_order
 from scale.train.loop import TrainingConfig
 from scale.train.metrics import logged
-from scale.tune.command_line import command_line
 
 RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-3

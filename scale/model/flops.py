@@ -11,19 +11,24 @@ def model_flops(
     params: int,
     row_length: int | float,
     labels: int | float | None = None,
+    adapters: int | None = None,
 ) -> float:
     """The FLOPs that training needs for one token, without recomputation.
 
-    6 N + 12 L H Q T
+    6 N + 12 L H Q T, where N counts the parameters that a token is multiplied by
 
-    Attention counts in full, as in the source, although a causal model needs half of it.
+    Attention counts in full, as in the source, although a causal model needs half of it. An untied
+    embedding is looked up, not multiplied, and does not count. Weights below adapters need no
+    gradient: 4 FLOPs instead of 6.
 
     Args:
         config: Gives L layers, H heads and Q, the head dimension.
-        params: N, all parameters, embedding included.
+        params: All parameters, embeddings included, adapters not.
         row_length: T, the tokens of a row.
-        labels: How many positions of a row have logits (default: all); the 6 V D of the unembedding
+        labels: How many positions of a row have logits (default: all); the V D of the unembedding
             count for these alone.
+        adapters: The parameters of adapters over a frozen model; None where all weights are
+            trained.
 
     Returns:
         FLOPs a token, forward and backward.
@@ -31,8 +36,16 @@ def model_flops(
     Source: PaLM, arXiv 2204.02311, appendix B.
     """
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_length
-    skipped = 0.0 if labels is None else 1 - labels / row_length
-    return 6 * params + attention - 6 * config.vocab_size * config.d_model * skipped
+    unembedding = config.vocab_size * config.d_model
+    share = 1.0 if labels is None else labels / row_length
+    multiplied = blocks_parameters(config, params) + share * unembedding
+    return (6 if adapters is None else 4) * multiplied + 6 * (adapters or 0) + attention
+
+
+def blocks_parameters(config: ModelConfig, params: int) -> int:
+    """All parameters but those of the embedding and of an output layer that it is not tied to."""
+    tables = 1 if config.tie_embeddings else 2
+    return params - tables * config.vocab_size * config.d_model
 
 
 def batch_flops(
@@ -53,7 +66,8 @@ def batch_flops(
     """
     config, head = model.config, model.config.vocab_size * model.config.d_model
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * row_length
-    per_sequence = (parameter_count(model) - head) * length + head * labels
+    blocks = blocks_parameters(config, parameter_count(model))
+    per_sequence = blocks * length + head * labels
     return 6 * num_sequences * per_sequence + attention * rows * row_length
 
 

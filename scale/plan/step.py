@@ -1,154 +1,216 @@
-"""The training step of `align`, compiled for TPUs that are not there."""
+"""The step of a stage, compiled for TPUs that are not there."""
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from minipref.batch import Batch, Inputs, Targets
-from minipref.methods import METHODS
-from minipref.training import Hyperparameters, TrainState
-from scale.data.layout import LANES, Layout
+from minipref.reward_models import RewardModel, stack
+from minipref.training import Hyperparameters, init_state
 from scale.errors import InputError
-from scale.model.config import ModelConfig
-from scale.model.transformer import Transformer
-from scale.parallel.mesh import BATCH, Remat, Runtime, RuntimeConfig, make_runtime
+from scale.model.adapters import adapted, matrices, partition, stored
+from scale.model.inference import ROWS, jitted_logps
+from scale.model.sampling import sample
+from scale.model.transformer import Transformer, parameter_count
+from scale.parallel.mesh import BATCH, Runtime, make_runtime
 from scale.parallel.sharding import abstract_sharded
+from scale.plan.options import TRAINED, PlanOptions
 from scale.plan.topology import meshes, topology_devices
-from scale.stages.align import MethodName
+from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES
+from scale.stages.sample import Sample
 from scale.train.loop import TrainingConfig
-from scale.train.optimizer import OptimizerConfig
-from scale.train.steps import policy_step, start_state
+from scale.train.optimizer import make_optimizer
+from scale.train.steps import policy_step, reward_step, sft_step, start_state
 
 SCHEDULE = TrainingConfig().schedule
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepConfig:
-    """A step, and the pod that it is compiled for."""
+class Placed(NamedTuple):
+    """A model on a mesh: shapes and shardings, no arrays.
 
-    model: str = "palm-540b"
-    """Shape: palm-8b, palm-62b, palm-540b, llama-3-8b, llama-3-70b or smollm2-135m."""
-    method: MethodName = "e-dpo"
-    """Which row of the table of methods."""
-    topology: str = "v4:12x16x16"
-    """TPU generation and chips along each dimension of a slice."""
-    slices: int = 1
-    """Slices, joined by the data-center network; they lie along the mesh axis `data`."""
-    batch: int = 1024
-    """Pairs of a step, over all devices."""
-    tokens: int = 2048
-    """Positions of a row."""
-    num_reward_models: int = 5
-    """Reward models of an ensemble method."""
-    mesh: tuple[int, int, int] | None = None
-    """Devices along data, fsdp and tensor. Default: one copy of the model in each slice, and the
-    smallest tensor that divides the work."""
-    remat: Remat = "full"
-    """What the backward pass computes again: nothing, all but matrix products, or each layer from
-    its input."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig("adafactor", 1e-4))
-    """Optimizer and z-loss."""
+    Attributes:
+        runtime: The mesh.
+        state: The state of step 0; of a stage that trains nothing, None.
+        frozen: What is not trained of the model, if there is something.
+        parameters: The number of parameters of one model, adapters left out.
+        multiplied: Those of its matrices: norms and biases multiply no matrix.
+        adapters: Those of its adapters; None without.
+        members: Reward models that are trained side by side; 1 of other stages.
+    """
+
+    runtime: Runtime
+    state: Any
+    frozen: Any
+    parameters: int
+    multiplied: int
+    adapters: int | None
+    members: int
+
+    @property
+    def shards(self) -> int:
+        """Among how many devices the rows of a step are split."""
+        return self.runtime.batch_shards
 
 
-def row_layout(config: StepConfig) -> Layout:
-    """How a row is divided: half for the prompt, half for the responses.
-
-    Args:
-        config: The step. A method with a KL term has three responses, the others two.
-
-    Returns:
-        The layout; responses have a multiple of 8 positions.
+def place(options: PlanOptions) -> Placed:
+    """The model on the given mesh, or on the first one that divides it.
 
     Raises:
-        InputError: The positions do not fill the lanes, so that the step has more than --tokens.
+        InputError: No mesh divides the model.
     """
-    if config.tokens % LANES:
-        raise InputError(f"--tokens {config.tokens}: must be a multiple of {LANES}")
-    n = 2 if METHODS[config.method].gamma is None else 3
-    response = config.tokens // 2 // n // 8 * 8
-    return Layout(config.tokens - n * response, response, n)
-
-
-def place(config: StepConfig, model: ModelConfig) -> tuple[Runtime, TrainState]:
-    """Places step 0 on the given mesh, or on the first mesh that divides the model and the batch.
-
-    Args:
-        config: The step.
-        model: The shape of the model.
-
-    Returns:
-        The mesh, and the state as shapes and shardings.
-
-    Raises:
-        InputError: No mesh divides the model and the batch.
-    """
-    devices = topology_devices(config.topology, config.slices)
-    shapes = [config.mesh] if config.mesh else None
-    faults = [f"--batch {config.batch}: no mesh of {len(devices)} devices divides it"]
-    for mesh in shapes or meshes(config.topology, config.slices, config.batch):
-        options = RuntimeConfig(*mesh, remat=config.remat, dtype="bfloat16")
-        runtime = make_runtime(options, devices)
+    faults = []
+    for runtime in runtimes(options):
         try:
-            return runtime, start(model, config.optimizer, runtime)
+            return on_mesh(options, runtime)
         except InputError as error:
             faults.append(str(error))
     raise InputError(faults[-1])
 
 
-def start(config: ModelConfig, optimizer: OptimizerConfig, runtime: Runtime) -> TrainState:
-    """Shapes and shardings of the state of step 0.
+def runtimes(options: PlanOptions) -> Iterator[Runtime]:
+    """The mesh that is asked for, or those that are worth a trial."""
+    devices, given = topology_devices(options.topology, options.slices), options.runtime
+    if (given.data, given.fsdp, given.tensor) != (1, 0, 1):
+        yield make_runtime(given, devices)
+        return
+    for data, fsdp, tensor in meshes(options.topology, options.slices):
+        mesh = replace(given, data=data, fsdp=fsdp, tensor=tensor)
+        yield make_runtime(mesh, devices)
 
-    Args:
-        config: The shape of the model.
-        optimizer: Which optimizer holds a state.
-        runtime: The mesh.
 
-    Returns:
-        A state of `jax.ShapeDtypeStruct`.
+def on_mesh(options: PlanOptions, runtime: Runtime) -> Placed:
+    """The model on one mesh.
+
+    Raises:
+        InputError: The mesh does not divide it.
     """
+    model, reads = options.config, options.stage not in TRAINED
 
-    def make() -> TrainState:
+    def policy() -> Transformer:
+        whole = Transformer(model, jax.random.key(0), runtime)
+        return stored(whole, runtime.dtype) if reads or options.adapter.rank else whole
+
+    def parts() -> tuple[Any, Any]:
+        return partition(adapted(policy(), options.adapter, jax.random.key(0)))
+
+    like = eqx.filter_eval_shape(policy)
+    parameters, multiplied = parameter_count(like), sum(m.size for m in matrices(like))
+    trained, frozen = eqx.filter_eval_shape(parts)
+    if reads:
+        whole = abstract_sharded(like, runtime)
+        return Placed(runtime, None, whole, parameters, multiplied, None, 1)
+    adapters = parameter_count(trained) if options.adapter.rank else None
+    members = side_by_side(options, parameters, runtime) if options.stage == "reward" else 1
+    start = partial(start_of_stage, options, members)
+    state = abstract_sharded(eqx.filter_eval_shape(lambda: start(parts()[0])), runtime)
+    if options.stage == "reward":
+        frozen = frozen and eqx.filter_eval_shape(lambda: as_reward(parts()[1], model.d_model))
+    frozen = None if frozen is None else abstract_sharded(frozen, runtime)
+    return Placed(runtime, state, frozen, parameters, multiplied, adapters, members)
+
+
+def start_of_stage(options: PlanOptions, members: int, trained: Any) -> Any:
+    """The state of step 0 of a stage that trains `trained`."""
+    if options.stage != "reward":
         zero = Hyperparameters(jnp.zeros(()), jnp.zeros(2))
-        model = Transformer(config, jax.random.key(0), runtime)
-        return start_state(model, optimizer, SCHEDULE, 0.0, zero)
-
-    return abstract_sharded(jax.eval_shape(make), runtime)
-
-
-def batch_of(config: StepConfig, layout: Layout, runtime: Runtime) -> Batch:
-    """Shapes and shardings of a batch.
-
-    Args:
-        config: The step.
-        layout: That of its rows.
-        runtime: The mesh.
-
-    Returns:
-        A batch of `jax.ShapeDtypeStruct`, rows split over data and fsdp.
-    """
-    num_rewards = {"none": 0, "single": 1, "ensemble": config.num_reward_models}
-    length, n, labels = layout.length, layout.num_responses, layout.num_labels
-
-    def array(dtype: Any, *shape: int) -> Any:
-        sharding = runtime.sharding(BATCH)
-        return jax.ShapeDtypeStruct((config.batch, *shape), dtype, sharding=sharding)
-
-    sizes = [length] * 3 + [labels] * 3 + [n]
-    inputs = Inputs._make(array(jnp.int32, size) for size in sizes)
-    rewards = array(jnp.float32, 2, num_rewards[METHODS[config.method].rewards])
-    return Batch(inputs, Targets(array(jnp.float32, n), rewards))
+        given = zero if options.stage == "align" else None
+        return start_state(trained, options.optimizer, SCHEDULE, 0.0, given)
+    models = stack([as_reward(trained, options.config.d_model, head=True)] * members)
+    optimizer = make_optimizer("adam", SCHEDULE, 0.0)
+    return eqx.filter_vmap(lambda model: init_state(model, optimizer, SCHEDULE.num_steps))(models)
 
 
-def compile_step(config: StepConfig, state: TrainState, batch: Batch) -> Any:
-    """Compiles the very function that `align` runs.
+def as_reward(trunk: Any, width: int, head: bool = False) -> RewardModel:
+    """A part of a reward model: its trunk, with a head or without."""
+    model = RewardModel(trunk, width, jax.random.key(0))
+    return model if head else eqx.tree_at(lambda m: m.head, model, None)
 
-    Args:
-        config: The step.
-        state: Shapes and shardings of the state.
-        batch: Shapes and shardings of the batch.
+
+def side_by_side(options: PlanOptions, parameters: int, runtime: Runtime) -> int:
+    """How many reward models `reward` trains at once."""
+    bytes_of_one = STATE_BYTES * parameters / runtime.devices
+    several = options.num_reward_models
+    return several if options.adapter.rank or several * bytes_of_one <= SIDE_BY_SIDE else 1
+
+
+def smallest_batch(options: PlanOptions, placed: Placed) -> int:
+    """The fewest rows of a step; of stages that train nothing, those that they read at a time."""
+    rows = {"score": ROWS, "sample": ROWS * 4 // Sample.n}.get(options.stage, 1)
+    shards = placed.shards * options.accumulation
+    return -(-rows // shards) * shards
+
+
+def inputs_of(options: PlanOptions, runtime: Runtime, *rows: int) -> Inputs:
+    """Shapes and shardings of packed rows [*rows, length]; the last axis of `rows` is split."""
+    layout = options.layout
+    sizes = [layout.length] * 3 + [layout.num_labels] * 3 + [layout.num_responses]
+    axes = [None] * (len(rows) - 1) + [BATCH]
+    sharding = runtime.sharding(*axes)  # type: ignore[arg-type]
+    arrays = (jax.ShapeDtypeStruct((*rows, n), jnp.int32, sharding=sharding) for n in sizes)
+    return Inputs(*arrays)  # type: ignore[arg-type]
+
+
+def batch_of(options: PlanOptions, placed: Placed, rows: int) -> Batch:
+    """Shapes and shardings of the batch of a step, in parts where it is accumulated."""
+    runtime, parts = placed.runtime, options.accumulation
+    several = (placed.members,) if options.stage == "reward" else ()
+    lead = (*several, parts) if parts > 1 else several
+    inputs = inputs_of(options, runtime, *lead, rows // parts)
+
+    def target(*shape: int) -> Any:
+        sharding = runtime.sharding(*[None] * len(several), BATCH)
+        return jax.ShapeDtypeStruct((*several, rows, *shape), jnp.float32, sharding=sharding)
+
+    rewards = options.distilled if options.stage == "align" else 0
+    columns = options.layout.num_responses if options.stage == "align" else 0
+    return Batch(inputs, Targets(target(columns), target(2, rewards)))
+
+
+def lowered(options: PlanOptions, placed: Placed, rows: int) -> Any:
+    """The step of a stage, not yet compiled."""
+    runtime, state, frozen = placed.runtime, placed.state, placed.frozen
+    match options.stage:
+        case "align":
+            batch = batch_of(options, placed, rows)
+            step = (options.method, options.optimizer, SCHEDULE)
+            return policy_step.lower(*step, state, batch, frozen=frozen)
+        case "sft":
+            batch = batch_of(options, placed, rows)
+            return sft_step.lower(options.optimizer, SCHEDULE, state, batch, frozen=frozen)
+        case "reward":
+            batch = batch_of(options, placed, rows)
+            return reward_step.lower(SCHEDULE, state, batch, frozen=frozen)
+        case "score":
+            reads = jax.jit(lambda model, inputs: jitted_logps(model, inputs))
+            return reads.lower(frozen, inputs_of(options, runtime, rows))
+        case "sample":
+            return lowered_sampling(options, placed, rows)
+
+
+def lowered_sampling(options: PlanOptions, placed: Placed, rows: int) -> Any:
+    """Sampling at so many prompts."""
+    limits, sharding = options.limits, placed.runtime.sharding(BATCH)
+
+    @jax.jit
+    def draw(model: Transformer, prompts: Any, lengths: Any) -> Any:
+        return sample(
+            model, prompts, lengths, jax.random.key(0),
+            n=Sample.n, max_new=limits.response, stops=(1,), pad=0,
+        )  # fmt: skip
+
+    prompts = jax.ShapeDtypeStruct((rows, limits.prompt), jnp.int32, sharding=sharding)
+    lengths = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding)
+    return draw.lower(placed.frozen, prompts, lengths)
+
+
+def compile_step(options: PlanOptions, placed: Placed, rows: int) -> Any:
+    """Compile the very function that the stage runs.
 
     Returns:
         A `jax.stages.Compiled`.
@@ -157,30 +219,35 @@ def compile_step(config: StepConfig, state: TrainState, batch: Batch) -> Any:
         InputError: It does not compile for the topology, such as for want of memory.
     """
     try:
-        lowered = policy_step.lower(config.method, config.optimizer, SCHEDULE, state, batch)
-        return lowered.compile()
+        return lowered(options, placed, rows).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(compiler_message(config, str(error))) from error
+        raise InputError(compiler_message(options, str(error))) from error
 
 
 _SIZES = r"Used (\S+) of (\S+) hbm|temporaries \((\S+)\) exceeds available HBM \((\S+)\)"
 
 
-def compiler_message(config: StepConfig, text: str) -> str:
-    """A sentence about an error of the TPU compiler.
-
-    Args:
-        config: The step.
-        text: What the compiler says.
-
-    Returns:
-        The memory that is needed and there, with advice, or the first line of `text`.
-    """
+def compiler_message(options: PlanOptions, text: str) -> str:
+    """A sentence about an error of the TPU compiler: the memory that is needed and there, with
+    advice, or the first line of `text`."""
     sizes = re.search(_SIZES, text)
+    place = f"{options.model} on {options.topology}"
     if "RESOURCE_EXHAUSTED" not in text or not sizes:
-        first = text.splitlines()[0]
-        return f"{config.model} on {config.topology}: the TPU compiler says: {first}"
-    advice = "a smaller --batch, a --mesh with more fsdp or tensor, more chips"
-    remat = "" if config.remat == "full" else "--remat full, "
-    need = "a device needs {} of {} HBM".format(*filter(None, sizes.groups()))
-    return f"{config.model} on {config.topology}: does not fit: {need}; try {remat}{advice}"
+        return f"{place}: the TPU compiler says: {text.splitlines()[0]}"
+    needed, there = filter(None, sizes.groups())
+    return f"{place}: does not fit: a device needs {needed} of {there} HBM; {advice(options)}"
+
+
+def advice(options: PlanOptions) -> str:
+    """What needs less memory."""
+    trained = options.stage in TRAINED
+    remedies = {
+        "--runtime.remat full": trained and options.runtime.remat != "full",
+        "--runtime.dtype bfloat16": options.runtime.dtype != "bfloat16",
+        "--accumulation": trained,
+        "--adapter.rank": trained and not options.adapter.rank,
+        "a smaller --batch": True,
+        "more --runtime.fsdp or --runtime.tensor": True,
+        "more chips": True,
+    }
+    return "try " + ", ".join(name for name, helps in remedies.items() if helps)

@@ -87,20 +87,18 @@ def spanned(size: int, dimensions: Sequence[int]) -> int:
     return 1
 
 
-def meshes(topology: str, slices: int, batch: int) -> list[tuple[int, int, int]]:
+def meshes(topology: str, slices: int) -> list[tuple[int, int, int]]:
     """The meshes that are worth a trial.
 
     Args:
         topology: That of a slice.
         slices: How many; each has one copy of the model.
-        batch: Rows of a step.
 
     Returns:
-        Devices along data, fsdp and tensor of the meshes that divide the batch. `tensor` is 1, or
-        lies along one dimension of the torus or two.
+        Devices along data, fsdp and tensor. `tensor` is 1, or lies along one dimension of the torus
+        or two.
     """
     devices, sizes = len(topology_devices(topology, slices)) // slices, torus(topology)
     neighbors = (prod(sizes[i : i + 2]) for i in range(len(sizes) - 1))
     tensors = [t for t in sorted({1, *sizes, *neighbors}) if devices % t == 0]
-    shapes = [(slices, devices // tensor, tensor) for tensor in tensors]
-    return [(d, f, t) for d, f, t in shapes if batch and batch % (d * f) == 0]
+    return [(slices, devices // tensor, tensor) for tensor in tensors]

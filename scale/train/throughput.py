@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from scale.model.adapters import partition
 from scale.model.flops import model_copies, model_flops
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.chips import peak_flops
@@ -50,7 +51,9 @@ def throughput_of(model: Transformer, row_length: float, labels: float) -> Throu
     MFU counts the model's own FLOPs. PaLM's hardware utilisation (57.8% against 46.2%) also counts
     recomputation: 7.5 N + 16 L H Q T a token there.
     """
-    params = parameter_count(model) // model_copies(model)
-    flops = model_flops(model.config, params, row_length, labels)
+    trained, frozen = partition(model)
+    adapters = None if frozen is None else parameter_count(trained)
+    params = parameter_count(model if frozen is None else frozen) // model_copies(model)
+    flops = model_flops(model.config, params, row_length, labels, adapters)
     peak = peak_flops(jax.devices()[0].device_kind)
     return Throughput(flops, peak and peak * model.runtime.devices)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scale.console import console
+from scale.stages.rates import Rates, rates_for
 from scale.stages.stage import Stage, execute
-from scale.tune.defaults import Rates, rates_for
 from scale.tune.options import Options
 from scale.tune.pipeline import Pipeline, shares_of
 from scale.tune.plan import Work, print_plan

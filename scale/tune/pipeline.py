@@ -11,10 +11,10 @@ from scale.stages.align import Align
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
 from scale.stages.export import Export
+from scale.stages.rates import Rates
 from scale.stages.reward import Reward
 from scale.stages.score import Score
 from scale.train.loop import TrainingConfig
-from scale.tune.defaults import Rates
 from scale.tune.options import Options
 from scale.tune.survey import HELD_OUT_ROWS
 

@@ -25,13 +25,13 @@ from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.chips import peak_flops
 from scale.parallel.mesh import RuntimeConfig
 from scale.stages.align import Align
+from scale.stages.command_line import command_line
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
 from scale.stages.export import Export
 from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES, Reward
 from scale.stages.score import Score
 from scale.train.loop import TrainingConfig
-from scale.tune.command_line import command_line
 from scale.tune.pipeline import PURPOSES
 from scale.tune.survey import HELD_OUT_ROWS, Survey
 
@@ -119,15 +119,20 @@ class Work:
         return BYTES[self.dtype] * float(self.survey.parameters)
 
     def training(self, lengths: np.ndarray) -> float:
-        """FLOPs of training on rows of these lengths: frozen weights need no gradient."""
-        return self.flops(lengths) * (1 - FORWARD if self.adapter.rank else 1)
+        """FLOPs of training on rows whose parts have these lengths [N, parts]."""
+        return self.flops(lengths, self.trained_parameters if self.adapter.rank else None)
 
-    def flops(self, lengths: np.ndarray) -> float:
-        """Of training on rows whose parts have these lengths [N, parts], without recomputation."""
+    def reading(self, lengths: np.ndarray) -> float:
+        """FLOPs of a forward pass over rows."""
+        return FORWARD * self.flops(lengths, None)
+
+    def flops(self, lengths: np.ndarray, adapters: int | None) -> float:
+        """Those of the model's own, without recomputation."""
         tokens = lengths.sum(1)
         labels = lengths[:, 1:].sum(1).mean()
         survey = self.survey
-        each = model_flops(survey.config, survey.parameters, tokens.mean(), max(labels, 1.0))
+        mean, own = tokens.mean(), survey.parameters
+        each = model_flops(survey.config, own, mean, max(labels, 1.0), adapters)
         return float(tokens.sum() * each)
 
     def drawn(self, prompts: int) -> float:
@@ -153,7 +158,7 @@ def reward_cost(stage: Reward, work: Work) -> Cost:
     at_once = several if work.adapter.rank or several * work.state <= SIDE_BY_SIDE else 1
     return Cost(
         trained=work.training(lengths) * pairs / len(lengths) * several,
-        read=FORWARD * work.flops(work.survey.kept[held_out]) * several,
+        read=work.reading(work.survey.kept[held_out]) * several,
         bytes=work.trunk + at_once * work.state
         + work.activations(lengths, stage.training, stage.runtime),
     )  # fmt: skip
@@ -163,7 +168,7 @@ def score_cost(stage: Score, work: Work) -> Cost:
     lengths = work.survey.kept[stage.data.stem][: stage.rows]
     models = 1 + (work.reward_models if stage.rewards else 0)
     return Cost(
-        read=FORWARD * work.flops(lengths) * models,
+        read=work.reading(lengths) * models,
         sampled=work.drawn(len(lengths)) if stage.reads_samples else 0.0,
         bytes=models * work.weights,
     )
@@ -176,7 +181,7 @@ def align_cost(stage: Align, work: Work) -> Cost:
         lengths = np.pad(lengths, ((0, 0), (0, 1)), constant_values=stage.limits.response)
     return Cost(
         trained=work.training(lengths) * training.steps * training.batch_size / len(lengths),
-        read=FORWARD * work.flops(held_out) * looks,
+        read=work.reading(held_out) * looks,
         bytes=work.trunk + work.state + work.activations(lengths, training, stage.runtime),
     )
 
@@ -184,7 +189,7 @@ def align_cost(stage: Align, work: Work) -> Cost:
 def evaluate_cost(stage: Evaluate, work: Work) -> Cost:
     lengths = work.survey.kept["test"]
     return Cost(
-        read=4 * FORWARD * work.flops(lengths[:, :2]),
+        read=4 * work.reading(lengths[:, :2]),
         sampled=2 * work.drawn(len(lengths)),
         bytes=3 * work.weights,
     )

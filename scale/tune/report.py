@@ -16,9 +16,9 @@ from scale.data.rows import read
 from scale.files import write_text
 from scale.health import WARNINGS, as_findings
 from scale.paper.figures import bare, save
+from scale.stages.command_line import command_line
 from scale.templates import cut, escape, load_template, write_rendered
 from scale.train.metrics import logged
-from scale.tune.command_line import command_line
 from scale.tune.options import Options
 from scale.tune.plan import rows_text
 from scale.tune.survey import Survey

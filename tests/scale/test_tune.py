@@ -24,7 +24,9 @@ from scale.model.config import ModelConfig
 from scale.parallel.mesh import RuntimeConfig
 from scale.run import parse
 from scale.stages.align import Align
+from scale.stages.command_line import command_line
 from scale.stages.export import Export
+from scale.stages.rates import Rates, rates_for
 from scale.stages.reward import Reward
 from scale.stages.score import Score
 from scale.stages.sft import Sft
@@ -33,8 +35,6 @@ from scale.train.loop import TrainingConfig
 from scale.train.metrics import WALL_CLOCK, logged
 from scale.tune import pipeline, plan, report
 from scale.tune.command import Tune
-from scale.tune.command_line import command_line
-from scale.tune.defaults import Rates, rates_for
 from scale.tune.options import TuneLimits
 from scale.tune.pipeline import Pipeline, parts_of, shares_of
 from scale.tune.plan import COSTS, Work, duration, print_plan, rows_text

@@ -22,7 +22,7 @@ class Counts:
         collective_bytes: Bytes sent, by the mesh axes over which a group extends, in the mesh's
             order: `fsdp`, `data+fsdp`.
         uncounted: Executions of what cannot be counted: `tpu_custom_call NAME`, whose FLOPs are
-            unknown, or `while NAME: unknown trip count`, whose body counts once.
+            unknown, or `while NAME: unknown trip count`, whose body counts as often as is assumed.
     """
 
     flops: float = 0.0
@@ -45,12 +45,13 @@ class Counts:
             self.uncounted[name] = self.uncounted.get(name, 0) + executions * times
 
 
-def count(text: str, mesh_shape: dict[str, int]) -> Counts:
+def count(text: str, mesh_shape: dict[str, int], loop_trips: int = 1) -> Counts:
     """Counts one execution of a compiled module on one device.
 
     Args:
         text: Its optimized HLO, `compiled.as_text()`.
         mesh_shape: The sizes of the mesh's axes, in the mesh's order.
+        loop_trips: How often a loop runs whose condition depends on data.
 
     Returns:
         The totals. A conditional counts by its largest branch.
@@ -58,13 +59,14 @@ def count(text: str, mesh_shape: dict[str, int]) -> Counts:
     Raises:
         InputError: The text is no HLO module, or the groups of a collective are not of this mesh.
     """
-    return _Counter(parse(text), tuple(mesh_shape.items())).total(ENTRY, {})
+    return _Counter(parse(text), tuple(mesh_shape.items()), loop_trips).total(ENTRY, {})
 
 
 class _Counter:
-    def __init__(self, computations: dict[str, Computation], axes: Axes):
+    def __init__(self, computations: dict[str, Computation], axes: Axes, loop_trips: int):
         self.computations = computations
         self.axes = axes
+        self.loop_trips = loop_trips
         self.loops = Loops(computations)
         self.totals: dict[tuple[str, frozenset[tuple[int, int]], bool], Counts] = {}
 
@@ -111,7 +113,7 @@ class _Counter:
                 if trips is not None:
                     return [(body, trips)]
                 unknown = Counts(uncounted={f"while {instruction.name}: unknown trip count": 1})
-                return [(body, 1), (unknown, 1)]
+                return [(body, self.loop_trips), (unknown, 1)]
         return []
 
 
