@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from minipref.reward_models import RewardModel, stack
 from scale.data import village
@@ -41,6 +43,8 @@ from scale.parallel.mesh import ONE_DEVICE, Dtype, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+IN_MEMORY: WeakValueDictionary[Any, "ModelFolder"] = WeakValueDictionary()
+"""The policies of `load_policy` that are in use, by file, time of change, and runtime."""
 VILLAGE = Path("village")  # the true reward of `scale.data.village`, where a judge is asked for
 
 
@@ -52,6 +56,8 @@ class ModelFolder:
     model: Any
     config: ModelConfig
     tokenizer: Tokenizer
+    trunk: "ModelFolder | None" = None
+    """The model below its adapters."""
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -111,12 +117,21 @@ def save(folder: ModelFolder, trunk: ModelFolder | None = None) -> None:
 def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     """A policy to sample from or to measure, of ours or another program's.
 
-    Its matrices have the dtype of activations. What it has of adapters stays beside them.
+    Its matrices have the dtype of activations. What it has of adapters stays beside them. A model
+    that is still in memory is not read again, so that several with adapters have the one below them
+    in common; therefore its arrays must not be donated.
 
     Raises:
         InputError: The path holds no policy, or one of its files cannot be read.
     """
-    return _policy(path, runtime, runtime.dtype)
+    file = _largest_file(path)
+    if not file.exists():
+        return _policy(path, runtime, runtime.dtype)
+    key = file.resolve(), file.stat().st_mtime_ns, runtime
+    folder = IN_MEMORY.get(key)
+    if folder is None:
+        folder = IN_MEMORY[key] = _policy(path, runtime, runtime.dtype)
+    return folder
 
 
 def load_trunk(
@@ -141,7 +156,9 @@ def load_trunk(
     dtype = runtime.dtype if adapter.rank else "float32"
     folder = _policy(path, runtime, dtype)
     trunk = stored(merged(folder.model), dtype)
-    return replace(folder, model=adapted(trunk, adapter, jax.random.key(seed)))
+    if folder.trunk and not adapter.rank:  # the training may take over its arrays
+        trunk = jax.tree.map(jnp.copy, trunk)
+    return replace(folder, model=adapted(trunk, adapter, jax.random.key(seed)), trunk=None)
 
 
 def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
@@ -232,8 +249,9 @@ def _read(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFold
         raise InputError(f"{path}: holds a {kinds[0]}, not a {kinds[1]}")
     config = _config(record["model"])
     adapter = _adapter(record)
-    if adapter.rank:
-        trunk = _trunk(path, runtime, dtype, record["trunk"]["model"])
+    below = _below(path, runtime, dtype, record["trunk"]["model"]) if adapter.rank else None
+    if below:
+        trunk = stored(merged(below.model), dtype)
     else:
         trunk = eqx.filter_eval_shape(Transformer, config, jax.random.key(0), runtime)
 
@@ -248,7 +266,7 @@ def _read(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFold
     if not all_finite(trained):
         raise InputError(f"{path / WEIGHTS}: a weight is not finite")
     model = combine(trained, parts(trunk)[1]) if adapter.rank else stored(trained, dtype)
-    return ModelFolder(path, model, config, load_tokenizer(path))
+    return ModelFolder(path, model, config, load_tokenizer(path), below)
 
 
 def trunk_path(path: Path) -> Path | None:
@@ -259,14 +277,23 @@ def trunk_path(path: Path) -> Path | None:
     return beside.resolve() if beside.exists() else Path(record["trunk"]["path"])
 
 
-def _trunk(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> Transformer:
+def _below(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> ModelFolder:
     """The frozen model below the adapters of a folder, whose hash is known."""
-    below = trunk_path(path)
-    assert below is not None
-    trunk = _policy(below, runtime, dtype)
+    place = trunk_path(path)
+    assert place is not None
+    is_shared = dtype == runtime.dtype
+    trunk = load_policy(place, runtime) if is_shared else _policy(place, runtime, dtype)
     if trunk.hashes["model"] != expected:
-        raise InputError(f"{below}: has changed since the adapters of {path} were trained on it")
-    return stored(merged(trunk.model), dtype)
+        raise InputError(f"{place}: has changed since the adapters of {path} were trained on it")
+    return trunk
+
+
+def _largest_file(path: Path) -> Path:
+    """The file whose change says that another model is there."""
+    path = located(path)
+    if path.is_file():
+        return path
+    return path / (WEIGHTS if is_ours(path) else CONFIG)
 
 
 def _adapter(record: dict[str, Any]) -> AdapterConfig:

@@ -330,6 +330,17 @@ def test_a_policy_with_adapters_is_a_start_and_a_trunk(chain, tmp_path):
     )
 
 
+def test_models_with_adapters_have_one_trunk_in_memory(chain):
+    """That of `score` and `evaluate`, which read pi_ref, reward models and policies together."""
+    reference, policy = load_policy(chain / "trunk"), load_policy(chain / "policy")
+    models = load_rewards(chain / "rewards")
+    for other in (policy.model, models.model.trunk):
+        assert other.embedding is reference.model.embedding
+        assert other.blocks.query.weights is reference.model.blocks.query
+    start = load_trunk(chain / "policy", HERE, AdapterConfig(), 0).model  # full training
+    assert start.embedding is not reference.model.embedding
+
+
 def test_a_trunk_that_has_changed_or_gone_is_refused_by_name(chain, tmp_path):
     for name in ("trunk", "policy"):
         (tmp_path / name).mkdir()

@@ -37,6 +37,7 @@ CONFIG = ModelConfig(
     block="sequential",
     norm="rms",
     tie_embeddings=False,
+    scaled_logits=False,
 )
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 
@@ -163,35 +164,51 @@ def test_a_worker_that_ends_with_an_error_stops_the_others(folder):
         assert worker.returncode != 0
 
 
-def execute(processes, *options):
-    """A stage of the command line, in processes with eight devices in all."""
-    limits = ["--limits.prompt", "8", "--limits.response", "6"]
-    command = [sys.executable, "-m", "scale.run", *options, *limits]
-    command += ["--runtime.coordinator", f"localhost:{free_port()}"]
-    command += ["--runtime.processes", processes, "--runtime.process"]
-    workers = [start([*command, i], processes) for i in range(processes)]
-    outputs = [worker.communicate(timeout=200)[0] for worker in workers]
+def run_stages(folder, out, processes):
+    """`sft`, `tune` of it, which has all other stages, and `sample`, in so many processes."""
+    rows, policy = folder / "plain.parquet", folder / "policy"
+    limits = "--limits.prompt 8 --limits.response 6"
+    adapter = "--adapter.rank 2 --adapter.products query mlp_out"
+    commands = [
+        f"sft --data {rows} --init {policy} --out {out}/sft {limits} {adapter} "
+        "--training.steps 3 --training.batch-size 8",
+        f"tune --data {rows} --model {out}/sft --out {out}/tune {limits} {adapter} "
+        "--batch-size 8 --reward-models 2 --learning-rate 1e-2",
+        f"sample --data {rows} --policy {out}/tune/policy --out {out}/samples {limits} --n 2",
+    ]
+    worker, port = Path(align_worker.__file__).with_name("stages_worker.py"), free_port()
+    workers = [
+        start([sys.executable, worker, processes, i, port, *commands], processes)
+        for i in range(processes)
+    ]
+    outputs = [worker.communicate(timeout=400)[0] for worker in workers]
     assert not any(worker.returncode for worker in workers), "\n".join(outputs)
 
 
-def test_reward_score_and_its_samples_in_two_processes(folder):
-    """The second `score` reads the first's reward models, so that what differs is its own."""
-    plain, policy = folder / "plain.parquet", folder / "policy"
-    fields = "prompt", "chosen", "rejected"
-    write(plain, [{k: row[k] for k in fields} for row in read(folder / "single.parquet")], {})
-    training = ["--training.steps", 3, "--training.batch-size", 8, "--num-reward-models", 2]
-    for n in (1, 2):
-        data = ["--data", plain, "--validation", plain, "--init", policy]
-        execute(n, "reward", *data, *training, "--out", folder / f"rewards-{n}")
-        data = ["--data", plain, "--rewards", folder / "rewards-1", "--reference", policy]
-        execute(n, "score", *data, "--out", folder / f"scored-{n}")
-    one, two = (load_file(folder / f"rewards-{n}/weights.safetensors") for n in (1, 2))
-    for name, array in one.items():  # Adam moved them by 1e-3
-        np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-6, err_msg=name)
-    columns = "score_chosen", "score_rejected"
-    columns += "ref_chosen_logps", "ref_rejected_logps", "ref_sample_logps"
-    scored = [read(folder / f"scored-{n}/rows.parquet") for n in (1, 2)]
-    for a, b in zip(*scored, strict=True):
-        assert a["ref_sample"] == b["ref_sample"]
-        for column in columns:
-            np.testing.assert_allclose(b[column], a[column], rtol=1e-5, atol=1e-5)
+def test_every_stage_in_two_processes(folder):
+    """Adapters of a policy and of reward models too. Adam moves them by up to 1e-2 a step."""
+    rng, fields = np.random.default_rng(0), ("prompt", "chosen", "rejected")
+    rows = [make_row(rng, i, 1) for i in range(64)]
+    write(folder / "plain.parquet", [{k: row[k] for k in fields} for row in rows], {})
+    outs = [folder / f"stages-{n}" for n in (1, 2)]
+    for n, out in enumerate(outs, 1):
+        run_stages(folder, out, n)
+    for stage in ("sft", "tune/rewards", "tune/policy", "tune/judge"):
+        one, two = (load_file(out / stage / "weights.safetensors") for out in outs)
+        assert one.keys() == two.keys() and len(one) >= 4
+        for name, array in one.items():
+            np.testing.assert_allclose(two[name], array, rtol=0, atol=2e-5, err_msg=name)
+    for name in ("tune/scored", "tune/held-out", "tune/evaluation", "samples"):
+        tables = [read(out / name / "rows.parquet", need=("prompt",)) for out in outs]
+        assert len(tables[0]) > 3
+        for a, b in zip(*tables, strict=True):
+            assert a.keys() == b.keys()
+            for column, value in a.items():
+                if isinstance(value, float):
+                    np.testing.assert_allclose(b[column], value, atol=1e-4, err_msg=column)
+                elif column not in ("score_chosen", "score_rejected"):
+                    assert b[column] == value, column
+                else:
+                    np.testing.assert_allclose(b[column], value, atol=1e-4, err_msg=column)
+    for out in outs:
+        assert "Verdict on held-out prompts" in (out / "tune/hf/README.md").read_text()
