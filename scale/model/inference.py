@@ -15,9 +15,10 @@ from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import Rate, track
 from scale.data.dataset import Dataset, cached, take
-from scale.data.layout import round_up
+from scale.data.layout import BatchShape, round_up
 from scale.data.tokenizer import Tokenizer
 from scale.model.adapters import partition
+from scale.model.batch_shapes import COMPILE_SECONDS, choose_shapes
 from scale.model.response_logps import response_logps
 from scale.model.sampling import sample
 from scale.model.transformer import Transformer
@@ -27,6 +28,8 @@ from scale.parallel.sharding import runtime_of
 ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at half the speed
 
 BLOCK = 64 * ROWS  # rows whose numbers are kept together
+
+TRAINING = 3  # times the FLOPs of a forward pass
 
 jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
 
@@ -107,55 +110,74 @@ def as_sampled(tokenizer: Tokenizer, ids: np.ndarray, complete: bool) -> Sampled
     return Sampled(tokenizer.decode(own[: length - complete]), complete, own)
 
 
-def sequence_logps(model: Transformer, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
+def sequence_logps(model: Transformer, dataset: Dataset, cache: Path | None = None) -> np.ndarray:
     """log pi(y | x) of the responses [N, n], nats."""
-    return over_batches(jitted_logps, model, inputs, "log-probabilities", cache)
+    return over_batches(jitted_logps, model, dataset, "log-probabilities", cache)
 
 
-def rewards(models: RewardModel, inputs: Inputs) -> np.ndarray:
+def rewards(models: RewardModel, dataset: Dataset) -> np.ndarray:
     """The rewards of the responses by K stacked reward models [N, n, K]."""
-    return over_batches(jitted_rewards, models, inputs, "rewards")
+    return over_batches(jitted_rewards, models, dataset, "rewards")
 
 
 def over_batches(
     function: Callable[[Any, Inputs], Any],
     model: Any,
-    inputs: Inputs,
+    dataset: Dataset,
     label: str = "",
     cache: Path | None = None,
 ) -> np.ndarray:
-    """`function` over all rows, in batches of one shape; the first rows fill up the last batch.
+    """`function` over all rows, in packed batches of rows of similar length.
 
     Args:
         function: The model and a batch -> an array with a row for each of the batch's.
-        model: Its first argument.
-        inputs: The rows.
+        model: Its first argument: a policy or stacked reward models.
+        dataset: The rows.
         label: The name of the results: of their files, and of the progress bar of many rows.
         cache: A folder that keeps the results, for a run that resumes this one.
 
     Returns:
-        The results of all rows.
+        The results of all rows, in their order.
     """
-    total, runtime = len(inputs.tokens), runtime_of(model)
-    size = round_up(min(ROWS, total), runtime.batch_shards)
-    block = round_up(BLOCK, size)
+    runtime, rate = runtime_of(model), Rate()
+    order = longest_first(dataset.tokens.lengths.sum(1))
+    batches = in_batches(order, round_up(min(ROWS, len(order)), runtime.batch_shards))
+    shapes = shapes_of(dataset, batches, model)
 
-    rate = Rate()
-
-    def results(starts: Iterable[int]) -> list[np.ndarray]:
+    def results(indices: Iterable[int]) -> list[np.ndarray]:
         outputs = []
-        for i in starts:
-            batch = shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)
-            outputs.append(to_host(function(model, batch)))
-            rate.rows += size
+        for i in indices:
+            inputs = dataset.batch(batches[i], shapes[i]).inputs
+            outputs.append(to_host(function(model, shard_batch(inputs, runtime))))
+            rate.rows += len(batches[i])
         return [np.concatenate(outputs)]
 
-    progress = track(range(0, total, size), label, status=rate)
+    progress = track(range(len(batches)), label, status=rate)
+    per_block = -(-BLOCK // batches.shape[1])
     blocks: list[np.ndarray] = []
-    for start in range(0, total, block):
-        folder = cache and cache / f"{label}-{start}-{block}"
-        batches = islice(progress, block // size)
-        blocks += cached(folder, ("values",), partial(results, batches))
-        deque(batches, maxlen=0)  # where the block was there, its batches are done
+    for start in range(0, len(batches), per_block):
+        folder = cache and cache / f"{label}-by-length-{start}-{per_block}"
+        block = islice(progress, per_block)
+        blocks += cached(folder, ("values",), partial(results, block))
+        deque(block, maxlen=0)  # where the block was there, its batches are done
     deque(progress, maxlen=0)
-    return np.concatenate(blocks)[:total]
+    return np.concatenate(blocks)[np.argsort(order)]
+
+
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Rows in the order of their lengths: the batch that needs most memory comes first."""
+    return np.argsort(-lengths, kind="stable")
+
+
+def in_batches(rows: np.ndarray, size: int) -> np.ndarray:
+    """Batches of `size` rows [batches, size]; copies of the last row fill up the last batch."""
+    return np.pad(rows, (0, -len(rows) % size), mode="edge").reshape(-1, size)
+
+
+def shapes_of(dataset: Dataset, batches: np.ndarray, model: Any) -> list[BatchShape]:
+    """The shape of each batch of rows [batches, size]."""
+    if dataset.layout:
+        return [dataset.layout.shape(batches.shape[1])] * len(batches)
+    trunk = model.trunk if isinstance(model, RewardModel) else model
+    seconds = TRAINING * COMPILE_SECONDS
+    return choose_shapes(dataset.tokens.lengths[batches], trunk, seconds)

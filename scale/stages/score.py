@@ -131,7 +131,7 @@ class Score(Stage):
         if self.reads_samples and "ref_sample" not in rows[0]:
             rows, source = with_samples(reference, rows, self.limits, self.seed, source, cache), ""
         dataset = reference.make_dataset(rows, fields, self.limits, source)
-        logps = sequence_logps(reference.model, dataset.all.inputs, cache).astype(float)
+        logps = sequence_logps(reference.model, dataset, cache).astype(float)
         names = [REF_LOGPS[field] for field in fields]
         return [
             row | dict(zip(names, values.tolist(), strict=True))
