@@ -16,6 +16,7 @@ from scale.parallel.mesh import Runtime
 
 SIZE_STEP = 16  # the sizes of a shape are multiples of it
 COMPILE_SECONDS = 5.0
+TRAINING = 3  # times the FLOPs of a forward pass
 CPU_FLOPS = 1e11  # FLOP/s of a model on a device whose peak is not known
 
 
@@ -43,6 +44,27 @@ def choose_shapes(
     sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
     sizes = coarsen_sizes(merge_sizes(sizes, flops, compile_flops), flops, compile_flops)
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
+
+
+def choose_widths(lengths: np.ndarray, model: Transformer, new_tokens: int) -> list[int]:
+    """The width to which the prompts of each batch are padded for sampling.
+
+    Args:
+        lengths: The tokens of each prompt [batches, B].
+        model: Gives the cost of a width.
+        new_tokens: All that are sampled for a prompt; attention to padding costs each of them.
+    """
+    rows, config = lengths.shape[1], model.config
+
+    def flops(sizes: np.ndarray) -> np.ndarray:
+        prompts = batch_flops(model, rows, rows, sizes[:, 0], 0, sizes[:, 0]) / TRAINING
+        attention = 4 * config.num_layers * config.num_heads * config.head_dim
+        return prompts + attention * rows * new_tokens * sizes[:, 0]
+
+    compile_flops = COMPILE_SECONDS * run_flops(model.runtime)
+    longest = -(-lengths.max(1, keepdims=True) // SIZE_STEP) * SIZE_STEP
+    sizes = coarsen_sizes(merge_sizes(longest, flops, compile_flops), flops, compile_flops)
+    return sizes[:, 0].tolist()
 
 
 def run_flops(runtime: Runtime) -> float:

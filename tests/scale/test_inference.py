@@ -1,16 +1,19 @@
-"""Scores of rows in packed batches against those of each row alone, in their order."""
+"""Scores and samples of rows in batches by length, against those of each row alone."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from minipref.batch import Targets
 from minipref.reward_models import RewardModel, ensemble_rewards, stack
 from scale.data.dataset import Dataset
 from scale.data.layout import Layout, smallest_shape
 from scale.data.packing import pack, tokenized_rows
-from scale.model import inference
+from scale.data.tokenizer import Tokenizer
+from scale.model import batch_shapes, inference
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 
@@ -139,3 +142,76 @@ def test_rows_in_regions_have_the_shape_of_their_layout(monkeypatch, model):
     assert seen == [(4, 128)] * 2
     expected = alone(lambda inputs: inference.jitted_logps(model, inputs), rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Numbers(Tokenizer):
+    """A token's text is its number; 1 ends a sample."""
+
+    stops = (1,)
+    pad = 0
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
+TOKENIZER = Numbers(tokenizers.Tokenizer(tokenizers.models.BPE()))
+
+
+def generated(model, rows, **options):
+    return inference.generate(
+        model, TOKENIZER, dataset_of([(prompt, []) for prompt, _ in rows]),
+        max_new_tokens=9, label="x", **{"n": 2, "seed": 0, "temperature": 1.0} | options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ending(model) -> Transformer:
+    """A model that often ends a sample: token 1 has a larger logit than others."""
+    return eqx.tree_at(lambda m: m.embedding, model, 0.3 * model.embedding)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_samples_come_in_the_order_of_the_prompts_with_their_log_probs(
+    monkeypatch, ending, seconds
+):
+    """11 prompts in batches of 4, in several widths where compiling costs nothing: the
+    log-probabilities are those of a forward pass over what is returned."""
+    monkeypatch.setattr(inference, "ROWS", 2)
+    monkeypatch.setattr(batch_shapes, "COMPILE_SECONDS", seconds)
+    rows = [([5] * n, []) for n in (3, 40, 17, 5, 33, 20, 2, 8, 38, 11, 7)]
+    samples = generated(ending, rows)
+    assert [len(own) for own in samples] == [2] * 11
+    complete = [s.complete for own in samples for s in own]
+    assert any(complete) and not all(complete)
+    for sample in (s for own in samples for s in own):
+        ended = sample.ids[-1] == 1
+        assert sample.complete == ended and 1 not in sample.ids[:-1] and len(sample.ids) <= 9
+        assert sample.text == " ".join(map(str, sample.ids[: len(sample.ids) - ended]))
+    scored = [(p, [s.ids for s in own]) for (p, _), own in zip(rows, samples, strict=True)]
+    expected = alone(lambda inputs: inference.jitted_logps(ending, inputs), scored)
+    found = [[s.logp for s in own] for own in samples]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_are_padded_to_the_width_of_their_batch(monkeypatch, model):
+    """Longest first, to multiples of 16; without rows over which to save, to one width."""
+    batches = np.array([[0, 1], [2, 3]])
+    prompts = dataset_of([([5] * n, []) for n in (33, 3, 16, 2)])
+    for seconds, widths in ((0.0, [48, 16]), (5.0, [48, 48])):
+        monkeypatch.setattr(batch_shapes, "COMPILE_SECONDS", seconds)
+        shapes = inference.prompt_shapes(prompts, batches, model, 9)
+        assert [tuple(shape) for shape in shapes] == [(2, w, 0, w) for w in widths]
+
+
+def test_a_seed_repeats_its_samples_and_another_does_not(ending):
+    rows = random_rows(6)
+    first = generated(ending, rows)
+    assert generated(ending, rows) == first != generated(ending, rows, seed=1)
+
+
+def test_greedy_samples_do_not_depend_on_the_batch(monkeypatch, model):
+    rows = random_rows(7)
+    together = generated(model, rows, temperature=0.0)
+    monkeypatch.setattr(inference, "ROWS", 1)
+    apart = generated(model, rows, temperature=0.0)
+    assert [[s.ids for s in own] for own in together] == [[s.ids for s in own] for own in apart]
