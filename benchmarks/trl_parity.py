@@ -188,7 +188,7 @@ def timed(command: str, kept: Path) -> Timed:
 def final_logps(folder: Path, rows: list[Row], limits: Limits) -> np.ndarray:
     """log pi of chosen and rejected [N, 2] under a Hugging Face folder, read by us."""
     policy = model_folder.load_policy(folder)
-    return sequence_logps(policy.model, policy.make_dataset(rows, SIDES, limits).all.inputs)
+    return sequence_logps(policy.model, policy.make_dataset(rows, SIDES, limits))
 
 
 def run(work: Parity, folder: Path) -> str:

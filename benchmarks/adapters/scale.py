@@ -30,7 +30,7 @@ from scale.data.packing import TokenizedRows, pack, tokenized_rows
 from scale.data.rows import read
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
-from scale.model.inference import sequence_logps
+from scale.model.inference import jitted_logps
 from scale.model.response_logps import response_logps
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.processes import shard_batch, to_host
@@ -225,6 +225,8 @@ def training_rows(runtime: Runtime, fields: tuple[str, ...], inputs: Values) -> 
     scores = [name for name in inputs if name.startswith("score")]
     columns = [{name: inputs[name][..., i] for name in scores} for i in range(len(prompts))]
     packed = pack_alone(tokenized_rows(rows))
-    logps = sequence_logps(table_model(inputs["ref_table"], runtime), packed)
+    model = table_model(inputs["ref_table"], runtime)
+    filled = np.arange(round_up(len(rows), runtime.batch_shards)) % len(rows)
+    logps = to_host(jitted_logps(model, shard_batch(take(packed, filled), runtime)))[: len(rows)]
     rewards = read_targets(columns, fields).rewards
     return Batch(packed, Targets(logps, rewards))  # type: ignore[arg-type]  # NumPy arrays

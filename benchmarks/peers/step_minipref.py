@@ -22,9 +22,10 @@ from minipref.training import Hyperparameters
 from scale.data.dataset import Dataset
 from scale.data.packing import TokenizedRows
 from scale.io.model_folder import load_policy
+from scale.model.batch_shapes import COMPILE_SECONDS, choose_shapes
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, make_runtime
-from scale.train.batches import COMPILE_SECONDS, BatchPlan, choose_shapes
+from scale.train.batches import BatchPlan
 from scale.train.loop import TrainingConfig
 from scale.train.optimizer import OptimizerConfig
 from scale.train.steps import policy_step, start_state

@@ -79,6 +79,12 @@ class Dataset:
         packed = jax.tree.map(lambda *arrays: np.stack(arrays), *inputs) if parts > 1 else inputs[0]
         return Batch(packed, take(self.targets, indices))
 
+    def head(self, n: int) -> "Dataset":
+        """The first n rows, or all where there are fewer."""
+        rows = np.arange(min(n, len(self)))
+        columns = self.tokens.take(rows), take(self.targets, rows), self.kept[rows]
+        return Dataset(*columns, self.layout, self.pad)
+
     def select(self, rows: Sequence[dict]) -> list[dict]:
         """The rows of the file that are in the dataset."""
         return [rows[i] for i in self.kept]

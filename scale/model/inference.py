@@ -1,7 +1,7 @@
 """Trained models over rows: samples, log-probabilities, rewards."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,13 @@ import numpy as np
 from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import Rate, track
-from scale.data.dataset import Dataset, cached, take
-from scale.data.layout import round_up
+from scale.data.dataset import Dataset, cached
+from scale.data.layout import BatchShape, round_up
 from scale.data.tokenizer import Tokenizer
 from scale.model.adapters import partition
+from scale.model.batch_shapes import COMPILE_SECONDS, TRAINING, choose_shapes, choose_widths
 from scale.model.response_logps import response_logps
-from scale.model.sampling import sample
+from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
 from scale.parallel.processes import shard_batch, to_host
 from scale.parallel.sharding import runtime_of
@@ -45,6 +46,8 @@ class Sampled(NamedTuple):
     """Whether it ended by itself."""
     ids: list[int]
     """Its tokens, with the one that ended it."""
+    logp: float
+    """The log-probability of `ids` under the policy, nats."""
 
 
 def generate(
@@ -59,7 +62,7 @@ def generate(
     label: str,
     cache: Path | None = None,
 ) -> list[list[Sampled]]:
-    """Sample responses.
+    """Sample responses, in batches of prompts of similar length.
 
     Args:
         model: The policy.
@@ -67,95 +70,137 @@ def generate(
         prompts: The prompts.
         n: Samples of each prompt.
         max_new_tokens: Tokens of a sample, at most.
-        seed: The same seed gives the same samples, whatever the number of devices.
+        seed: The same seed gives the same samples for the same prompts, whatever the number of
+            devices. A prompt's samples depend on its place in its batch, so on the other prompts.
         temperature: 1 samples from the policy itself, 0 is greedy.
         label: What the progress bar shows.
         cache: A folder that keeps what is sampled, for a run that resumes this one.
 
     Returns:
-        The n samples of each prompt.
+        The n samples of each prompt, in their order.
     """
-    inputs, runtime, key = prompts.all.inputs, model.runtime, jax.random.key(seed)
-    total = len(inputs.tokens)
-    size = min(max(1, ROWS * 4 // n), total)
-    padded = round_up(size, runtime.batch_shards)
+    runtime, key, lengths = model.runtime, jax.random.key(seed), prompts.tokens.lengths[:, 0]
+    order = longest_first(lengths)
+    batches = in_batches(order, min(max(1, ROWS * 4 // n), len(order)))
+    shapes = prompt_shapes(prompts, batches, model, max_new_tokens * n)
 
-    def sampled_at(i: int) -> tuple[np.ndarray, np.ndarray]:
-        part = shard_batch(take(inputs, np.arange(i, i + padded) % total), runtime)
-        lengths = (part.segment_ids == 0).sum(1)
-        samples = sample(
-            model, part.tokens, lengths, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
+    def sampled_at(i: int) -> Sequence[np.ndarray]:
+        rows = in_batches(batches[i], shapes[i].num_sequences)[0]
+        part = shard_batch(prompts.batch(rows, shapes[i]).inputs.tokens, runtime)
+        lengths_of_part = shard_batch(lengths[rows], runtime)
+        return to_host(sample(
+            model, part, lengths_of_part, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
             stops=tokenizer.stops, pad=tokenizer.pad, temperature=temperature,
-        )  # fmt: skip
-        return to_host((samples.tokens, samples.complete))
+        ))  # fmt: skip
 
     sampled: list[list[Sampled]] = []
-    for i in track(range(0, total, size), label):
-        folder = cache and cache / f"sampled-{i}"
-        tokens, complete = cached(folder, ("tokens", "complete"), partial(sampled_at, i))
-        sampled += [
-            [as_sampled(tokenizer, ids, bool(done)) for ids, done in zip(*row, strict=True)]
-            for row in zip(tokens[:size], complete[:size], strict=True)
-        ]
-    return sampled[:total]
+    for i in track(range(len(batches)), label):
+        folder = cache and cache / f"samples-{i}"
+        columns = cached(folder, Samples._fields, partial(sampled_at, i))
+        rows = islice(zip(*columns, strict=True), batches.shape[1])
+        sampled += [[as_sampled(tokenizer, *one) for one in zip(*row, strict=True)] for row in rows]
+    return [sampled[i] for i in np.argsort(order)]
 
 
-def as_sampled(tokenizer: Tokenizer, ids: np.ndarray, complete: bool) -> Sampled:
+def as_sampled(
+    tokenizer: Tokenizer, ids: np.ndarray, logp: np.floating, complete: np.bool_
+) -> Sampled:
     """A sample, whose tokens after the one that ended it are padding."""
     length = 1 + int(np.isin(ids, tokenizer.stops).argmax()) if complete else len(ids)
     own = ids[:length].tolist()
-    return Sampled(tokenizer.decode(own[: length - complete]), complete, own)
+    text = tokenizer.decode(own[: length - int(complete)])
+    return Sampled(text, bool(complete), own, float(logp))
 
 
-def sequence_logps(model: Transformer, inputs: Inputs, cache: Path | None = None) -> np.ndarray:
+def prompt_shapes(
+    prompts: Dataset, batches: np.ndarray, model: Transformer, new_tokens: int
+) -> list[BatchShape]:
+    """Prompts alone, one in each sequence: the shape of each batch of them [batches, size].
+
+    Args:
+        prompts: The prompts.
+        batches: The rows of each batch.
+        model: The policy.
+        new_tokens: All that are sampled for a prompt, at most; each attends to the prompt.
+
+    Returns:
+        The shapes, whose widths are as few as pay.
+    """
+    rows = round_up(batches.shape[1], model.runtime.batch_shards)
+    if prompts.layout:
+        return [prompts.layout.shape(rows)] * len(batches)
+    widths = choose_widths(prompts.tokens.lengths[batches, 0], model, new_tokens)
+    return [BatchShape(rows, width, 0, width) for width in widths]
+
+
+def sequence_logps(model: Transformer, dataset: Dataset, cache: Path | None = None) -> np.ndarray:
     """log pi(y | x) of the responses [N, n], nats."""
-    return over_batches(jitted_logps, model, inputs, "log-probabilities", cache)
+    return over_batches(jitted_logps, model, dataset, "log-probabilities", cache)
 
 
-def rewards(models: RewardModel, inputs: Inputs) -> np.ndarray:
+def rewards(models: RewardModel, dataset: Dataset) -> np.ndarray:
     """The rewards of the responses by K stacked reward models [N, n, K]."""
-    return over_batches(jitted_rewards, models, inputs, "rewards")
+    return over_batches(jitted_rewards, models, dataset, "rewards")
 
 
 def over_batches(
     function: Callable[[Any, Inputs], Any],
     model: Any,
-    inputs: Inputs,
+    dataset: Dataset,
     label: str = "",
     cache: Path | None = None,
 ) -> np.ndarray:
-    """`function` over all rows, in batches of one shape; the first rows fill up the last batch.
+    """`function` over all rows, in packed batches of rows of similar length.
 
     Args:
         function: The model and a batch -> an array with a row for each of the batch's.
-        model: Its first argument.
-        inputs: The rows.
+        model: Its first argument: a policy or stacked reward models.
+        dataset: The rows.
         label: The name of the results: of their files, and of the progress bar of many rows.
         cache: A folder that keeps the results, for a run that resumes this one.
 
     Returns:
-        The results of all rows.
+        The results of all rows, in their order.
     """
-    total, runtime = len(inputs.tokens), runtime_of(model)
-    size = round_up(min(ROWS, total), runtime.batch_shards)
-    block = round_up(BLOCK, size)
+    runtime, rate = runtime_of(model), Rate()
+    order = longest_first(dataset.tokens.lengths.sum(1))
+    batches = in_batches(order, round_up(min(ROWS, len(order)), runtime.batch_shards))
+    shapes = shapes_of(dataset, batches, model)
 
-    rate = Rate()
-
-    def results(starts: Iterable[int]) -> list[np.ndarray]:
+    def results(indices: Iterable[int]) -> list[np.ndarray]:
         outputs = []
-        for i in starts:
-            batch = shard_batch(take(inputs, np.arange(i, i + size) % total), runtime)
-            outputs.append(to_host(function(model, batch)))
-            rate.rows += size
+        for i in indices:
+            inputs = dataset.batch(batches[i], shapes[i]).inputs
+            outputs.append(to_host(function(model, shard_batch(inputs, runtime))))
+            rate.rows += len(batches[i])
         return [np.concatenate(outputs)]
 
-    progress = track(range(0, total, size), label, status=rate)
+    progress = track(range(len(batches)), label, status=rate)
+    per_block = -(-BLOCK // batches.shape[1])
     blocks: list[np.ndarray] = []
-    for start in range(0, total, block):
-        folder = cache and cache / f"{label}-{start}-{block}"
-        batches = islice(progress, block // size)
-        blocks += cached(folder, ("values",), partial(results, batches))
-        deque(batches, maxlen=0)  # where the block was there, its batches are done
+    for start in range(0, len(batches), per_block):
+        folder = cache and cache / f"{label}-by-length-{start}-{per_block}"
+        block = islice(progress, per_block)
+        blocks += cached(folder, ("values",), partial(results, block))
+        deque(block, maxlen=0)  # where the block was there, its batches are done
     deque(progress, maxlen=0)
-    return np.concatenate(blocks)[:total]
+    return np.concatenate(blocks)[np.argsort(order)]
+
+
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Rows in the order of their lengths: the batch that needs most memory comes first."""
+    return np.argsort(-lengths, kind="stable")
+
+
+def in_batches(rows: np.ndarray, size: int) -> np.ndarray:
+    """Batches of `size` rows [batches, size]; copies of the last row fill up the last batch."""
+    return np.pad(rows, (0, -len(rows) % size), mode="edge").reshape(-1, size)
+
+
+def shapes_of(dataset: Dataset, batches: np.ndarray, model: Any) -> list[BatchShape]:
+    """The shape of each batch of rows [batches, size]."""
+    if dataset.layout:
+        return [dataset.layout.shape(batches.shape[1])] * len(batches)
+    trunk: Any = model.trunk if isinstance(model, RewardModel) else model
+    seconds = TRAINING * COMPILE_SECONDS
+    return choose_shapes(dataset.tokens.lengths[batches], trunk, seconds)

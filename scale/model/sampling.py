@@ -5,8 +5,9 @@ With prompts padded to P tokens and at most R new tokens, the cache of a sample 
     index   0 ... length-1 | length ... P-1 | P ... P+R-1
             prompt           padding          response
 
-Heads come before tokens in it, so that a new token attends to it by products of its parts as they
-lie there; and a new token is written once for all layers.
+Heads come before tokens in it, and keys have tokens last, so that a new token attends to it by
+products of its parts as they lie there: XLA on a CPU is several times slower with keys as values
+lie. A new token is written once for all layers.
 """
 
 from functools import partial
@@ -26,7 +27,7 @@ from scale.model.transformer import Transformer
 class Cache(NamedTuple):
     """Keys and values of S tokens, of every layer or of one."""
 
-    keys: Float[Array, "*layers B G S k"]
+    keys: Float[Array, "*layers B G k S"]
     values: Float[Array, "*layers B G S k"]
 
 
@@ -126,7 +127,7 @@ def extended(
     attend = partial(attend_cached, mask=visible(lengths, width, room, index))
     position = (lengths + index)[:, None]
     hidden, new = model.hidden(token[:, None], position, attend, state.cache, return_keys=True)
-    return hidden[:, 0], written(state.cache, heads_first(new), width + index)
+    return hidden[:, 0], written(state.cache, as_cache(new), width + index)
 
 
 def prefill(
@@ -141,28 +142,31 @@ def prefill(
         room: R, the new tokens that the cache has room for.
 
     Returns:
-        The hidden state of each prompt's last token [B, D], and the cache [L, B, G, P + R, k].
+        The hidden state of each prompt's last token [B, D], and a cache of P + R tokens.
     """
     index = jnp.arange(prompts.shape[1])
     segment_ids = jnp.where(index < lengths[:, None], 0, -1)
     positions = jnp.broadcast_to(index, prompts.shape)
     attend = masked(attention_mask(segment_ids))
     hidden, new = model.hidden(prompts, positions, attend, return_keys=True)
-    cache = jax.tree.map(
-        lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, 0), (0, room), (0, 0))), heads_first(new)
+    keys, values = as_cache(new)
+    before = ((0, 0),) * 3
+    cache = Cache(
+        jnp.pad(keys, (*before, (0, 0), (0, room))), jnp.pad(values, (*before, (0, room), (0, 0)))
     )
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
 
 
-def heads_first(new: KeysValues) -> Cache:
+def as_cache(new: KeysValues) -> Cache:
     """Keys and values of tokens, of every layer, as the cache has them."""
-    return Cache(*(jnp.moveaxis(array, 2, 3) for array in new))
+    return Cache(jnp.moveaxis(new.keys, 2, 4), jnp.moveaxis(new.values, 2, 3))
 
 
 def written(cache: Cache, new: Cache, index: Int[Array, ""]) -> Cache:
     """The cache with new tokens from an index on."""
-    return jax.tree.map(
-        lambda old, part: jax.lax.dynamic_update_slice_in_dim(old, part, index, axis=3), cache, new
+    write = jax.lax.dynamic_update_slice_in_dim
+    return Cache(
+        write(cache.keys, new.keys, index, axis=4), write(cache.values, new.values, index, axis=3)
     )
 
 
@@ -177,7 +181,7 @@ def attend_cached(
     (b, _, heads, size), groups = q.shape, k.shape[2]
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     queries = q.reshape(b, groups, heads // groups, size)
-    earlier = product("bghk,bgsk->bghs", queries, cache.keys)
+    earlier = product("bghk,bgks->bghs", queries, cache.keys)
     earlier = jnp.where(mask[:, None, None], earlier, jnp.finfo(jnp.float32).min)
     own = product("bghk,bgk->bgh", queries, k[:, 0])[..., None]
     weights = jax.nn.softmax(jnp.concatenate([earlier, own], -1) / jnp.sqrt(size)).astype(v.dtype)

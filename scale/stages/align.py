@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from minipref.batch import Batch
 from minipref.losses import preference_loss
 from minipref.methods import METHODS, Method
 from minipref.training import Hyperparameters
@@ -108,7 +107,7 @@ class Align(Alignment):
         return run.fit(policy, dataset, validation)
 
     def fit(
-        self, policy: ModelFolder, dataset: Dataset, validation: Batch | None
+        self, policy: ModelFolder, dataset: Dataset, validation: Dataset | None
     ) -> dict[str, Any]:
         """Train and save the policy; returns the findings."""
         require_steps(self.snapshots, self.training.steps)
@@ -142,7 +141,7 @@ class Align(Alignment):
         schedule, rate = self.training.schedule, self.training.learning_rate
         return start_state(model, self.optimizer, schedule, rate, Hyperparameters(beta, gamma))
 
-    def load(self) -> tuple[ModelFolder, Dataset, Batch | None]:
+    def load(self) -> tuple[ModelFolder, Dataset, Dataset | None]:
         """The policy, the rows to train on and the first validation rows.
 
         A faulty file is refused before the policy is loaded.
@@ -156,8 +155,7 @@ class Align(Alignment):
         if not self.validation:
             return policy, dataset, None
         monitored = self.dataset(policy, self.validation, held_out, MONITORED)
-        first = np.arange(min(MONITORED_ROWS, len(monitored)))
-        return policy, dataset, monitored.batch(first, monitored.shape(len(first)))
+        return policy, dataset, monitored.head(MONITORED_ROWS)
 
     def dataset(
         self,
@@ -192,7 +190,7 @@ class Align(Alignment):
         if self.gamma and max(self.gamma) and self.row.gamma is None:
             raise InputError(f"--gamma: {self.method} has no KL term")
 
-    def eval_fn(self, policy: ModelFolder, frozen: Any, validation: Batch | None) -> EvalFn:
+    def eval_fn(self, policy: ModelFolder, frozen: Any, validation: Dataset | None) -> EvalFn:
         """Keeps the snapshots, and measures log-probs and KL on validation rows (Figure B.1)."""
         steps = snapshot_steps(self.training.steps, self.snapshots)
 
@@ -205,13 +203,13 @@ class Align(Alignment):
 
         return eval_fn
 
-    def validate(self, model: Transformer, batch: Batch, progress: float) -> dict[str, float]:
+    def validate(self, model: Transformer, rows: Dataset, progress: float) -> dict[str, float]:
         """The metrics on held-out rows; their loss where they have what the method reads.
 
         KL is the forward one to pi_ref, estimated at its samples (nats).
         """
-        logps = sequence_logps(model, batch.inputs)
-        rewards = np.moveaxis(np.asarray(batch.targets.rewards), 2, 0)
+        logps = sequence_logps(model, rows)
+        rewards = np.moveaxis(np.asarray(rows.targets.rewards), 2, 0)
         has_loss = self.row.rewards == "none" or len(rewards) > 0
         options: dict[str, Any] = {"beta": self.beta_value, "progress": progress}
         if self.row.rewards != "none" and has_loss:
@@ -219,7 +217,7 @@ class Align(Alignment):
         if self.row.gamma is not None and has_loss:
             options["gamma"] = self.gamma_values
         method = self.method if has_loss else "dpo"  # whose metrics need no rewards
-        loss, metrics = preference_loss(method, logps, batch.targets.ref_logps, **options)
+        loss, metrics = preference_loss(method, logps, rows.targets.ref_logps, **options)
         values = {name: metrics[name] for name in HELD_OUT} | ({"loss": loss} if has_loss else {})
         return {f"validation/{name}": float(value) for name, value in values.items()}
 

@@ -148,8 +148,7 @@ class Evaluate(Stage):
             texts = {name: sample.text for name, sample in named.items()}
             complete = {f"{name}_complete": sample.complete for name, sample in named.items()}
             sampled.append(row | texts | complete)
-        own = policy.make_dataset(sampled, self.fields, self.limits).all.inputs
-        tokens = [(own.response_ids == i).sum(1) for i in range(self.n)]
+        own = policy.make_dataset(sampled, self.fields, self.limits)
         rewards = None
         if judge:
             judged, values = judge.rewards(sampled, self.fields, self.limits)
@@ -157,9 +156,9 @@ class Evaluate(Stage):
             rewards = values.mean(-1)
         return {
             "sampled": sampled,
-            "inputs": own,
+            "dataset": own,
             "texts": [[row[name] for name in self.fields] for row in sampled],
-            "tokens": np.stack(tokens, axis=1),
+            "tokens": own.tokens.lengths[:, 1:],
             "cut": np.array([[not sample.complete for sample in drawn] for drawn in samples]),
             "ids": [sample.ids for drawn in samples for sample in drawn],
             "rewards": rewards,
@@ -174,8 +173,8 @@ class Evaluate(Stage):
         self, policy: ModelFolder, reference: ModelFolder, outcomes: dict[str, Any]
     ) -> np.ndarray:
         """log pi - log pi_ref of the samples of a policy [N, n]."""
-        theirs = reference.make_dataset(outcomes["sampled"], self.fields, self.limits).all.inputs
-        own_logps = sequence_logps(policy.model, outcomes["inputs"])
+        theirs = reference.make_dataset(outcomes["sampled"], self.fields, self.limits)
+        own_logps = sequence_logps(policy.model, outcomes["dataset"])
         return own_logps - sequence_logps(reference.model, theirs)
 
 

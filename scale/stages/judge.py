@@ -60,7 +60,7 @@ class RewardModels:
         self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
     ) -> tuple[Rows, np.ndarray]:
         dataset = self.folder.make_dataset(rows, fields, limits, source)
-        return dataset.select(rows), rewards(self.folder.model, dataset.all.inputs).astype(float)
+        return dataset.select(rows), rewards(self.folder.model, dataset).astype(float)
 
 
 class TrueReward:

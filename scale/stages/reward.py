@@ -213,7 +213,7 @@ def accuracy(
     models: RewardModel, policy: ModelFolder, dataset: Dataset, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Accuracy of each reward model on held-out rows, and that of picking the longer response."""
-    values = rewards(models, dataset.all.inputs)
+    values = rewards(models, dataset)
     margins = values[:, 0] - values[:, 1]
     accuracies = (margins > 0).mean(0).tolist()
     longer = picking_longer(longer_side(policy.tokenizer, dataset.select(rows)))

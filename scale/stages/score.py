@@ -18,7 +18,7 @@ from scale.errors import InputError
 from scale.files import fingerprint
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
-from scale.model.inference import generate, sequence_logps
+from scale.model.inference import Sampled, generate, sequence_logps
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 from scale.stages.align import MethodName
 from scale.stages.judge import Judge, load_judge
@@ -130,8 +130,10 @@ class Score(Stage):
             rows = [{k: v for k, v in row.items() if k != "ref_sample_ids"} for row in rows]
         if self.reads_samples and "ref_sample" not in rows[0]:
             rows, source = with_samples(reference, rows, self.limits, self.seed, source, cache), ""
+            if reference.model.runtime.dtype == "float32":
+                fields = SIDES  # the samples came with their log-probabilities
         dataset = reference.make_dataset(rows, fields, self.limits, source)
-        logps = sequence_logps(reference.model, dataset.all.inputs, cache).astype(float)
+        logps = sequence_logps(reference.model, dataset, cache).astype(float)
         names = [REF_LOGPS[field] for field in fields]
         return [
             row | dict(zip(names, values.tolist(), strict=True))
@@ -156,14 +158,21 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 def with_samples(
     reference: ModelFolder, rows: list[dict], limits: Limits, seed: int, source: str, cache: Path
 ) -> list[dict]:
-    """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL."""
+    """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL, and its log-probability."""
     rows = reference.make_dataset(rows, SIDES, limits, source).select(rows)
     prompts = reference.make_dataset(rows, [], limits)
     samples = generate(
         reference.model, reference.tokenizer, prompts, n=1, max_new_tokens=limits.response,
         seed=seed, temperature=1.0, label="reference samples", cache=cache,
     )  # fmt: skip
-    return [
-        row | {"ref_sample": s.text, "ref_sample_complete": s.complete, "ref_sample_ids": s.ids}
-        for row, [s] in zip(rows, samples, strict=True)
-    ]
+    return [row | sample_columns(sample) for row, [sample] in zip(rows, samples, strict=True)]
+
+
+def sample_columns(sample: Sampled) -> dict[str, Any]:
+    """The columns of a reference sample."""
+    return {
+        "ref_sample": sample.text,
+        "ref_sample_complete": sample.complete,
+        "ref_sample_ids": sample.ids,
+        REF_LOGPS["ref_sample"]: sample.logp,
+    }

@@ -129,9 +129,9 @@ def validate(model: Transformer, dataset: Dataset | None) -> dict[str, float]:
     """The loss on --validation."""
     if dataset is None:
         return {}
-    inputs = dataset.all.inputs
-    logp = sequence_logps(model, inputs).sum()
-    return {"validation loss (nats a token)": float(-logp / inputs.response_mask.sum())}
+    logp = sequence_logps(model, dataset).sum()
+    tokens = dataset.tokens.lengths[:, 1:].sum()
+    return {"validation loss (nats a token)": float(-logp / tokens)}
 
 
 def as_text(prompt: str | list[dict[str, str]]) -> str:

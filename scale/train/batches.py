@@ -1,11 +1,10 @@
 """The batches of a run: which rows each step reads, in which of a few shapes.
 
-A shape costs one compilation and saves the padding of a larger one. The batches of a run are known
-before its first step, so the shapes are chosen for them: as few as pay. Runs that differ by their
-seed can share shapes.
+The batches of a run are known before its first step, so the shapes are chosen for them. Runs that
+differ by their seed can share shapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +14,12 @@ from minipref.batch import Batch
 from scale.data.dataset import Dataset, batch_indices
 from scale.data.layout import BatchShape
 from scale.errors import InputError
-from scale.model.flops import batch_flops
+from scale.model.batch_shapes import choose_shapes
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import Runtime
 from scale.parallel.processes import shard_batch
 from scale.train.loop import TrainingConfig
 from scale.train.throughput import Throughput, throughput_of
-
-SIZE_STEP = 16  # the sizes of a shape are multiples of it
-COMPILE_SECONDS = 5.0
-CPU_FLOPS = 1e11  # FLOP/s of a model on a device whose peak is not known
 
 
 @dataclass(frozen=True)
@@ -128,94 +123,3 @@ def row_order(n: int, training: TrainingConfig, seed: int) -> np.ndarray:
     """Which of n rows make up each batch [steps, B]."""
     rows = batch_indices(n, training.steps * training.batch_size, seed, 0)
     return rows.reshape(training.steps, training.batch_size)
-
-
-def choose_shapes(
-    lengths: np.ndarray,
-    model: Transformer,
-    compile_seconds: float = COMPILE_SECONDS,
-    parts: int = 1,
-) -> list[BatchShape]:
-    """A shape for each batch of rows, or for its parts.
-
-    Args:
-        lengths: The tokens of prompt and responses of each row [steps, B, 1 + n].
-        model: Gives the cost of a shape, and the devices.
-        compile_seconds: What a shape costs.
-        parts: Parts of a batch.
-    """
-    num_sequences, (steps, batch) = model.runtime.batch_shards, lengths.shape[:2]
-
-    def flops(sizes: np.ndarray) -> np.ndarray:
-        return parts * batch_flops(model, num_sequences, batch // parts, *sizes.T)
-
-    compile_flops = compile_seconds * (throughput_of(model, 1.0, 1.0).peak_flops or CPU_FLOPS)
-    of_parts = lengths.reshape(steps * parts, batch // parts, -1)
-    sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
-    sizes = coarsen_sizes(merge_sizes(sizes, flops, compile_flops), flops, compile_flops)
-    return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
-
-
-def smallest_sizes(lengths: np.ndarray, num_sequences: int) -> np.ndarray:
-    """The length and labels of a sequence, and the longest row, of each batch [steps, 3]."""
-
-    def longest(counts: np.ndarray) -> np.ndarray:
-        return counts.reshape(len(counts), num_sequences, -1).sum(2).max(1)
-
-    per_row, per_label = lengths.sum(2), lengths[:, :, 1:].sum(2)
-    sizes = np.stack([longest(per_row), longest(per_label), per_row.max(1)], axis=1)
-    return -(-sizes // SIZE_STEP) * SIZE_STEP
-
-
-def merge_sizes(
-    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
-) -> np.ndarray:
-    """For each row of `sizes` one that is nowhere smaller, with few different rows.
-
-    Neighbours in the order of cost merge while the cheapest merge costs less than a compilation.
-
-    Args:
-        sizes: [steps, 3].
-        cost: Sizes [n, 3] -> FLOPs of one step [n].
-        compile_cost: FLOPs of one compilation.
-
-    Returns:
-        [steps, 3].
-    """
-    distinct, inverse, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
-    order = np.argsort(cost(distinct), kind="stable")
-    merged, counts, groups = distinct[order], counts[order], [[i] for i in order]
-    while len(merged) > 1:
-        joint = np.maximum(merged[1:], merged[:-1])
-        extra = counts[1:] * (cost(joint) - cost(merged[1:]))
-        extra += counts[:-1] * (cost(joint) - cost(merged[:-1]))
-        i = int(np.argmin(extra))
-        if extra[i] >= compile_cost:
-            break
-        merged[i + 1], counts[i + 1] = joint[i], counts[i] + counts[i + 1]
-        groups[i : i + 2] = [groups[i] + groups[i + 1]]
-        merged, counts = np.delete(merged, i, 0), np.delete(counts, i)
-    for size, group in zip(merged, groups, strict=True):
-        distinct[group] = size
-    return distinct[inverse.ravel()]
-
-
-def coarsen_sizes(
-    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
-) -> np.ndarray:
-    """The sizes, rounded up by at most a quarter where all of that costs less than a compilation.
-
-    So short runs over similar rows, such as those of one method at several length biases, have
-    equal shapes, and a process compiles once for them.
-
-    Args:
-        sizes: [steps, 3].
-        cost: Sizes [n, 3] -> FLOPs of one step [n].
-        compile_cost: FLOPs of one compilation.
-
-    Returns:
-        [steps, 3].
-    """
-    multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 2, 0)
-    coarse = -(-sizes // multiple) * multiple
-    return coarse if (cost(coarse) - cost(sizes)).sum() < compile_cost else sizes

@@ -293,8 +293,8 @@ def test_a_folder_holds_what_was_trained_and_names_the_rest(chain):
     size = (chain / "policy/weights.safetensors").stat().st_size
     assert 0 < size - 4 * parameter_count(trained) < 4000
     assert (chain / "policy/step-1/weights.safetensors").exists()
-    logps = inference.sequence_logps(policy.model, dataset().all.inputs)
-    merged_logps = inference.sequence_logps(merged(policy.model), dataset().all.inputs)
+    logps = inference.sequence_logps(policy.model, dataset())
+    merged_logps = inference.sequence_logps(merged(policy.model), dataset())
     np.testing.assert_allclose(logps, merged_logps, rtol=1e-4)
 
 
@@ -365,8 +365,8 @@ def test_below_adapters_matrices_have_the_dtype_of_activations(chain):
     assert {leaf.dtype for leaf in jax.tree.leaves(partition(model)[0])} == {jnp.dtype("float32")}
     full = load_trunk(chain / "trunk", runtime, AdapterConfig(), 0).model
     assert {leaf.dtype for leaf in jax.tree.leaves(full)} == {jnp.dtype("float32")}
-    rounded = inference.sequence_logps(full, dataset().all.inputs)
-    np.testing.assert_array_equal(inference.sequence_logps(model, dataset().all.inputs), rounded)
+    rounded = inference.sequence_logps(full, dataset())
+    np.testing.assert_array_equal(inference.sequence_logps(model, dataset()), rounded)
 
 
 def test_adapters_need_a_model_below_them(chain, tmp_path):
