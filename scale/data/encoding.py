@@ -112,9 +112,9 @@ def in_order(
     encode: Encode, chunks: Iterable[Chunk], many: bool, stack: ExitStack
 ) -> Iterator[Encoded]:
     """What `encode` makes of each chunk: in this process, or in workers that end with `stack`."""
-    if not many or multiprocessing.parent_process() is not None:
-        return map(encode, chunks)
     cores = len(usable_cores())
+    if not many or cores == 1 or multiprocessing.parent_process() is not None:
+        return map(encode, chunks)
     pool = stack.enter_context(ended_at_once(workers(cores, partial(install, encode))))
     return stack.enter_context(closing(window(pool, chunks, 3 * cores)))
 
@@ -175,15 +175,15 @@ def stored(chunks: Iterable[Encoded], folder: Path) -> Counts:
     """Write the chunks as one into files of a folder, which `load` reads."""
     sums = Counts()
     files: list[GrowingArray] = []
-    for arrays, counts in end_to_end(chunks):
-        if not files:
-            named = zip(Arrays._fields, arrays, strict=True)
-            files = [GrowingArray(folder / f"{name}.npy", array) for name, array in named]
-        for file, array in zip(files, arrays, strict=True):
-            file.add(array)
-        sums = sums.plus(counts)
-    for file in files:
-        file.close()
+    with ExitStack() as stack:
+        for arrays, counts in end_to_end(chunks):
+            if not files:
+                paths = (folder / f"{name}.npy" for name in Arrays._fields)
+                new = map(GrowingArray, paths, arrays)
+                files = [stack.enter_context(closing(file)) for file in new]
+            for file, array in zip(files, arrays, strict=True):
+                file.add(array)
+            sums = sums.plus(counts)
     return sums
 
 
