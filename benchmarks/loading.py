@@ -4,11 +4,14 @@ Here and in `datasets`' `map` with the function that TRL's DPO trainer maps, bot
 tokenizer. A job is a process of its own on some cores; its clock starts when interpreter, tokenizer
 and a tiny model are there. Cold: nothing is kept of an earlier run. Cached: the same command again.
 Memory is what the process takes beyond its size at that time, and what it and all processes that it
-starts take together (the shares of pages that several have in common), once a quarter second.
+starts take together (the shares of pages that several have in common), once a quarter second. The
+seconds of a core are those of process 0 and of all that it started: other work on the machine
+changes them less.
 
 Extras `smollm2` and `peers`.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -17,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +55,7 @@ TRAINING = TrainingConfig(batch_size=64, epochs=1.0)
 LIMITS = Limits(512, 256)
 MIB = 2**20
 COLUMNS = (
-    *("program", "cores", "JAX processes", "start", "seconds"),
+    *("program", "cores", "JAX processes", "start", "seconds", "seconds of a core"),
     *("MiB beyond interpreter and model", "MiB of all processes"),
 )
 
@@ -70,25 +74,23 @@ class Job:
 
 
 def write_rows(path: Path, num_rows: int, seed: int = 0) -> None:
-    """Preference pairs of one or two turns, as short as Anthropic HH's."""
+    """Preference pairs of one or two turns, as short as Anthropic HH's; no two are equal."""
     rng, known = np.random.default_rng(seed), TEXT.split()
-
-    def text(low: int, high: int) -> str:
-        words = rng.choice(known, rng.integers(low, high))
-        return " ".join(words).capitalize() + "."
-
+    said = [" ".join(rng.choice(known, rng.integers(5, 15))) for _ in range(2**12)]
     with path.open("w") as file:
         for i in range(num_rows):
-            turns = [{"role": "user", "content": text(5, 12)}]
-            if i % 5 < 2:
-                turns += [{"role": "assistant", "content": text(5, 12)}]
-                turns += [{"role": "user", "content": text(4, 9)}]
-            ends = f" {i}", ""
-            replies = {
-                side: [{"role": "assistant", "content": text(5, 15) + end}]
-                for side, end in zip(SIDES, ends, strict=True)
+            texts = [f"{said[k].capitalize()}." for k in rng.integers(len(said), size=5)]
+            turns = [("user", texts[0]), ("assistant", texts[1]), ("user", texts[2])]
+            named = {
+                "prompt": turns if i % 5 < 2 else turns[2:],
+                "chosen": [("assistant", f"{texts[3]} {i}")],
+                "rejected": [("assistant", texts[4])],
             }
-            file.write(json.dumps({"prompt": turns} | replies) + "\n")
+            row = {
+                name: [{"role": role, "content": text} for role, text in turns]
+                for name, turns in named.items()
+            }
+            file.write(json.dumps(row) + "\n")
 
 
 def ours(job: Job, tokenizer: Tokenizer) -> Callable[[], Any]:
@@ -141,6 +143,8 @@ class Memory(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
+        with suppress(OSError, AttributeError):  # what loading left free is not there to be used
+            ctypes.CDLL(None).malloc_trim(0)
         self.process = psutil.Process()
         self.before, self.peak, self.all = self.own(), 0, 0
         self.ended = threading.Event()
@@ -175,11 +179,12 @@ def run(job: Job) -> None:
     first_batch = make(job, tokenizer_of(Path("smollm2")))
     memory = Memory()
     memory.start()
-    start = time.perf_counter()
+    start, before = time.perf_counter(), sum(os.times()[:4])
     first_batch()
     seconds = time.perf_counter() - start
+    times = {"seconds": seconds, "cpu": sum(os.times()[:4]) - before}
     if job.process == 0:
-        print(json.dumps({"seconds": seconds} | memory.figures()))
+        print(json.dumps(times | memory.figures()))
 
 
 def measure(job: Job, cache: Path) -> dict[str, float]:
@@ -233,7 +238,7 @@ def show(
     if as_json:
         print(json.dumps(named | figures), flush=True)
     else:
-        cells = (*named.values(), f"{figures['seconds']:.1f}")
+        cells = (*named.values(), *(f"{figures[name]:.1f}" for name in ("seconds", "cpu")))
         mib = (f"{figures[name]:.0f}" for name in ("beyond", "all"))
         print(f"| {' | '.join(map(str, (*cells, *mib)))} |", flush=True)
 

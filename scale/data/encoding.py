@@ -1,5 +1,6 @@
 """Rows to token ids: some at a time, and on all cores where there are many."""
 
+import gc
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -114,7 +115,7 @@ def in_order(
     """What `encode` makes of each chunk: in this process, or in workers that end with `stack`."""
     cores = len(usable_cores())
     if not many or cores == 1 or multiprocessing.parent_process() is not None:
-        return map(encode, chunks)
+        return map(partial(uncollected, encode), chunks)
     pool = stack.enter_context(ended_at_once(workers(cores, partial(install, encode))))
     return stack.enter_context(closing(window(pool, chunks, 3 * cores)))
 
@@ -140,7 +141,18 @@ def install(encode: Encode) -> None:
 
 
 def encode_installed(chunk: Chunk) -> Encoded:
-    return installed[0](chunk)
+    return uncollected(installed[0], chunk)
+
+
+def uncollected(encode: Encode, chunk: Chunk) -> Encoded:
+    """Encode without Python's garbage collector, which takes a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return encode(chunk)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

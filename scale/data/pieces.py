@@ -155,7 +155,7 @@ def record_of(where: str, record: bytes | Row) -> Row:
     if not isinstance(record, bytes):
         return record
     try:
-        value = json.loads(record.decode(), object_pairs_hook=_without_duplicates)
+        value = DECODER.decode(record.decode())
     except FieldError as error:
         raise InputError(f"{where}: {error}") from error
     except UnicodeDecodeError as error:
@@ -174,6 +174,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
         names = [name for name, _ in pairs]
         raise FieldError(next(name for name in names if names.count(name) > 1), "is there twice")
     return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def parsed(where: str, record: Row, need: tuple[str, ...]) -> Row:
