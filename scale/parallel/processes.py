@@ -67,9 +67,12 @@ def main_first(work: Callable[[], T]) -> T:
 
 def broadcast_text(text: str) -> str:
     """The text of process 0, in every process."""
-    size = multihost_utils.broadcast_one_to_all(np.asarray(len(text.encode())))
-    data = np.frombuffer(text.encode().ljust(int(size), b" ")[: int(size)], np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(data))).decode()
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text.encode()))))
+    if not size:
+        return ""
+    data = np.frombuffer(text.encode().ljust(size)[:size], np.uint8)
+    theirs = multihost_utils.broadcast_one_to_all(data)
+    return np.asarray(theirs, np.uint8).tobytes().decode()
 
 
 def shard_batch(batch: Any, runtime: Runtime, axis: int = 0) -> Any:
