@@ -209,6 +209,7 @@ def main(
     rows: int = 1_000_000,
     json_: Annotated[bool, tyro.conf.arg(name="json")] = False,
     programs: tuple[str, ...] = ("minipref", "datasets"),
+    cores: tuple[int, ...] = (1, 2),
 ) -> None:
     """Print the table.
 
@@ -216,6 +217,7 @@ def main(
         rows: Rows of the file.
         json_: Print JSON instead.
         programs: What is measured.
+        cores: On how many cores; here on two also as two processes of JAX.
     """
     if not json_:
         head = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
@@ -224,11 +226,12 @@ def main(
         data = Path(folder) / "rows.jsonl"
         write_rows(data, rows)
         for program in programs:
-            for cores, processes in ((1, 1), (2, 1), *([(2, 2)] if program == "minipref" else ())):
-                cache = Path(folder) / f"{program}-{cores}-{processes}"
+            several = [(2, 2)] if program == "minipref" and 2 in cores else []
+            for n, processes in (*((n, 1) for n in cores), *several):
+                cache = Path(folder) / f"{program}-{n}-{processes}"
                 for start in ("cold", "cached"):
-                    figures = measure(Job(program, data, cores, processes), cache)
-                    show(json_, program, cores, processes, start, figures)
+                    figures = measure(Job(program, data, n, processes), cache)
+                    show(json_, program, n, processes, start, figures)
 
 
 def show(

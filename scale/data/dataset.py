@@ -185,7 +185,7 @@ class Encoder:
             elif self.limits.overlong == "error":
                 where = place(self.source, chunk.start + i + 1)
                 raise InputError(f"{where}: longer than {length_limits(self.limits)} tokens")
-        spelled = names_in(self.tokenizer, rows, self.fields) if self.source else []
+        spelled = names_in(self.tokenizer, rows, self.fields)
         first = chunk.start + spelled[0] if spelled else -1
         counts = Counts(len(rows), len(kept), cut, identical, len(spelled), first)
         tokens = tokenized_rows(parts)
