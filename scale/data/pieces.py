@@ -136,9 +136,9 @@ def python_values(array: pa.Array) -> list[Any]:
     kind = array.type
     if isinstance(array, pa.StructArray) and len({f.name for f in kind}) == kind.num_fields:
         columns = [python_values(array.field(i)) for i in range(kind.num_fields)]
-        values = dicts([field.name for field in kind], columns, len(array))
+        values: list[Any] = dicts([field.name for field in kind], columns, len(array))
     elif isinstance(array, pa.ListArray | pa.LargeListArray) and len(array):
-        ends = array.offsets.to_pylist()
+        ends: list[int] = array.offsets.to_numpy().tolist()
         items = python_values(array.values.slice(ends[0], ends[-1] - ends[0]))
         values = [items[a - ends[0] : b - ends[0]] for a, b in pairwise(ends)]
     else:
