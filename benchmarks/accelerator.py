@@ -146,8 +146,9 @@ def table_row(name: str, method: str, remat: str, case: Measurement) -> str:
     tokens = work.batch * work.row_length(num_responses(method))
     case_name = f"| {name} | {RANKS[name]} | {work.batch} | {method}"
     return (
-        f"{case_name} | {remat} | {case.seconds * 1e3:.1f} | {tokens / case.seconds:,.0f} | {mfu} | "
-        f"{rate / case.product_flops:.1%} | {case.memory_gib:.1f} | {case.compile_seconds:.0f} |"
+        f"{case_name} | {remat} | {case.seconds * 1e3:.1f} | {tokens / case.seconds:,.0f} | "
+        f"{mfu} | {rate / case.product_flops:.1%} | {case.memory_gib:.1f} | "
+        f"{case.compile_seconds:.0f} |"
     )
 
 

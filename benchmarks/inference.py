@@ -163,7 +163,7 @@ def compare(options: Options, folder: Path) -> dict[str, Any]:
         for batch in BATCHES["sample"]:
             tried["sample"][batch] = timed_in(theirs, peer.sample, rows, batch, new, stops)
         best = {name: min(runs, key=lambda b: runs[b].seconds) for name, runs in tried.items()}
-        their_calls = {
+        their_calls: dict[str, tuple[Any, ...]] = {
             "logps": (peer.logps, rows, best["logps"]),
             "sample": (peer.sample, rows, best["sample"], new, stops),
         }

@@ -5,9 +5,11 @@ import glob
 import hashlib
 import json
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,27 @@ LOGS = frozenset(
     {"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"}
 )
 """What a folder's fingerprint ignores: files that differ between two runs with equal results."""
+DAYS = 30  # how long what nothing uses stays in the user's cache
+
+
+def user_cache(*names: str) -> Path:
+    """A folder for what the next commands can use again: `$XDG_CACHE_HOME/minipref/NAMES`.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home.joinpath("minipref", *names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def remove_unused(folder: Path, pattern: str) -> None:
+    """Remove the files and folders that match and that nothing has touched for `DAYS` days."""
+    with suppress(OSError):  # another process may remove the same ones
+        for path in folder.glob(pattern):
+            if time.time() - path.stat().st_mtime > DAYS * 86400:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

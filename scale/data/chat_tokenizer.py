@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from itertools import groupby
 from os.path import commonprefix
 from pathlib import Path
@@ -51,6 +52,13 @@ class ChatTokenizer(Tokenizer):
     """The name in messages."""
     generation: dict[str, Any] = field(default_factory=dict)
     """`generation_config.json`, which may name more tokens that end a response."""
+
+    @property
+    def identity(self) -> list[Any]:
+        theirs = self.theirs
+        special = {name: str(token) for name, token in theirs.special_tokens_map.items()}
+        parts = version("transformers"), self.special.to_str(), self.template, special, self.eos
+        return [*super().identity, *parts]
 
     @property
     def pad(self) -> int:

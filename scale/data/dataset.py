@@ -1,8 +1,9 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache, partial
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +13,29 @@ from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
 from scale.console import console
-from scale.data.encoding import encoded, warn_of_names
+from scale.data.encoding import (
+    Arrays,
+    Chunk,
+    Counts,
+    Encoded,
+    columns_of,
+    encoded,
+    joined,
+    load,
+    names_in,
+    stored,
+)
 from scale.data.formats import RESPONSES, SCORES, SIDES
 from scale.data.layout import BatchShape, Layout, smallest_shape
 from scale.data.packing import TokenizedRows, pack, tokenized_rows
-from scale.data.rows import place
-from scale.data.tokenizer import PAD, Tokenizer
+from scale.data.pieces import place
+from scale.data.table import Table
+from scale.data.token_cache import entry
+from scale.data.tokenizer import PAD, RefusedRow, Tokenizer
 from scale.errors import InputError
 from scale.files import atomic
+from scale.parallel.processes import main_first
 
-TOKENIZED = "kept", "ends", "ids"  # files of a dataset's tokens
 REF_LOGPS = {
     "chosen": "ref_chosen_logps",
     "rejected": "ref_rejected_logps",
@@ -85,9 +99,15 @@ class Dataset:
         columns = self.tokens.take(rows), take(self.targets, rows), self.kept[rows]
         return Dataset(*columns, self.layout, self.pad)
 
+    def mask(self, total: int) -> np.ndarray:
+        """Which of all rows of the file are in the dataset [total]."""
+        mask = np.zeros(total, bool)
+        mask[self.kept] = True
+        return mask
+
     def select(self, rows: Sequence[dict]) -> list[dict]:
         """The rows of the file that are in the dataset."""
-        return [rows[i] for i in self.kept]
+        return [*compress(rows, self.mask(len(rows)))]
 
 
 def make_dataset(
@@ -97,22 +117,23 @@ def make_dataset(
     limits: Limits,
     source: str = "",
     with_layout: bool = False,
-    cache: Path | None = None,
 ) -> Dataset:
     """Tokenize prompts and responses, and read the columns that `score` added.
 
     The limit of responses is for data. A text that a policy sampled may encode to more tokens than
     were sampled; it is kept, so that what is computed of the samples is of all samples.
 
+    Tokens of a `Table` go to the user's cache and are read from there as needed, whichever command
+    made them. Of several processes, process 0 makes them while the others wait.
+
     Args:
         tokenizer: The tokenizer of the model.
-        rows: Rows as `scale.data.rows.read` gives them.
+        rows: Rows as `scale.data.rows.read` or `scale.data.table.scan` give them.
         fields: The columns that hold responses.
         limits: How long prompts and responses may be.
         source: The name of the user's file, for messages. Rows of an earlier stage have none, and
             nothing is printed of them.
         with_layout: Whether all rows have one static layout (TPU attention).
-        cache: A folder that keeps the token ids for the next call; they are read as needed.
 
     Returns:
         The dataset.
@@ -120,44 +141,80 @@ def make_dataset(
     Raises:
         InputError: No row fits the limits, or one does not and `limits.overlong` is "error".
     """
-
-    def arrays() -> tuple[np.ndarray, ...]:
-        kept, tokens = tokenize(tokenizer, rows, fields, limits, source)
-        return kept, tokens.ends, tokens.ids
-
-    kept, ends, ids = cached(cache, TOKENIZED, arrays)
-    tokens = TokenizedRows(ids, ends)
-    targets = read_targets([rows[i] for i in kept], fields)
+    if not len(rows):
+        raise InputError(f"{source}: there are no rows")
+    encode = Encoder(tokenizer, tuple(fields), limits, source)
+    arrays, counts = tokenize(encode, rows)
+    warn_of_names(source, counts)
+    report(source, counts, limits)
+    tokens = TokenizedRows(arrays.ids, arrays.ends)
+    targets = Targets(arrays.ref_logps, arrays.rewards)  # type: ignore[arg-type]  # NumPy arrays
     layout = common_layout(tokens, limits) if with_layout else None
-    return Dataset(tokens, targets, kept, layout, tokenizer.pad)
+    return Dataset(tokens, targets, arrays.kept, layout, tokenizer.pad)
 
 
-def tokenize(
-    tokenizer: Tokenizer,
-    rows: Sequence[dict[str, Any]],
-    fields: Sequence[str],
-    limits: Limits,
-    source: str,
-) -> tuple[np.ndarray, TokenizedRows]:
-    """The indices of the rows within the limits, and their token ids."""
-    parts, kept, cut, identical = [], [], 0, 0
-    for i, (ids, *responses) in enumerate(encoded(tokenizer, rows, fields, source)):
-        prompt = truncate(ids, limits, len(tokenizer.generation_prompt))
-        if tuple(fields[:2]) == SIDES and responses[0] == responses[1]:
-            identical += 1
-            continue
-        limited = [len(r) for f, r in zip(fields, responses, strict=True) if f in RESPONSES]
-        if len(prompt) > limits.prompt or max(limited, default=0) > limits.response:
-            if limits.overlong == "error":
-                where = place(source, i + 1)
-                raise InputError(f"{where}: longer than {length_limits(limits)} tokens")
-            continue
-        cut += len(prompt) < len(ids)
-        parts.append((prompt, responses))
-        kept.append(i)
-    warn_of_names(tokenizer, rows, fields, source)
-    report(source, len(rows), len(kept), cut, identical, limits)
-    return np.asarray(kept), tokenized_rows(parts)
+def tokenize(encode: "Encoder", rows: Sequence[dict[str, Any]]) -> Encoded:
+    """The arrays of all rows, from the user's cache where they are a table."""
+    chunks = encoded(encode, rows)
+    if not isinstance(rows, Table):
+        return joined(chunks)
+    inputs = ["tokens", *rows.identity, *encode.identity]
+    folder, counts = main_first(lambda: entry(inputs, partial(stored, chunks)))
+    return load(folder), Counts(*counts)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes tokens and targets of rows; its arguments are those of `make_dataset`."""
+
+    tokenizer: Tokenizer
+    fields: tuple[str, ...]
+    limits: Limits
+    source: str
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that the tokens of a row depend on."""
+        return [self.tokenizer.identity, self.fields, asdict(self.limits)]
+
+    def __call__(self, chunk: Chunk) -> Encoded:
+        rows = chunk.read()
+        parts, kept, cut, identical = [], [], 0, 0
+        for i, (ids, *responses) in enumerate(self.tokens(chunk.start, rows)):
+            prompt = truncate(ids, self.limits, len(self.tokenizer.generation_prompt))
+            if self.fields[:2] == SIDES and responses[0] == responses[1]:
+                identical += 1
+            elif self.fits(prompt, responses):
+                parts.append((prompt, responses))
+                kept.append(i)
+                cut += len(prompt) < len(ids)
+            elif self.limits.overlong == "error":
+                where = place(self.source, chunk.start + i + 1)
+                raise InputError(f"{where}: longer than {length_limits(self.limits)} tokens")
+        spelled = names_in(self.tokenizer, rows, self.fields)
+        first = chunk.start + spelled[0] if spelled else -1
+        counts = Counts(len(rows), len(kept), cut, identical, len(spelled), first)
+        tokens = tokenized_rows(parts)
+        ends = tokens.ends.reshape(len(kept), 1 + len(self.fields))
+        targets = read_targets([rows[i] for i in kept] or rows[:1], self.fields)
+        ref_logps, rewards = (np.asarray(array)[: len(kept)] for array in targets)
+        indices = chunk.start + np.asarray(kept, int)
+        return Arrays(indices, tokens.ids, ends, ref_logps, rewards), counts
+
+    def tokens(self, start: int, rows: Sequence[dict[str, Any]]) -> Iterator[tuple[list[int], ...]]:
+        """The tokens of the prompt and of each response of the rows."""
+        try:
+            columns = columns_of(self.tokenizer, self.fields, rows)
+        except RefusedRow as error:
+            where = place(self.source, start + error.index + 1)
+            raise InputError(f"{where}: {error}") from error
+        return zip(*columns, strict=True)
+
+    def fits(self, prompt: list[int], responses: Sequence[list[int]]) -> bool:
+        """Whether a prompt and the responses that a file gives are within the limits."""
+        named = zip(self.fields, responses, strict=True)
+        longest = max((len(ids) for name, ids in named if name in RESPONSES), default=0)
+        return len(prompt) <= self.limits.prompt and longest <= self.limits.response
 
 
 def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list[int]:
@@ -204,8 +261,9 @@ def common_layout(tokens: TokenizedRows, limits: Limits) -> Layout:
     return Layout(limits.prompt, longest, responses.shape[1])
 
 
-def report(source: str, total: int, kept: int, cut: int, identical: int, limits: Limits) -> None:
+def report(source: str, counts: Counts, limits: Limits) -> None:
     """Say how many rows were dropped and cut."""
+    total, kept, cut, identical = counts[:4]
     if identical == total:
         raise InputError(f"{source}: the responses of each pair have the same tokens")
     if not kept:
@@ -216,13 +274,24 @@ def report(source: str, total: int, kept: int, cut: int, identical: int, limits:
         bounds = f"{limits.prompt} prompt + {limits.response} response tokens"
         side = f" on the {limits.truncation_side}" if limits.truncation_side else ""
         longer = total - kept - identical
-        counts = {
+        numbers = {
             f"{longer} of {total} rows over {bounds} dropped": longer,
             f"{identical} pairs of equal tokens dropped": identical,
             f"{cut} prompts cut{side}": cut,
         }
-        said = ", ".join(text for text, count in counts.items() if count)
+        said = ", ".join(text for text, number in numbers.items() if number)
         console.print(f"  {source}: {said}", markup=False)
+
+
+def warn_of_names(source: str, counts: Counts) -> None:
+    """Say how many rows spell special tokens."""
+    if source and counts.spelled:
+        first = place(source, counts.first_spelled + 1)
+        console.print(
+            f"  {source}: {counts.spelled} of {counts.total} rows spell special tokens, the first "
+            f"at {first}: they are read as text; a conversation is given as turns",
+            markup=False,
+        )
 
 
 def length_limits(limits: Limits) -> str:

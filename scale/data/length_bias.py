@@ -1,17 +1,19 @@
 """Preference pairs with a chosen length bias rho: the longer response wins a share rho of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from scale.data.formats import SIDES
+from scale.data.pieces import PIECE
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 
 
-def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndarray:
+def longer_side(tokenizer: Tokenizer, rows: Iterable[dict[str, Any]]) -> np.ndarray:
     """Which response of each pair is longer: it has at least 10% more tokens than the other.
 
     Returns:
@@ -19,9 +21,12 @@ def longer_side(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> np.ndar
 
     Source: section 6.1.
     """
-    complete, texts = [True] * len(rows), [[row[field] for row in rows] for field in SIDES]
-    ids = [tokenizer.responses_ids(column, complete) for column in texts]
-    chosen, rejected = np.array([list(map(len, column)) for column in ids])
+    lengths, rows = [], iter(rows)
+    while some := list(islice(rows, PIECE)):
+        columns = [[row[field] for row in some] for field in SIDES]
+        ids = [tokenizer.responses_ids(column, [True] * len(some)) for column in columns]
+        lengths.append([list(map(len, column)) for column in ids])
+    chosen, rejected = np.concatenate(lengths, axis=1)
     return (10 * chosen >= 11 * rejected).astype(int) - (10 * rejected >= 11 * chosen)
 
 

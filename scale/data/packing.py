@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,9 @@ class TokenizedRows(NamedTuple):
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each part [N, 1 + n]."""
-        return np.diff(self.ends.ravel(), prepend=0).reshape(self.ends.shape)
+        lengths = np.array(self.ends).ravel()
+        lengths[1:] -= self.ends.ravel()[:-1]
+        return lengths.reshape(self.ends.shape)
 
     def take(self, rows: np.ndarray) -> "TokenizedRows":
         stops = self.ends[rows, -1]
@@ -40,11 +43,10 @@ class TokenizedRows(NamedTuple):
 
 def tokenized_rows(rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> TokenizedRows:
     """Rows of `(prompt ids, [response ids, ...])`, all with as many responses."""
-    parts = [
-        np.asarray(ids, np.int32) for prompt, responses in rows for ids in (prompt, *responses)
-    ]
-    ends = np.cumsum([len(ids) for ids in parts])
-    return TokenizedRows(np.concatenate(parts), ends.reshape(len(rows), -1))
+    parts = [ids for prompt, responses in rows for ids in (prompt, *responses)]
+    ends = np.cumsum([len(ids) for ids in parts], dtype=int)
+    ids = np.fromiter(chain.from_iterable(parts), np.int32)
+    return TokenizedRows(ids, ends.reshape(len(rows), -1) if rows else ends)
 
 
 def pack(

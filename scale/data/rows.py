@@ -1,36 +1,22 @@
 """Rows of text, in and out: JSONL or Parquet to checked rows, rows to Parquet, rows to parts.
 
-The way of a row: a file -> `read` (here; `formats.py` checks it) -> `dataset.make_dataset` (token
-ids) -> `packing.pack` (a batch).
+The way of a row: a file -> `pieces.py` -> `read` (here; `formats.py` checks it), or `table.scan`
+for a file of any size -> `dataset.make_dataset` (token ids) -> `packing.pack` (a batch).
 """
 
-import codecs
-import glob
-import gzip
 import hashlib
 import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scale.data.formats import (
-    LINES,
-    LOGPS,
-    SCORES,
-    FieldError,
-    Prompt,
-    Row,
-    format_name,
-    parse_row,
-    score_width,
-    type_name,
-)
+from scale.data.formats import LOGPS, SCORES, Prompt, Row, format_name, score_width
 from scale.data.hub_rows import row_files
+from scale.data.pieces import Piece, parsed, pieces, readable, record_of
 from scale.errors import InputError
 from scale.files import atomic
 
@@ -58,15 +44,23 @@ def read(
             or differs from the first row in its format, in its number of scores or in which columns
             of pi_ref it has.
     """
-    rows: list[Row] = []
+    return list(checked(path, need, refused))
+
+
+def checked(
+    path: Path, need: tuple[str, ...], refused: list[str] | None = None
+) -> Iterator[Row]:
+    """The rows of `read`, one after another: a file is not in memory as a whole.
+
+    The file is checked when the last one has been taken.
+    """
     first: tuple[str, dict[str, str]] | None = None
-    records = list(_records(path))
-    if not records:
-        raise InputError(f"{path}: the file has no rows")
-    for where, record in records:
+    is_empty = is_refused = True
+    for where, record in (item for piece in pieces(path) for item in _items(piece)):
+        is_empty = False
         try:
-            record = _json_object(where, record) if isinstance(record, bytes) else record
-            row = _parsed(where, record, need)
+            record = record_of(where, record)
+            row = parsed(where, record, need)
             traits = _traits(record, row)
             first = first or (where, traits)
             _check_alike(where, traits, *first)
@@ -75,10 +69,19 @@ def read(
                 raise
             refused.append(str(error))
         else:
-            rows.append(row)
-    if not rows:
+            is_refused = False
+            yield row
+    if is_empty:
+        raise InputError(f"{path}: the file has no rows")
+    if is_refused:
         raise InputError(f"{path}: no row can be used; {(refused or [''])[0]}")
-    return rows
+
+
+def _items(piece: Piece) -> Iterator[tuple[str, Row | bytes]]:
+    """Each row as its file has it, after its place."""
+    with readable(Path(piece.source)):
+        values = piece.values()
+    return zip(piece.places(), values, strict=True)
 
 
 def _traits(record: Row, row: Row) -> dict[str, str]:
@@ -94,12 +97,6 @@ def _check_alike(
     for name, value in traits.items():
         if value != expected[name]:
             raise InputError(f"{where}: {name}: {value}, but {first} has {expected[name]}")
-
-
-def place(source: str, number: int) -> str:
-    """The n-th row of a file: `FILE:LINE`, or `FILE: row N` where rows are no lines of one file."""
-    is_file = source.endswith(LINES) and not glob.has_magic(source)
-    return f"{source}:{number}" if is_file else f"{source}: row {number}"
 
 
 def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
@@ -147,7 +144,8 @@ def provenance(path: Path) -> dict[str, str]:
 def _provenance(path: Path) -> dict[str, str]:
     if path.suffix != ".parquet":
         return {}
-    metadata = _parquet(path, pq.read_schema).metadata or {}
+    with readable(path):
+        metadata = pq.read_schema(path).metadata or {}
     try:
         record = json.loads(metadata.get(b"provenance", b"{}"))
     except ValueError:
@@ -193,16 +191,22 @@ def split(rows: list[Row], shares: dict[str, float], seed: int) -> dict[str, lis
     Raises:
         ValueError: A share is negative, or the shares do not sum to 1.
     """
+    names = list(shares)
+    parts: dict[str, list[Row]] = {name: [] for name in names}
+    for row, part in zip(rows, part_of_each(rows, shares, seed), strict=True):
+        parts[names[part]].append(row)
+    return parts
+
+
+def part_of_each(rows: Iterable[Row], shares: dict[str, float], seed: int) -> np.ndarray:
+    """The index of each row's part in `split`, which has the arguments and errors [N]."""
     total = sum(shares.values())
     if abs(total - 1) > 1e-9 or min(shares.values()) < 0:
         raise ValueError(f"shares must be at least 0 and sum to 1: {shares}")
     bounds = [bound / total for bound in accumulate(shares.values())]
-    parts: dict[str, list[Row]] = {name: [] for name in shares}
-    for row in rows:
-        point = _uniform(seed, row["prompt"])
-        part = next(name for name, bound in zip(shares, bounds, strict=True) if point < bound)
-        parts[part].append(row)
-    return parts
+    points = (_uniform(seed, row["prompt"]) for row in rows)
+    parts = (next(i for i, bound in enumerate(bounds) if point < bound) for point in points)
+    return np.fromiter(parts, np.int8)
 
 
 def _uniform(seed: int, prompt: Prompt) -> float:
@@ -222,85 +226,3 @@ def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
         raise InputError(
             f"{path}: field {name!r}: no Parquet type holds all its values: {error}"
         ) from error
-
-
-def _records(path: Path) -> Iterator[tuple[str, Row | bytes]]:
-    """Each row as the files have it, after its place: a line of JSON, or the values of a row."""
-    for file in row_files(path) or [path]:
-        yield from _records_of_file(file)
-
-
-def _records_of_file(path: Path) -> Iterator[tuple[str, Row | bytes]]:
-    if path.name.endswith(LINES):
-        return _lines(path)
-    if path.suffix == ".parquet":
-        rows = _parquet(path, _rows_of_parquet)
-        return ((place(str(path), i), row) for i, row in enumerate(rows, 1))
-    raise InputError(
-        f"{path}: suffix {path.suffix!r}; accepted are .jsonl, .json (lines), these with .gz, and "
-        ".parquet"
-    )
-
-
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot read the file: {reason}") from error
-    data = data.removeprefix(codecs.BOM_UTF8).rstrip()
-    for i, line in enumerate(data.split(b"\n") if data else [], 1):
-        yield place(str(path), i), line
-
-
-def _json_object(place: str, line: bytes) -> Row:
-    try:
-        value = json.loads(line.decode(), object_pairs_hook=_without_duplicates)
-    except FieldError as error:
-        raise InputError(f"{place}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: invalid UTF-8 at byte {error.start + 1}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: malformed JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{place}: not a JSON object but {type_name(value)}")
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
-    """A JSON object, of which `json` would keep the last of two equal names in silence."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise FieldError(next(name for name in names if names.count(name) > 1), "is there twice")
-    return row
-
-
-def _rows_of_parquet(path: Path) -> list[Row]:
-    file = pq.ParquetFile(path)
-    names = file.schema_arrow.names
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: field {name!r}: is there twice")
-    return file.read().to_pylist()
-
-
-def _parquet(path: Path, reader: Callable[[Path], Any]) -> Any:
-    try:
-        return reader(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: cannot read the file: No such file or directory") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: invalid UTF-8: {error}") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: malformed Parquet: {error}") from error
-
-
-def _parsed(place: str, record: Row, need: tuple[str, ...]) -> Row:
-    try:
-        return parse_row(record, need)
-    except FieldError as error:
-        raise InputError(f"{place}: {error}") from error
-
-

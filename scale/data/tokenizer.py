@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ class Tokenizer:
         """In another process: a copy of the backend has forgotten that special tokens are text."""
         self.__dict__.update(state)
         special_as_text(self.backend)
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that the tokens of a text depend on, as JSON, besides the code of this package."""
+        return [type(self).__name__, version("tokenizers"), self.backend.to_str()]
 
     @property
     def pad(self) -> int:

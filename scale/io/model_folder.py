@@ -76,7 +76,6 @@ class ModelFolder:
         fields: Sequence[str],
         limits: Limits,
         source: str = "",
-        cache: Path | None = None,
     ) -> Dataset:
         """The rows for this model; arguments as in `scale.data.dataset.make_dataset`.
 
@@ -89,7 +88,7 @@ class ModelFolder:
                 f"for {self.config.max_seq_len}"
             )
         with_layout = bool(fields) and runtime_of(self.model).needs_layout
-        return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout, cache)
+        return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout)
 
 
 def save(folder: ModelFolder, trunk: ModelFolder | None = None) -> None:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from scale.console import quiet
 from scale.errors import InputError
 from scale.parallel.mesh import BATCH, Runtime, RuntimeConfig
 
+T = TypeVar("T")
 HEARTBEAT = 20  # seconds without a sign of life until the others stop
 
 
@@ -40,6 +42,37 @@ def join(config: RuntimeConfig) -> None:
 def is_main() -> bool:
     """Whether this process prints and writes reports."""
     return jax.process_index() == 0
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Let process 0 do some work that leaves files while the others wait, then let them do it too.
+
+    They find the files of process 0; where they have a file system of their own, they make theirs.
+
+    Raises:
+        InputError: Process 0 raised it.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, fault = None, ""
+    if is_main():
+        try:
+            result = work()
+        except InputError as error:
+            fault = str(error)
+    if fault := broadcast_text(fault):
+        raise InputError(fault)
+    return result if is_main() else work()  # type: ignore[return-value]  # process 0 has a result
+
+
+def broadcast_text(text: str) -> str:
+    """The text of process 0, in every process."""
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text.encode()))))
+    if not size:
+        return ""
+    data = np.frombuffer(text.encode().ljust(size)[:size], np.uint8)
+    theirs = multihost_utils.broadcast_one_to_all(data)
+    return np.asarray(theirs, np.uint8).tobytes().decode()
 
 
 def shard_batch(batch: Any, runtime: Runtime, axis: int = 0) -> Any:

@@ -19,11 +19,16 @@ from scale.parallel.programs import keep_programs
 interrupted = threading.Event()  # in a worker: a signal came while a chain ran
 
 
-def workers(limit: int) -> ProcessPoolExecutor:
+def nothing() -> None:
+    """Prepare nothing."""
+
+
+def workers(limit: int, prepare: Callable[[], None] = nothing) -> ProcessPoolExecutor:
     """A pool of processes, each on a core of its own, which start at the first call.
 
     Args:
         limit: How many, at most.
+        prepare: What each of them calls before its first work.
 
     Returns:
         The pool.
@@ -34,7 +39,7 @@ def workers(limit: int) -> ProcessPoolExecutor:
     free_cores = context.Queue()
     for core in cores:
         free_cores.put(core)
-    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores,))
+    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores, prepare))
 
 
 def usable_cores() -> list[int]:
@@ -44,7 +49,7 @@ def usable_cores() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def initialise_worker(free_cores: Queue) -> None:
+def initialise_worker(free_cores: Queue, prepare: Callable[[], None]) -> None:
     """Pin this process to a core before JAX counts cores, make it quiet, end it with its parent."""
     core = free_cores.get()
     if hasattr(os, "sched_setaffinity"):
@@ -52,6 +57,7 @@ def initialise_worker(free_cores: Queue) -> None:
     quiet()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=exit_with_parent, daemon=True).start()
+    prepare()
 
 
 def exit_with_parent() -> None:

@@ -15,7 +15,8 @@ from minipref.methods import METHODS, Method
 from minipref.training import Hyperparameters
 from scale.data.dataset import REF_LOGPS, Dataset, Limits, limits_text, read_targets
 from scale.data.formats import SIDES
-from scale.data.rows import read, require
+from scale.data.rows import require
+from scale.data.table import Table, scan
 from scale.errors import InputError
 from scale.health import as_findings, policy_signs
 from scale.io.model_folder import ModelFolder, load_trunk, save
@@ -23,7 +24,7 @@ from scale.model.adapters import AdapterConfig, combine, partition
 from scale.model.inference import sequence_logps
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import RuntimeConfig, make_runtime
-from scale.stages.stage import TOKENS, Stage
+from scale.stages.stage import Stage
 from scale.train.batches import plan_batches
 from scale.train.loop import EvalFn, TrainingConfig, train
 from scale.train.metrics import LoggerName, logged
@@ -147,12 +148,12 @@ class Align(Alignment):
         A faulty file is refused before the policy is loaded.
         """
         rows = self.read(self.data, self.fields)
-        held_out = self.read(self.validation, MONITORED) if self.validation else []
+        held_out = self.read(self.validation, MONITORED) if self.validation else None
         self.check(num_reward_models=read_targets(rows[:1], SIDES).rewards.shape[2])
         runtime = make_runtime(self.runtime)
         policy = load_trunk(self.policy, runtime, self.adapter, self.training.seed)
-        dataset = self.dataset(policy, self.data, rows, self.fields, self.out / TOKENS)
-        if not self.validation:
+        dataset = self.dataset(policy, self.data, rows, self.fields)
+        if not self.validation or held_out is None:
             return policy, dataset, None
         monitored = self.dataset(policy, self.validation, held_out, MONITORED)
         return policy, dataset, monitored.head(MONITORED_ROWS)
@@ -161,18 +162,17 @@ class Align(Alignment):
         self,
         policy: ModelFolder,
         path: Path,
-        rows: list[dict[str, Any]],
+        rows: Sequence[dict[str, Any]],
         fields: Sequence[str],
-        cache: Path | None = None,
     ) -> Dataset:
         """Tokenized rows, whose columns must be those of this policy."""
         require(path, policy.hashes)
-        return policy.make_dataset(rows, fields, self.limits, str(path), cache)
+        return policy.make_dataset(rows, fields, self.limits, str(path))
 
-    def read(self, path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    def read(self, path: Path, fields: Sequence[str]) -> Table:
         """Scored rows with the columns of these responses, within the limits of this run."""
         require(path, {"--limits": limits_text(self.limits)})
-        rows = read(path)
+        rows = scan(path)
         require_columns(path, rows, fields)
         return rows
 
@@ -223,12 +223,14 @@ class Align(Alignment):
 
 
 def require_columns(path: Path, rows: Sequence[dict[str, Any]], fields: Sequence[str]) -> None:
-    """Refuse rows without one of these responses, or its log-probability under pi_ref."""
+    """Refuse rows without one of these responses, or its log-probability under pi_ref.
+
+    The rows of a file have such columns all, or none.
+    """
     for name in (*fields, *(REF_LOGPS[f] for f in fields)):
-        missing = next((i for i, row in enumerate(rows) if name not in row), None)
-        if missing is not None:
+        if name not in rows[0]:
             raise InputError(
-                f"{path}: row {missing + 1}: field {name!r}: missing; `score --reference` adds it"
+                f"{path}: row 1: field {name!r}: missing; `score --reference` adds it"
             )
 
 

@@ -18,7 +18,8 @@ from scale.data.dataset import Dataset, Limits
 from scale.data.formats import SIDES
 from scale.data.layout import BatchShape
 from scale.data.length_bias import largest, longer_side, picking_longer, subsample
-from scale.data.rows import read, split
+from scale.data.rows import part_of_each
+from scale.data.table import Table, scan
 from scale.errors import InputError
 from scale.health import as_findings, reward_signs
 from scale.io import model_folder
@@ -28,7 +29,7 @@ from scale.model.inference import rewards
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.sharding import initialise
-from scale.stages.stage import MEMBERS, TOKENS, Stage
+from scale.stages.stage import MEMBERS, Stage
 from scale.train.batches import common_shape, row_order, shard_parts
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
@@ -99,8 +100,8 @@ class Reward(Stage):
         runtime = make_runtime(self.runtime)
         policy = load_trunk(self.init, runtime, self.adapter, self.training.seed)
         of_rows = str(self.data) if self.validation else f"{self.data}, without those held out"
-        dataset = policy.make_dataset(rows, SIDES, self.limits, of_rows, self.out / TOKENS)
-        subsets = self.subsets(policy, dataset.select(rows))
+        dataset = policy.make_dataset(rows, SIDES, self.limits, of_rows)
+        subsets = self.subsets(policy, rows.where(dataset.mask(len(rows))))
         source = str(self.validation or f"{self.data}, held out")
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)
         run = replace(self, training=self.training.for_rows(len(subsets[0])))
@@ -108,18 +109,19 @@ class Reward(Stage):
         save(replace(policy, path=self.out, model=models), policy)
         seen = run.training.steps * run.training.batch_size
         findings = {"pairs of each reward model": len(subsets[0]), "pairs seen by each": seen}
+        held_out = held_out.where(validation.mask(len(held_out)))
         return findings | accuracy(models, policy, validation, held_out)
 
-    def parts(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def parts(self) -> tuple[Table, Table]:
         """The rows to train on, and the rows to measure the accuracy on."""
-        rows = read(self.data)
+        rows = scan(self.data)
         if self.validation:
-            return rows, read(self.validation)
+            return rows, scan(self.validation)
         seed = -1 - self.training.seed  # not one of `corpus`, whose parts are ranges of a hash
-        parts = split(rows, {"train": 0.9, "held out": 0.1}, seed)
-        if not parts["held out"]:
+        is_held_out = held_out(rows, seed)
+        if not is_held_out.any() or is_held_out.all():
             raise InputError(f"{self.data}: too few prompts to hold any out; name --validation")
-        return parts["train"], parts["held out"]
+        return rows.where(~is_held_out), rows.where(is_held_out)
 
     def subsets(self, policy: ModelFolder, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
         """The indices of the rows that each reward model trains on."""
@@ -202,6 +204,12 @@ class Reward(Stage):
         return RewardModel(trunk, trunk.config.d_model, key)
 
 
+def held_out(rows: Table, seed: int) -> np.ndarray:
+    """Which rows belong to a tenth of the prompts [N]."""
+    shares = {"train": 0.9, "held out": 0.1}
+    return part_of_each(rows, shares, seed) == 1
+
+
 def joined(*models: RewardModel) -> RewardModel:
     """Stacks of reward models as one stack."""
     return jax.tree.map(
@@ -210,13 +218,20 @@ def joined(*models: RewardModel) -> RewardModel:
 
 
 def accuracy(
-    models: RewardModel, policy: ModelFolder, dataset: Dataset, rows: list[dict[str, Any]]
+    models: RewardModel, policy: ModelFolder, dataset: Dataset, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Accuracy of each reward model on held-out rows, and that of picking the longer response."""
+    """Accuracy of each reward model on held-out rows, and that of picking the longer response.
+
+    Args:
+        models: The reward models.
+        policy: Their tokenizer.
+        dataset: The rows, tokenized.
+        rows: Their texts.
+    """
     values = rewards(models, dataset)
     margins = values[:, 0] - values[:, 1]
     accuracies = (margins > 0).mean(0).tolist()
-    longer = picking_longer(longer_side(policy.tokenizer, dataset.select(rows)))
+    longer = picking_longer(longer_side(policy.tokenizer, rows))
     signs = reward_signs(accuracies, longer, len(margins))
     return {
         "held-out pairs": len(margins),

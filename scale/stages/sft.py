@@ -1,5 +1,6 @@
 """`sft`: supervised fine-tuning, which makes pi_ref."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from scale.data.dataset import Dataset, Limits
-from scale.data.rows import read
+from scale.data.table import scan
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.io.model_folder import ModelFolder, load_trunk, save
@@ -19,7 +20,7 @@ from scale.model.presets import published
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.sharding import initialise
-from scale.stages.stage import TOKENS, Stage
+from scale.stages.stage import Stage
 from scale.train.batches import BatchPlan, plan_batches
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
@@ -61,14 +62,14 @@ class Sft(Stage):
     """Where metrics go besides `metrics.jsonl`: tensorboard, wandb (extra `logging`)."""
 
     def run(self) -> dict[str, Any]:
-        rows = read(self.data, need=("prompt", "completion"))
-        held_out = read(self.validation, need=("prompt", "completion")) if self.validation else []
+        need = "prompt", "completion"
+        rows = scan(self.data, need)
+        held_out = scan(self.validation, need) if self.validation else None
         start = self.start(rows, make_runtime(self.runtime))
-        cache = self.out / TOKENS
-        dataset = start.make_dataset(rows, ["completion"], self.limits, str(self.data), cache)
+        dataset = start.make_dataset(rows, ["completion"], self.limits, str(self.data))
         validation = (
             start.make_dataset(held_out, ["completion"], self.limits, str(self.validation))
-            if held_out
+            if held_out is not None
             else None
         )
         training = self.training.for_rows(len(dataset))
@@ -79,7 +80,7 @@ class Sft(Stage):
         findings |= {"parameters": parameter_count(model)}
         return findings | batches.findings | validate(model, validation)
 
-    def start(self, rows: list[dict[str, Any]], runtime: Runtime) -> ModelFolder:
+    def start(self, rows: Sequence[dict[str, Any]], runtime: Runtime) -> ModelFolder:
         """The model and tokenizer to train: those of --init, or new ones."""
         if self.init:
             return load_trunk(self.init, runtime, self.adapter, self.training.seed)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 from jax.experimental import multihost_utils
 
 from scale.console import console, shown
-from scale.data.dataset import TOKENIZED
 from scale.data.hub_rows import row_files
 from scale.errors import InputError, option_name
 from scale.files import fingerprint, read_json, read_json_object, write_json
@@ -28,7 +27,7 @@ from scale.stages.bounds import require_bounds
 ROWS = ("--data", "--validation")  # options that name rows; other paths are models
 # options that do not change the result: of the runtime only its dtype does, of a judge its model
 NO_RESULT = ("runtime", "log", "shape_seeds", "workers", "judge", "accumulation")
-TOKENS = "tokens"  # folder of tokenized rows, kept until the stage is complete
+TOKENS = "tokens"  # folder of samples and log-probabilities, kept until the stage is complete
 MEMBERS = "members"  # folder of the reward models that are trained one after another
 SCRATCH = ("checkpoints", TOKENS, MEMBERS)
 
@@ -132,11 +131,7 @@ def refuse_foreign(out: Path) -> None:
 
 
 def discard_unstarted(out: Path) -> None:
-    """Remove a folder in which nothing was done but rows tokenized: the corrected command may use
-    it."""
-    kept = {path.stem for path in (out / TOKENS).rglob("*.npy")}
-    if kept <= set(TOKENIZED):
-        shutil.rmtree(out / TOKENS, ignore_errors=True)
+    """Remove a folder in which nothing was done: the corrected command may use it."""
     if [path.name for path in out.iterdir()] == ["stage.json"]:
         shutil.rmtree(out, ignore_errors=True)
 

@@ -14,7 +14,7 @@ from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import read_targets
 from scale.data.formats import SIDES
-from scale.data.rows import read
+from scale.data.table import scan
 from scale.errors import InputError, option_name
 from scale.files import read_json, write_csv
 from scale.parallel.workers import execute_all, usable_cores, workers
@@ -70,7 +70,7 @@ class Sweep(Alignment):
     def run(self) -> dict[str, Any]:
         self.check()
         stages = [self.stage(name, *values) for name in self.methods for values in self.grid(name)]
-        check_rows(stages, read(self.data))
+        check_rows(stages, scan(self.data))
         processes = min(self.processes, len(stages))
         errors = self.train(stages, processes)
         rows = [result(stage, error) for stage, error in zip(stages, errors, strict=True)]
@@ -149,7 +149,7 @@ def require_distinct(stage: Stage, names: Sequence[str]) -> None:
             )
 
 
-def check_rows(stages: Sequence[Align], rows: list[dict[str, Any]]) -> None:
+def check_rows(stages: Sequence[Align], rows: Sequence[dict[str, Any]]) -> None:
     """Refuse rows that lack a method's columns, before anything is trained."""
     num_reward_models = read_targets(rows[:1], SIDES).rewards.shape[2]
     for stage in {stage.method: stage for stage in stages}.values():

@@ -212,3 +212,58 @@ def test_every_stage_in_two_processes(folder):
                     np.testing.assert_allclose(b[column], value, atol=1e-4, err_msg=column)
     for out in outs:
         assert "Verdict on held-out prompts" in (out / "tune/hf/README.md").read_text()
+
+
+READER = """if True:
+    import sys
+    from pathlib import Path
+    from scale.data.chat_tokenizer import load_tokenizer
+    from scale.data.dataset import Limits, make_dataset
+    from scale.data.table import scan
+    from scale.errors import InputError
+    from scale.parallel.mesh import RuntimeConfig
+    from scale.parallel.processes import join
+    port, tokenizer, data, process = sys.argv[1:]
+    join(RuntimeConfig(processes=2, process=int(process), coordinator=f"localhost:{port}"))
+    try:
+        rows = scan(Path(data))
+        tokens = make_dataset(load_tokenizer(Path(tokenizer)), rows, ["chosen"], Limits(9, 9))
+        print("tokens", tokens.tokens.ids.tolist(), tokens.kept.tolist())
+    except InputError as error:
+        print("refused", error)
+"""
+
+
+def read_in_two_processes(folder, data, caches):
+    """What each process prints of the rows of a file."""
+    command = [sys.executable, "-c", READER, free_port(), folder / "policy", data]
+    workers = []
+    for i, cache in enumerate(caches):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(cache))
+            workers.append(start([*command, i], 2))
+    outputs = [worker.communicate(timeout=100)[0] for worker in workers]
+    said = [[line for line in text.splitlines() if line[:1] in "rt"] for text in outputs]
+    assert all(said), outputs
+    return [lines[-1] for lines in said]
+
+
+def test_one_process_makes_tokens_that_all_have_wherever_their_caches_are(folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{WORDS[i % 8]} {i}", "chosen": "yes", "rejected": "no"} for i in range(9)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    a, b = tmp_path / "a", tmp_path / "b"
+    first, second = read_in_two_processes(folder, data, (a, a))
+    assert first == second and first.startswith("tokens [")
+    apart = read_in_two_processes(folder, data, (a, b))
+    assert apart == [first, first]
+    written = [sorted(path.name for path in cache.glob("minipref/tokens/*/*")) for cache in (a, b)]
+    assert written[0] == written[1] and written[0].count("ids.npy") == 1
+
+
+def test_a_file_that_process_0_refuses_all_refuse(folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "p", "chosen": "é"}\n')
+    said = read_in_two_processes(folder, data, [tmp_path] * 2)
+    expected = f"refused {data}:1: field 'rejected': missing; the row has prompt, chosen"
+    assert said == [expected, expected]

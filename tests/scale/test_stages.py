@@ -1333,7 +1333,7 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_its_folder_free(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "stays"), [("tokens/kept.npy", False), ("tokens/reference/samples-0/tokens.npy", True)]
+    ("name", "stays"), [("stage.json", False), ("tokens/reference/samples-0/tokens.npy", True)]
 )
 def test_what_a_failed_stage_computed_stays(tmp_path, name, stays):
     """For instance the samples of an evaluation whose judge then did not answer."""

@@ -1,5 +1,6 @@
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from scale.data import encoding
 from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer, conversation, load_tokenizer
-from scale.data.encoding import encoded
+from scale.data.dataset import Encoder, Limits
+from scale.data.encoding import encoded, joined
 from scale.data.tokenizer import EOS, PAD, ROLE_IDS, SPECIAL, train_tokenizer
 from scale.errors import InputError
 
@@ -254,13 +256,17 @@ def test_rows_of_several_processes_are_those_of_one(monkeypatch):
         for i in range(10)
     ]
     fields = "chosen", "rejected"
-    expected = list(encoded(CHAT, rows, fields, "rows.jsonl"))
-    monkeypatch.setattr(encoding, "CHUNK", 3)
+    encode = Encoder(CHAT, fields, Limits(99, 99), "rows.jsonl")
+    expected, counts = joined(encoded(encode, rows))
+    assert len(expected.kept) == counts.kept == 10 and counts.spelled == 8
+    monkeypatch.setattr(encoding, "PIECE", 3)
     monkeypatch.setattr(encoding, "MANY", 0)
-    assert list(encoded(CHAT, rows, fields, "rows.jsonl")) == expected
+    arrays, same = joined(encoded(encode, rows))
+    assert same == counts and counts.first_spelled == 0
+    assert [array.tolist() for array in arrays] == [array.tolist() for array in expected]
     rows[7]["prompt"] = [{"role": "user", "content": "the cat"}] * 2
     with pytest.raises(InputError, match=r"rows\.jsonl:8: folder: the chat template refuses"):
-        list(encoded(others(STRICT), rows, fields, "rows.jsonl"))
+        list(encoded(replace(encode, tokenizer=others(STRICT)), rows))
 
 
 def test_without_a_template_text_is_itself_and_turns_are_an_error():
