@@ -156,14 +156,14 @@ def compare(options: Options, folder: Path) -> dict[str, Any]:
     with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as theirs:
         ours.submit(prepare).result()
         theirs.submit(peer.prepare, folder / "model", threads).result()
-        calls = {"logps": (logps, rows), "sample": (sample, rows, new)}
+        calls: dict[str, Any] = {"logps": (logps, rows), "sample": (sample, rows, new)}
         tried: dict[str, dict[int, Pass]] = {"logps": {}, "sample": {}}
         for batch in BATCHES["logps"]:
             tried["logps"][batch] = timed_in(theirs, peer.logps, rows, batch)
         for batch in BATCHES["sample"]:
             tried["sample"][batch] = timed_in(theirs, peer.sample, rows, batch, new, stops)
         best = {name: min(runs, key=lambda b: runs[b].seconds) for name, runs in tried.items()}
-        their_calls: dict[str, tuple[Any, ...]] = {
+        their_calls: dict[str, Any] = {
             "logps": (peer.logps, rows, best["logps"]),
             "sample": (peer.sample, rows, best["sample"], new, stops),
         }
