@@ -5,6 +5,7 @@ of the batch; only positions that predict a response token have logits. Samples 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.inference import Rows
 
-STATE: dict[str, torch.nn.Module] = {}
+STATE: dict[str, Any] = {}
 
 
 def prepare(folder: Path, threads: int) -> None:
