@@ -193,7 +193,8 @@ def fastest(
         "logps": partial(peer.logps, rows),
         "sample": partial(peer.sample, rows, max_new=options.limits.response, stops=stops),
     }
-    batches, calls = {}, {}
+    batches: dict[str, int] = {}
+    calls: dict[str, Callable[[], Any]] = {}
     for name, call in kinds.items():
         tried = {size: partial(call, batch=size) for size in BATCHES[name]}
         seconds = {size: timed_in(pool, one).seconds for size, one in tried.items()}
