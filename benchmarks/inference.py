@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +43,7 @@ from scale.stages.export import Export
 
 RESULTS = Path(__file__).parent / "results"
 MODEL = Path("smollm2")
+PEER = "benchmarks.peers.inference_transformers"
 TOLERANCE = 1e-2  # nats of a response of up to 64 tokens
 BATCHES = {"logps": (4, 16), "sample": (16, 32, 64)}  # of transformers
 
@@ -140,48 +142,65 @@ class Pass:
     seconds: float
 
 
-def timed_in(pool: ProcessPoolExecutor, call: Callable, *arguments: Any) -> Pass:
+def timed_in(pool: ProcessPoolExecutor, call: Callable[[], Any]) -> Pass:
+    """A call in the process of a pool."""
     start = time.perf_counter()
-    result = pool.submit(call, *arguments).result()
+    result = pool.submit(call).result()
     return Pass(result, time.perf_counter() - start)
 
 
 def compare(options: Options, folder: Path) -> dict[str, Any]:
-    """Passes of both programs in turn: seconds, tokens, batch sizes of transformers, floors."""
+    """Passes of both programs in turn, and what is computed of them.
+
+    Raises:
+        RuntimeError: The log-probabilities differ.
+    """
     rows, threads = rows_of(options), len(os.sched_getaffinity(0))
-    stops = model_folder.load_policy(MODEL).tokenizer.stops
     Export(policy=MODEL, out=folder / "model").run()
     spawn, peer = multiprocessing.get_context("spawn"), import_module(PEER)
-    new = options.limits.response
     with ProcessPoolExecutor(1, spawn) as ours, ProcessPoolExecutor(1, spawn) as theirs:
         ours.submit(prepare).result()
         theirs.submit(peer.prepare, folder / "model", threads).result()
-        calls: dict[str, Any] = {"logps": (logps, rows), "sample": (sample, rows, new)}
-        tried: dict[str, dict[int, Pass]] = {"logps": {}, "sample": {}}
-        for batch in BATCHES["logps"]:
-            tried["logps"][batch] = timed_in(theirs, peer.logps, rows, batch)
-        for batch in BATCHES["sample"]:
-            tried["sample"][batch] = timed_in(theirs, peer.sample, rows, batch, new, stops)
-        best = {name: min(runs, key=lambda b: runs[b].seconds) for name, runs in tried.items()}
-        their_calls: dict[str, Any] = {
-            "logps": (peer.logps, rows, best["logps"]),
-            "sample": (peer.sample, rows, best["sample"], new, stops),
-        }
-        for call in calls.values():
-            timed_in(ours, *call)  # compiles
+        own = our_calls(rows, options)
+        batches, other = fastest(theirs, peer, rows, options)
+        for call in own.values():
+            timed_in(ours, call)  # compiles
         rounds = [
-            {name: (timed_in(ours, *calls[name]), timed_in(theirs, *their_calls[name]))
-             for name in calls}
+            {name: (timed_in(ours, own[name]), timed_in(theirs, other[name])) for name in own}
             for _ in range(options.rounds)
-        ]  # fmt: skip
+        ]
         rate = ours.submit(matmul_flops).result()
-    own, other = (run.result for run in rounds[0]["logps"])
-    if not np.abs(own - other).max() <= TOLERANCE:
-        raise RuntimeError(f"log-probabilities differ by {np.abs(own - other).max():.2g} nats")
-    return summary(rows, rounds, rate) | {"batch": best, "GFLOP/s": rate / 1e9}
+    first, second = (run.result for run in rounds[0]["logps"])
+    difference = float(np.abs(first - second).max())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(f"log-probabilities differ by {difference:.2g} nats")
+    return summary(rows, rounds, rate) | {"batch": batches, "GFLOP/s": rate / 1e9}
 
 
-PEER = "benchmarks.peers.inference_transformers"
+def our_calls(rows: Rows, options: Options) -> dict[str, Callable[[], Any]]:
+    return {
+        "logps": partial(logps, rows),
+        "sample": partial(sample, rows, options.limits.response),
+    }
+
+
+def fastest(
+    pool: ProcessPoolExecutor, peer: Any, rows: Rows, options: Options
+) -> tuple[dict[str, int], dict[str, Callable[[], Any]]]:
+    """The batch size of each work at which the peer is fastest, and the work with it."""
+    stops = model_folder.load_policy(MODEL).tokenizer.stops
+    kinds: dict[str, Callable[..., Any]] = {
+        "logps": partial(peer.logps, rows),
+        "sample": partial(peer.sample, rows, max_new=options.limits.response, stops=stops),
+    }
+    batches: dict[str, int] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    for name, call in kinds.items():
+        tried = {size: partial(call, batch=size) for size in BATCHES[name]}
+        seconds = {size: timed_in(pool, one).seconds for size, one in tried.items()}
+        batches[name] = min(seconds, key=lambda size: seconds[size])
+        calls[name] = tried[batches[name]]
+    return batches, calls
 
 
 def summary(rows: Rows, rounds: list[dict[str, tuple[Pass, Pass]]], rate: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ products of its parts as they lie there: XLA on a CPU is several times slower wi
 lie. A new token is written once for all layers.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -232,8 +233,19 @@ def draw_tokens(
 def invert_cdf(probabilities: Float[Array, "B V"], key: PRNGKeyArray) -> Int[Array, " B"]:
     """Draw an index from each row: the first whose cumulative probability exceeds a uniform number.
 
-    This is 1.7 times as fast as `jax.random.categorical`, which draws V random numbers for a row.
+    The block that holds the index comes first, then the index within it: XLA on a CPU takes as long
+    for cumulative sums of whole rows as for many products with weights. `jax.random.categorical`
+    draws V random numbers for a row.
     """
-    cumulative = jnp.cumsum(probabilities, axis=-1)
-    uniform = jax.random.uniform(key, (len(cumulative), 1)) * cumulative[:, -1:]
-    return jnp.argmax(cumulative > uniform, axis=-1)
+    rows, vocab = probabilities.shape
+    width = 2 ** math.ceil(math.log2(vocab) / 2)
+    blocks = jnp.pad(probabilities, ((0, 0), (0, -vocab % width))).reshape(rows, -1, width)
+    sums = blocks.sum(-1)
+    cumulative = jnp.cumsum(sums, axis=-1)
+    uniform = jax.random.uniform(key, (rows, 1)) * cumulative[:, -1:]
+    block = jnp.argmax(cumulative > uniform, axis=-1)[:, None]
+    before = jnp.take_along_axis(cumulative - sums, block, axis=1)
+    within = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], axis=1)[:, 0], axis=-1)
+    # sums of a block in two orders: without the minimum, none may exceed the rest
+    rest = jnp.minimum(uniform - before, jnp.nextafter(within[:, -1:], 0.0))
+    return block[:, 0] * width + jnp.argmax(within > rest, axis=-1)

@@ -191,3 +191,18 @@ def test_temperature_sharpens_the_draws_and_log_probs_stay_the_models(model):
     counts = np.bincount(first, minlength=V)
     assert chi_square_p(counts, squared) > 1e-3
     assert chi_square_p(counts, np.exp(exact)) < 1e-6
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 7, 100, 1000])
+def test_an_index_is_the_first_whose_cumulative_probability_exceeds_the_uniform_number(vocab):
+    """By NumPy in float64, for 300 rows; a third of the probabilities are 0."""
+    rng, key = np.random.default_rng(0), jax.random.key(5)
+    weights = rng.random((300, vocab)) * (rng.random((300, vocab)) > 1 / 3) + 1e-9
+    probabilities = np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
+    cumulative = np.cumsum(probabilities, axis=1, dtype=np.float64)
+    uniform = np.asarray(jax.random.uniform(key, (300, 1)), np.float64) * cumulative[:, -1:]
+    found = np.asarray(sampling.invert_cdf(jnp.asarray(probabilities), key))
+    expected = (cumulative > uniform).argmax(1)
+    near = np.abs(cumulative - uniform).min(1) < 1e-6  # where float32 may decide otherwise
+    np.testing.assert_array_equal(found[~near], expected[~near])
+    assert near.sum() < 10 and (found >= 0).all() and (found < vocab).all()
