@@ -132,7 +132,7 @@ def read_all(rows):
     return [row | {"score_chosen": list(row["score_chosen"])} for row in rows]
 
 
-@pytest.mark.parametrize("end", ["", "\n", "\n\n \n", " \n"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n \n", "\f \n"])
 def test_white_space_after_the_last_row_is_no_row(tmp_path, end):
     text = "\n".join(map(json.dumps, ROWS[:3]))
     (tmp_path / "a.jsonl").write_text("\ufeff" + text + end, encoding="utf-8")
