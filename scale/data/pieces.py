@@ -12,10 +12,10 @@ import glob
 import gzip
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress, count, islice, pairwise
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,9 @@ class Piece:
 
     def values(self) -> Sequence[bytes | Row]:
         """Lines of JSON, or rows as Parquet has them."""
-        if not isinstance(self.records, pa.RecordBatch):
-            return self.records
-        columns = map(python_values, self.records.columns)
-        return dicts(self.records.schema.names, columns, len(self))
+        if isinstance(self.records, pa.RecordBatch):
+            return self.records.to_pylist()
+        return self.records
 
 
 def pieces(path: Path) -> Iterator[Piece]:
@@ -129,31 +128,6 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
             if names.count(name) > 1:
                 raise InputError(f"{path}: field {name!r}: is there twice")
         yield from file.iter_batches(PIECE)
-
-
-def python_values(array: pa.Array) -> list[Any]:
-    """`array.to_pylist()`, several times faster for lists and for structs, such as turns."""
-    kind = array.type
-    if isinstance(array, pa.StructArray) and len({f.name for f in kind}) == kind.num_fields:
-        columns = [python_values(array.field(i)) for i in range(kind.num_fields)]
-        values: list[Any] = dicts([field.name for field in kind], columns, len(array))
-    elif isinstance(array, pa.ListArray | pa.LargeListArray) and len(array):
-        ends: list[int] = array.offsets.to_numpy().tolist()
-        items = python_values(array.values.slice(ends[0], ends[-1] - ends[0]))
-        values = [items[a - ends[0] : b - ends[0]] for a, b in pairwise(ends)]
-    else:
-        return array.to_pylist()
-    if not array.null_count:
-        return values
-    is_valid = array.is_valid().to_pylist()
-    return [value if valid else None for value, valid in zip(values, is_valid, strict=True)]
-
-
-def dicts(names: list[str], columns: Iterable[list[Any]], size: int) -> list[dict[str, Any]]:
-    """Rows of named columns."""
-    if not names:
-        return [{} for _ in range(size)]
-    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 @contextmanager
