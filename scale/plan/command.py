@@ -17,7 +17,7 @@ from scale.stages.rates import rates_for
 
 REALISTIC = 0.56
 """Of the bound, what a good run reaches: PaLM 540B's MFU of 46.2% on 6,144 chips (arXiv 2204.02311)
-beside our bound of it, 82% (`benchmarks/results/plan.md`)."""
+beside our bound of a step of its shape there, 82% (`benchmarks/results/plan.md`)."""
 RMS = 0.02  # about that of a model's weights, to which Adafactor's learning rates are relative
 
 
@@ -74,8 +74,9 @@ class Plan(PlanOptions):
             rate /= RMS
         runtime = replace(options.runtime, remat=figures["remat"], **mesh, processes=0)
         stage = replace(options, runtime=runtime).command(
-            self.data or Path("DATA"), batch_size=figures["batch"], learning_rate=rate,
-            epochs=self.epochs, accumulation=options.accumulation,
+            self.data or Path("DATA"), batch_size=figures["batch"], epochs=self.epochs,
+            learning_rate=float(f"{rate:.3g}"),
+            accumulation=options.accumulation,
         )  # fmt: skip
         return command_line(stage)
 
