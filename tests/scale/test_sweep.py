@@ -23,6 +23,7 @@ from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.files import read_json, write_json
 from scale.io import model_folder
+from scale.model import batch_shapes
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer
 from scale.parallel.programs import keep_programs, machine
@@ -31,7 +32,6 @@ from scale.run import parse
 from scale.stages.align import Align
 from scale.stages.stage import execute
 from scale.stages.sweep import Sweep, shares
-from scale.train import batches
 from scale.train.batches import plan_batches
 from scale.train.loop import TrainingConfig
 from scale.train.steps import policy_step
@@ -161,7 +161,7 @@ def test_a_worker_gets_neighbours(folder):
 
 def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder, monkeypatch):
     """Where alone they would not, as long as sizes are not coarsened."""
-    monkeypatch.setattr(batches, "coarsen_sizes", lambda sizes, *_: sizes)
+    monkeypatch.setattr(batch_shapes, "coarsen_sizes", lambda sizes, *_: sizes)
     policy = model_folder.load_policy(folder / "policy")
     data = folder / "rows.parquet"
     stage = Align(out=folder, data=data, policy=folder / "policy", limits=LIMITS)
