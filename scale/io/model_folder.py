@@ -160,13 +160,20 @@ def load_trunk(
     return replace(folder, model=adapted(trunk, adapter, jax.random.key(seed)), trunk=None)
 
 
-def load_rewards(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
+def load_rewards(
+    path: Path, runtime: Runtime = ONE_DEVICE, dtype: Dtype | None = None
+) -> ModelFolder:
     """A stack of reward models of ours.
+
+    Args:
+        path: Their folder.
+        runtime: Their devices.
+        dtype: Of their matrices. Default: that of activations.
 
     Raises:
         InputError: The path holds no reward models, or one of its files cannot be read.
     """
-    return _load(path, runtime, runtime.dtype, reward=True)
+    return _load(path, runtime, dtype or runtime.dtype, reward=True)
 
 
 def config_of(path: Path) -> ModelConfig:

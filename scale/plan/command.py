@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scale.console import console
-from scale.data.rows import read
+from scale.data.table import scan
 from scale.errors import InputError
 from scale.parallel.chips import chip_of
 from scale.plan.options import TRAINED, PlanOptions
@@ -54,7 +54,7 @@ class Plan(PlanOptions):
             raise
         figures |= {"command": self.command_of(options, figures)}
         if self.data:
-            figures |= duration(self, figures, len(read(self.data, need=("prompt",))))
+            figures |= duration(self, figures, len(scan(self.data, ("prompt",))))
         if self.json:
             print(json.dumps(figures))
         else:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from scale.console import console
 from scale.io.huggingface import export
-from scale.io.model_folder import load_policy, trunk_path
+from scale.io.model_folder import load_policy, load_trunk, trunk_path
 from scale.io.peft import export_adapters
-from scale.model.adapters import merged
+from scale.model.adapters import AdapterConfig
 from scale.parallel.mesh import RuntimeConfig, make_runtime
 
 
@@ -29,9 +29,11 @@ class Export:
     """Devices, memory and precision."""
 
     def run(self) -> None:
-        policy = load_policy(self.policy, make_runtime(self.runtime))
+        runtime = make_runtime(self.runtime)
         if self.adapters:
+            policy = load_policy(self.policy, runtime)
             export_adapters(self.out, policy.model, str(trunk_path(self.policy)))
         else:
-            export(self.out, merged(policy.model), policy.tokenizer)
+            policy = load_trunk(self.policy, runtime, AdapterConfig(), seed=0)
+            export(self.out, policy.model, policy.tokenizer)
         console.print(f"{self.out}: written", markup=False)

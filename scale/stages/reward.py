@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
 from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
@@ -28,7 +29,7 @@ from scale.model.adapters import AdapterConfig, adapted, combine, partition
 from scale.model.inference import rewards
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
-from scale.parallel.sharding import initialise
+from scale.parallel.sharding import constrain, initialise, runtime_of
 from scale.stages.stage import MEMBERS, Stage
 from scale.train.batches import common_shape, row_order, shard_parts
 from scale.train.loop import TrainingConfig, train
@@ -146,7 +147,8 @@ class Reward(Stage):
         bytes_of_one = STATE_BYTES * parameter_count(policy.model) / data.runtime.devices
         if self.adapter.rank or len(members) * bytes_of_one <= SIDE_BY_SIDE:
             return self.fit(policy, data, members, self.out)
-        return initialise(joined, *(self.member(policy, data, k) for k in members))
+        folders = [self.member(policy, data, k) for k in members]
+        return loaded(folders, data.runtime)
 
     def batches(
         self, trunk: Transformer, dataset: Dataset, subsets: list[np.ndarray]
@@ -160,13 +162,13 @@ class Reward(Stage):
         shape = common_shape(dataset, np.concatenate(orders), trunk, training)
         return RewardBatches(dataset, orders, shape, trunk.runtime, training.accumulation)
 
-    def member(self, policy: ModelFolder, data: RewardBatches, k: int) -> RewardModel:
-        """The k-th reward model, trained alone; a run that resumes reads it from its folder."""
+    def member(self, policy: ModelFolder, data: RewardBatches, k: int) -> Path:
+        """The folder of the k-th reward model, which is trained alone unless it is there."""
         folder = self.out / MEMBERS / str(k)
         if not model_folder.is_ours(folder):
             model = self.fit(policy, data, [k], folder)
             save(replace(policy, path=folder, model=model), policy)
-        return model_folder.load_rewards(folder, data.runtime).model
+        return folder
 
     def fit(
         self, policy: ModelFolder, data: RewardBatches, members: Sequence[int], folder: Path
@@ -210,11 +212,27 @@ def held_out(rows: Table, seed: int) -> np.ndarray:
     return part_of_each(rows, shares, seed) == 1
 
 
-def joined(*models: RewardModel) -> RewardModel:
-    """Stacks of reward models as one stack."""
-    return jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves) if eqx.is_array(leaves[0]) else leaves[0], *models
-    )
+def loaded(folders: Sequence[Path], runtime: Runtime) -> RewardModel:
+    """The reward models of several folders, stacked; one of them is in memory besides."""
+
+    def room(one: RewardModel) -> RewardModel:
+        return jax.tree.map(lambda a: jnp.zeros((len(folders), *a.shape[1:]), a.dtype), one)
+
+    def read(folder: Path) -> RewardModel:
+        return model_folder.load_rewards(folder, runtime, "float32").model
+
+    models = initialise(room, read(folders[0]))
+    for k, folder in enumerate(folders):
+        models = written(models, read(folder), k)
+    return models
+
+
+@partial(jax.jit, donate_argnums=0)
+def written(models: RewardModel, one: RewardModel, k: Int[Array, ""]) -> RewardModel:
+    """Stacked reward models, whose memory is used again, with another one in the k-th place."""
+    put = partial(jax.lax.dynamic_update_index_in_dim, index=k, axis=0)
+    new = jax.tree.map(lambda a, b: put(a, b[0]), models, one)
+    return constrain(new, runtime_of(models))
 
 
 def accuracy(

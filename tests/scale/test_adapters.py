@@ -38,7 +38,7 @@ from scale.model.adapters import (
 from scale.model.attention import masked
 from scale.model.config import ModelConfig
 from scale.model.transformer import Transformer, parameter_count
-from scale.parallel.mesh import Runtime
+from scale.parallel.mesh import Runtime, RuntimeConfig
 from scale.stages.align import Align
 from scale.stages.export import Export
 from scale.stages.reward import Reward
@@ -394,6 +394,14 @@ def test_an_export_has_the_adapters_in_its_weights(chain, tmp_path):
     exported, policy = load_policy(tmp_path / "hf"), load_policy(chain / "policy")
     assert adapter_config(exported.model) is None
     np.testing.assert_allclose(logits(exported.model), logits(policy.model), rtol=1e-3, atol=1e-4)
+
+
+def test_an_export_is_not_rounded_to_the_dtype_of_activations(chain, tmp_path):
+    for name, dtype in (("a", "float32"), ("b", "bfloat16")):
+        runtime = RuntimeConfig(dtype=dtype)
+        Export(policy=chain / "policy", out=tmp_path / name, runtime=runtime).run()
+    a, b = (tmp_path / name / "model.safetensors" for name in "ab")
+    assert a.read_bytes() == b.read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft reads an attribute of `transformers`

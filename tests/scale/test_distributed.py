@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minipref.methods import METHODS
 from scale.data.dataset import limits_text
 from scale.data.rows import read, write
 from scale.data.tokenizer import train_tokenizer
@@ -39,6 +38,7 @@ CONFIG = ModelConfig(
     tie_embeddings=False,
     scaled_logits=False,
 )
+TRAINED = ["ipo", "dp-dpo", "e-dpo", "hull"]  # of each kind of reward and of loss one at least
 WORDS = ["tea", "rain", "a cat", "stone", "the sea", "no", "yes", "blue"]
 
 
@@ -78,9 +78,9 @@ def free_port():
         return s.getsockname()[1]
 
 
-def start(command, processes):
-    """One of several processes with eight devices in all."""
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+def start(command, processes, devices=8):
+    """One of several processes with so many devices in all."""
+    flags = f"--xla_force_host_platform_device_count={devices // processes}"
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     variables = os.environ | fixed | {"XLA_FLAGS": flags}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -117,13 +117,13 @@ def metrics(folder, out, processes, mesh, methods):
 
 @pytest.fixture(scope="module")
 def alone(folder):
-    return metrics(folder, folder / "alone", 1, "1,8,1,1", METHODS)
+    return metrics(folder, folder / "alone", 1, "1,8,1,1", TRAINED)
 
 
 @pytest.mark.parametrize(
     ("processes", "mesh", "methods"),
     [
-        (2, "1,8,1,1", METHODS),
+        (2, "1,8,1,1", TRAINED),
         (4, "2,2,2,2", ["e-dpo", "hull"]),
         (1, "2,1,4,1", ["e-dpo", "ipo"]),
     ],
@@ -178,7 +178,7 @@ def run_stages(folder, out, processes):
     ]
     worker, port = Path(align_worker.__file__).with_name("stages_worker.py"), free_port()
     workers = [
-        start([sys.executable, worker, processes, i, port, *commands], processes)
+        start([sys.executable, worker, processes, i, port, *commands], processes, devices=2)
         for i in range(processes)
     ]
     outputs = [worker.communicate(timeout=400)[0] for worker in workers]

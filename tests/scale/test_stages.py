@@ -807,6 +807,14 @@ def test_reward_models_one_after_another_are_those_side_by_side(chain, tmp_path,
     assert not (tmp_path / "a/members").exists()
 
 
+def test_reward_models_one_after_another_stay_in_float32(chain, tmp_path, monkeypatch):
+    """Whatever the dtype of activations."""
+    monkeypatch.setattr(reward, "SIDE_BY_SIDE", 0)
+    execute(replace(chain.reward, out=tmp_path / "a", runtime=RuntimeConfig(dtype="bfloat16")))
+    models = model_folder.load_rewards(tmp_path / "a").model
+    assert {leaf.dtype for leaf in jax.tree.leaves(models)} == {jnp.dtype("float32")}
+
+
 def test_reward_models_of_batches_in_parts_are_those_of_whole_batches(chain, tmp_path):
     trained = []
     for parts in (1, 2):
