@@ -126,7 +126,9 @@ def leaf_types(tree: Any) -> dict[str, str]:
 def all_finite(tree: Any) -> bool:
     """Whether no floating-point array of a tree, sharded or not, holds a NaN or an infinity."""
     leaves = [leaf for leaf in named(tree).values() if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return bool(_finite(leaves))
+    large = [leaf for leaf in leaves if leaf.size > PIECE]
+    small = [leaf for leaf in leaves if leaf.size <= PIECE]  # one program for all of them
+    return bool(_finite(small)) and all(bool(_finite([leaf])) for leaf in large)
 
 
 @contextmanager
