@@ -91,14 +91,12 @@ class ModelFolder:
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout)
 
 
-def save(folder: ModelFolder, trunk: ModelFolder | None = None) -> None:
+def save(folder: ModelFolder) -> None:
     """Write a policy, or a stack of reward models, into its folder, which may hold other files.
 
-    Args:
-        folder: What to write. Of a model with adapters, what was trained of it is written.
-        trunk: Where there are adapters: the frozen model below them, which the folder names.
+    Of a model with adapters what was trained is written, and the name of the model below them.
     """
-    path, model = folder.path, folder.model
+    path, model, trunk = folder.path, folder.model, folder.trunk
     path.mkdir(parents=True, exist_ok=True)
     folder.tokenizer.save(path)
     num_reward_models = len(model.head) if isinstance(model, RewardModel) else 0
@@ -123,7 +121,7 @@ def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     Raises:
         InputError: The path holds no policy, or one of its files cannot be read.
     """
-    file = _largest_file(path)
+    file = _dated_file(path)
     if not file.exists():
         return _policy(path, runtime, runtime.dtype)
     key = file.resolve(), file.stat().st_mtime_ns, runtime
@@ -133,9 +131,7 @@ def load_policy(path: Path, runtime: Runtime = ONE_DEVICE) -> ModelFolder:
     return folder
 
 
-def load_trunk(
-    path: Path, runtime: Runtime, adapter: AdapterConfig, seed: int
-) -> ModelFolder:
+def load_trunk(path: Path, runtime: Runtime, adapter: AdapterConfig, seed: int) -> ModelFolder:
     """A policy to train, itself or by new adapters. Adapters that it has are added to its weights.
 
     Args:
@@ -157,7 +153,10 @@ def load_trunk(
     trunk = stored(merged(folder.model), dtype)
     if folder.trunk and not adapter.rank:  # the training may take over its arrays
         trunk = jax.tree.map(jnp.copy, trunk)
-    return replace(folder, model=adapted(trunk, adapter, jax.random.key(seed)), trunk=None)
+    plain = replace(folder, model=trunk, trunk=None)
+    if not adapter.rank:
+        return plain
+    return replace(plain, model=adapted(trunk, adapter, jax.random.key(seed)), trunk=plain)
 
 
 def load_rewards(
@@ -294,8 +293,8 @@ def _below(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> ModelFo
     return trunk
 
 
-def _largest_file(path: Path) -> Path:
-    """The file whose change says that another model is there."""
+def _dated_file(path: Path) -> Path:
+    """The file whose time of change says that another model is there."""
     path = located(path)
     if path.is_file():
         return path

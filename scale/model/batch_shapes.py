@@ -4,6 +4,7 @@ A shape costs one compilation and saves the padding of a larger one: there are a
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from scale.parallel.mesh import Runtime
 SIZE_STEP = 16  # the sizes of a shape are multiples of it
 COMPILE_SECONDS = 5.0
 TRAINING = 3  # times the FLOPs of a forward pass
+Cost: TypeAlias = Callable[[np.ndarray], np.ndarray]
 CPU_FLOPS = 1e11  # FLOP/s of a model on a device whose peak is not known
 
 
@@ -42,7 +44,7 @@ def choose_shapes(
     compile_flops = compile_seconds * run_flops(model.runtime)
     of_parts = lengths.reshape(steps * parts, batch // parts, -1)
     sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
-    sizes = coarsen_sizes(merge_sizes(sizes, flops, compile_flops), flops, compile_flops)
+    sizes = few_sizes(sizes, flops, compile_flops)
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 
@@ -63,8 +65,7 @@ def choose_widths(lengths: np.ndarray, model: Transformer, new_tokens: int) -> l
 
     compile_flops = COMPILE_SECONDS * run_flops(model.runtime)
     longest = -(-lengths.max(1, keepdims=True) // SIZE_STEP) * SIZE_STEP
-    sizes = coarsen_sizes(merge_sizes(longest, flops, compile_flops), flops, compile_flops)
-    return sizes[:, 0].tolist()
+    return few_sizes(longest, flops, compile_flops)[:, 0].tolist()
 
 
 def run_flops(runtime: Runtime) -> float:
@@ -84,20 +85,24 @@ def smallest_sizes(lengths: np.ndarray, num_sequences: int) -> np.ndarray:
     return -(-sizes // SIZE_STEP) * SIZE_STEP
 
 
-def merge_sizes(
-    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
-) -> np.ndarray:
-    """For each row of `sizes` one that is nowhere smaller, with few different rows.
-
-    Neighbours in the order of cost merge while the cheapest merge costs less than a compilation.
+def few_sizes(sizes: np.ndarray, cost: Cost, compile_cost: float) -> np.ndarray:
+    """For each row of `sizes` one that is nowhere smaller, with as few different rows as pay.
 
     Args:
-        sizes: [steps, 3].
-        cost: Sizes [n, 3] -> FLOPs of one step [n].
+        sizes: [steps, n].
+        cost: Sizes [steps, n] -> FLOPs of one step each [steps].
         compile_cost: FLOPs of one compilation.
 
     Returns:
-        [steps, 3].
+        [steps, n].
+    """
+    return coarsen_sizes(merge_sizes(sizes, cost, compile_cost), cost, compile_cost)
+
+
+def merge_sizes(sizes: np.ndarray, cost: Cost, compile_cost: float) -> np.ndarray:
+    """For each row of `sizes` one that is nowhere smaller, with few different rows.
+
+    Neighbours in the order of cost merge while the cheapest merge costs less than a compilation.
     """
     distinct, inverse, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(cost(distinct), kind="stable")
@@ -117,21 +122,11 @@ def merge_sizes(
     return distinct[inverse.ravel()]
 
 
-def coarsen_sizes(
-    sizes: np.ndarray, cost: Callable[[np.ndarray], np.ndarray], compile_cost: float
-) -> np.ndarray:
+def coarsen_sizes(sizes: np.ndarray, cost: Cost, compile_cost: float) -> np.ndarray:
     """The sizes, rounded up by at most a quarter where all of that costs less than a compilation.
 
     So short runs over similar rows, such as those of one method at several length biases, have
     equal shapes, and a process compiles once for them.
-
-    Args:
-        sizes: [steps, 3].
-        cost: Sizes [n, 3] -> FLOPs of one step [n].
-        compile_cost: FLOPs of one compilation.
-
-    Returns:
-        [steps, 3].
     """
     multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 2, 0)
     coarse = -(-sizes // multiple) * multiple

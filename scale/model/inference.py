@@ -17,7 +17,7 @@ from scale.console import Rate, track
 from scale.data.dataset import Dataset, cached
 from scale.data.layout import BatchShape, round_up
 from scale.data.tokenizer import Tokenizer
-from scale.model.adapters import partition
+from scale.model.adapters import partition, trunk_of
 from scale.model.batch_shapes import COMPILE_SECONDS, TRAINING, choose_shapes, choose_widths
 from scale.model.response_logps import response_logps
 from scale.model.sampling import Samples, sample
@@ -201,6 +201,5 @@ def shapes_of(dataset: Dataset, batches: np.ndarray, model: Any) -> list[BatchSh
     """The shape of each batch of rows [batches, size]."""
     if dataset.layout:
         return [dataset.layout.shape(batches.shape[1])] * len(batches)
-    trunk: Any = model.trunk if isinstance(model, RewardModel) else model
     seconds = TRAINING * COMPILE_SECONDS
-    return choose_shapes(dataset.tokens.lengths[batches], trunk, seconds)
+    return choose_shapes(dataset.tokens.lengths[batches], trunk_of(model), seconds)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from minipref.batch import Batch, Inputs, Targets
 from minipref.reward_models import RewardModel, stack
-from minipref.training import Hyperparameters, init_state
+from minipref.training import Hyperparameters, TrainState
+from scale.data.layout import round_up
 from scale.errors import InputError
-from scale.model.adapters import adapted, matrices, partition, stored
+from scale.model.adapters import adapted, matrices, partition, stored, trunk_of
 from scale.model.inference import ROWS, jitted_logps
 from scale.model.sampling import sample
 from scale.model.transformer import Transformer, parameter_count
@@ -22,11 +23,10 @@ from scale.parallel.mesh import BATCH, Runtime, make_runtime
 from scale.parallel.sharding import abstract_sharded
 from scale.plan.options import TRAINED, PlanOptions
 from scale.plan.topology import meshes, topology_devices
-from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES
+from scale.stages.reward import STATE_BYTES, side_by_side
 from scale.stages.sample import Sample
 from scale.train.loop import TrainingConfig
-from scale.train.optimizer import make_optimizer
-from scale.train.steps import policy_step, reward_step, sft_step, start_state
+from scale.train.steps import policy_step, reward_step, sft_step, start_reward_states, start_state
 
 SCHEDULE = TrainingConfig().schedule
 
@@ -91,59 +91,51 @@ def on_mesh(options: PlanOptions, runtime: Runtime) -> Placed:
         InputError: The mesh does not divide it.
     """
     model, reads = options.config, options.stage not in TRAINED
+    is_reward = options.stage == "reward"
 
-    def policy() -> Transformer:
-        whole = Transformer(model, jax.random.key(0), runtime)
-        return stored(whole, runtime.dtype) if reads or options.adapter.rank else whole
+    def trunk() -> Transformer:
+        policy = Transformer(model, jax.random.key(0), runtime)
+        return stored(policy, runtime.dtype) if reads or options.adapter.rank else policy
 
     def parts() -> tuple[Any, Any]:
-        return partition(adapted(policy(), options.adapter, jax.random.key(0)))
+        policy = adapted(trunk(), options.adapter, jax.random.key(0))
+        whole = RewardModel(policy, model.d_model, jax.random.key(0)) if is_reward else policy
+        return partition(whole)
 
-    like = eqx.filter_eval_shape(policy)
+    like = eqx.filter_eval_shape(trunk)
     parameters, multiplied = parameter_count(like), sum(m.size for m in matrices(like))
-    trained, frozen = eqx.filter_eval_shape(parts)
     if reads:
         whole = abstract_sharded(like, runtime)
         return Placed(runtime, None, whole, parameters, multiplied, None, 1)
-    adapters = parameter_count(trained) if options.adapter.rank else None
-    members = side_by_side(options, parameters, runtime) if options.stage == "reward" else 1
+    trained, frozen = eqx.filter_eval_shape(parts)
+    adapters = parameter_count(trunk_of(trained)) if options.adapter.rank else None
+    members = members_at_once(options, parameters, runtime) if is_reward else 1
     start = partial(start_of_stage, options, members)
     state = abstract_sharded(eqx.filter_eval_shape(lambda: start(parts()[0])), runtime)
-    if options.stage == "reward":
-        frozen = frozen and eqx.filter_eval_shape(lambda: as_reward(parts()[1], model.d_model))
     frozen = None if frozen is None else abstract_sharded(frozen, runtime)
     return Placed(runtime, state, frozen, parameters, multiplied, adapters, members)
 
 
-def start_of_stage(options: PlanOptions, members: int, trained: Any) -> Any:
+def start_of_stage(options: PlanOptions, members: int, trained: Any) -> TrainState:
     """The state of step 0 of a stage that trains `trained`."""
-    if options.stage != "reward":
-        zero = Hyperparameters(jnp.zeros(()), jnp.zeros(2))
-        given = zero if options.stage == "align" else None
-        return start_state(trained, options.optimizer, SCHEDULE, 0.0, given)
-    models = stack([as_reward(trained, options.config.d_model, head=True)] * members)
-    optimizer = make_optimizer("adam", SCHEDULE, 0.0)
-    return eqx.filter_vmap(lambda model: init_state(model, optimizer, SCHEDULE.num_steps))(models)
+    if options.stage == "reward":
+        return start_reward_states(stack([trained] * members), SCHEDULE, 0.0)
+    zero = Hyperparameters(jnp.zeros(()), jnp.zeros(2))
+    given = zero if options.stage == "align" else None
+    return start_state(trained, options.optimizer, SCHEDULE, 0.0, given)
 
 
-def as_reward(trunk: Any, width: int, head: bool = False) -> RewardModel:
-    """A part of a reward model: its trunk, with a head or without."""
-    model = RewardModel(trunk, width, jax.random.key(0))
-    return model if head else eqx.tree_at(lambda m: m.head, model, None)
-
-
-def side_by_side(options: PlanOptions, parameters: int, runtime: Runtime) -> int:
+def members_at_once(options: PlanOptions, parameters: int, runtime: Runtime) -> int:
     """How many reward models `reward` trains at once."""
-    bytes_of_one = STATE_BYTES * parameters / runtime.devices
-    several = options.num_reward_models
-    return several if options.adapter.rank or several * bytes_of_one <= SIDE_BY_SIDE else 1
+    several, bytes_of_one = options.num_reward_models, STATE_BYTES * parameters / runtime.devices
+    return several if side_by_side(several, bytes_of_one, options.adapter) else 1
 
 
 def smallest_batch(options: PlanOptions, placed: Placed) -> int:
     """The fewest rows of a step; of stages that train nothing, those that they read at a time."""
     rows = {"score": ROWS, "sample": ROWS * 4 // Sample.n}.get(options.stage, 1)
     shards = placed.shards * options.accumulation
-    return -(-rows // shards) * shards
+    return round_up(rows, shards)
 
 
 def inputs_of(options: PlanOptions, runtime: Runtime, *rows: int) -> Inputs:

@@ -132,7 +132,7 @@ class Align(Alignment):
             loggers=self.log,
             throughput=throughput,
         )
-        save(replace(policy, path=self.out, model=combine(trained, frozen)), policy)
+        save(replace(policy, path=self.out, model=combine(trained, frozen)))
         signs = signs_fn(logged(self.out / "metrics.jsonl"))
         findings = {"pairs": len(dataset), "pairs seen": batches.rows.size} | batches.findings
         return findings | as_findings(signs.values())
@@ -197,7 +197,7 @@ class Align(Alignment):
         def eval_fn(trained: Any, step: int) -> dict[str, Any]:
             model = combine(trained, frozen)
             if step in steps:
-                save(replace(policy, path=self.out / f"step-{step}", model=model), policy)
+                save(replace(policy, path=self.out / f"step-{step}", model=model))
             progress = step / self.training.steps
             return self.validate(model, validation, progress) if validation else {}
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,6 @@ from jaxtyping import Array, Int
 
 from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
-from minipref.training import init_state
 from scale.data.dataset import Dataset, Limits
 from scale.data.formats import SIDES
 from scale.data.layout import BatchShape
@@ -34,8 +32,7 @@ from scale.stages.stage import MEMBERS, Stage
 from scale.train.batches import common_shape, row_order, shard_parts
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
-from scale.train.optimizer import make_optimizer
-from scale.train.steps import reward_step
+from scale.train.steps import reward_step, start_reward_states
 from scale.train.throughput import throughput_of
 
 STATE_BYTES = 16  # of a parameter, its gradient and Adam's two moments, in float32
@@ -107,7 +104,7 @@ class Reward(Stage):
         validation = policy.make_dataset(held_out, SIDES, self.limits, source)
         run = replace(self, training=self.training.for_rows(len(subsets[0])))
         models = run.trained(policy, dataset, subsets)
-        save(replace(policy, path=self.out, model=models), policy)
+        save(replace(policy, path=self.out, model=models))
         seen = run.training.steps * run.training.batch_size
         findings = {"pairs of each reward model": len(subsets[0]), "pairs seen by each": seen}
         held_out = held_out.where(validation.mask(len(held_out)))
@@ -145,7 +142,7 @@ class Reward(Stage):
         """
         data, members = self.batches(policy.model, dataset, subsets), range(len(subsets))
         bytes_of_one = STATE_BYTES * parameter_count(policy.model) / data.runtime.devices
-        if self.adapter.rank or len(members) * bytes_of_one <= SIDE_BY_SIDE:
+        if side_by_side(len(members), bytes_of_one, self.adapter):
             return self.fit(policy, data, members, self.out)
         folders = [self.member(policy, data, k) for k in members]
         return loaded(folders, data.runtime)
@@ -167,7 +164,7 @@ class Reward(Stage):
         folder = self.out / MEMBERS / str(k)
         if not model_folder.is_ours(folder):
             model = self.fit(policy, data, [k], folder)
-            save(replace(policy, path=folder, model=model), policy)
+            save(replace(policy, path=folder, model=model))
         return folder
 
     def fit(
@@ -175,11 +172,6 @@ class Reward(Stage):
     ) -> RewardModel:
         """Train reward models side by side: equal trunks, each with a head of its own."""
         training, schedule = self.training, self.training.schedule
-        optimizer = make_optimizer("adam", schedule, training.learning_rate)
-
-        @eqx.filter_vmap
-        def start(model: RewardModel) -> Any:
-            return init_state(model, optimizer, training.steps)
 
         def fresh(trunk: Transformer) -> RewardModel:
             return stack([partition(self.reward_model(trunk, k))[0] for k in members])
@@ -188,7 +180,7 @@ class Reward(Stage):
         frozen = partition(self.reward_model(policy.model, 0))[1]
         trained = train(
             partial(reward_step, schedule, frozen=frozen),
-            initialise(start, models, donate=(0,)),
+            start_reward_states(models, schedule, training.learning_rate),
             partial(data.batch, members),
             training.steps,
             folder,
@@ -204,6 +196,17 @@ class Reward(Stage):
         key = jax.random.split(jax.random.key(self.training.seed), k + 1)[k]
         trunk = adapted(trunk, self.adapter, key)
         return RewardModel(trunk, trunk.config.d_model, key)
+
+
+def side_by_side(several: int, bytes_of_one: float, adapter: AdapterConfig) -> bool:
+    """Whether so many reward models are trained at once.
+
+    Args:
+        several: The reward models.
+        bytes_of_one: The training state of one without adapters, on a device.
+        adapter: Their adapters, whose states are small.
+    """
+    return adapter.rank > 0 or several * bytes_of_one <= SIDE_BY_SIDE
 
 
 def held_out(rows: Table, seed: int) -> np.ndarray:

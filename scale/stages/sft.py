@@ -75,7 +75,7 @@ class Sft(Stage):
         training = self.training.for_rows(len(dataset))
         batches = plan_batches(dataset, training, start.model)
         model = self.fit(start.model, batches, training)
-        save(replace(start, path=self.out, model=model), start)
+        save(replace(start, path=self.out, model=model))
         findings = {"rows": len(dataset), "rows seen": batches.rows.size}
         findings |= {"parameters": parameter_count(model)}
         return findings | batches.findings | validate(model, validation)

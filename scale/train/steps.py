@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -40,6 +41,17 @@ def start_state(
         return init_state(model, transform, schedule.num_steps, hyperparameters)
 
     return initialise(start, model, donate=(0,))
+
+
+def start_reward_states(models: RewardModel, schedule: Schedule, peak_lr: float) -> TrainState:
+    """The states of K stacked reward models before the first `reward_step`, as `start_state`."""
+    transform = make_optimizer(OptimizerConfig().optimizer, schedule, peak_lr)
+
+    @eqx.filter_vmap
+    def start(model: RewardModel) -> TrainState:
+        return init_state(model, transform, schedule.num_steps)
+
+    return initialise(start, models, donate=(0,))
 
 
 def over_parts(function: Callable[[Inputs], Any], inputs: Inputs) -> Any:

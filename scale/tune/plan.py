@@ -29,7 +29,7 @@ from scale.stages.command_line import command_line
 from scale.stages.corpus import Corpus
 from scale.stages.evaluate import Evaluate
 from scale.stages.export import Export
-from scale.stages.reward import SIDE_BY_SIDE, STATE_BYTES, Reward
+from scale.stages.reward import STATE_BYTES, Reward, side_by_side
 from scale.stages.score import Score
 from scale.train.loop import TrainingConfig
 from scale.tune.pipeline import PURPOSES
@@ -155,7 +155,7 @@ def reward_cost(stage: Reward, work: Work) -> Cost:
     lengths, several = work.survey.kept[stage.data.stem], stage.num_reward_models
     held_out = stage.validation.stem if stage.validation else "test"
     pairs = stage.training.steps * stage.training.batch_size
-    at_once = several if work.adapter.rank or several * work.state <= SIDE_BY_SIDE else 1
+    at_once = several if side_by_side(several, work.state, work.adapter) else 1
     return Cost(
         trained=work.training(lengths) * pairs / len(lengths) * several,
         read=work.reading(work.survey.kept[held_out]) * several,
