@@ -75,7 +75,7 @@ class Chunk:
     need: tuple[str, ...] = ()
 
     def read(self) -> Sequence[Row]:
-        return self.rows.rows(self.need) if isinstance(self.rows, Piece) else self.rows
+        return [*self.rows.rows(self.need)] if isinstance(self.rows, Piece) else self.rows
 
 
 Encoded = tuple[Arrays, Counts]

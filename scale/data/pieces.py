@@ -55,16 +55,16 @@ class Piece:
         """The name of each row in messages."""
         return [place(self.source, number) for number in self.numbers]
 
-    def rows(self, need: tuple[str, ...]) -> list[Row]:
-        """The rows in the one form that `scale.data.formats` describes.
+    def rows(self, need: tuple[str, ...]) -> Iterator[Row]:
+        """The rows, one after another, in the one form that `scale.data.formats` describes.
 
         Raises:
             InputError: A row is malformed or lacks a field.
         """
         with readable(Path(self.source)):
             records = self.values()
-        rows = zip(self.places(), records, strict=True)
-        return [parsed(where, record_of(where, record), need) for where, record in rows]
+        for where, record in zip(self.places(), records, strict=True):
+            yield parsed(where, record_of(where, record), need)
 
     def values(self) -> Sequence[bytes | Row]:
         """Lines of JSON, or rows as Parquet has them."""

@@ -83,8 +83,8 @@ class Paper(Options):
         chains += [
             repetition.reward_stages(rho, name)
             for repetition in repetitions
-            for name in REWARD_MODELS
             for rho in self.rhos
+            for name in REWARD_MODELS  # neighbours compile different steps
         ]
         for method in self.methods:
             group = [policy for policy in policies if policy.method == method]

@@ -172,7 +172,8 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
 
     Args:
         make: Returns the tree.
-        *args: Arguments of `make`.
+        *args: Arguments of `make`. What differs from run to run, such as a random key, is one, so
+            that the compiled program is found again.
         donate: The arguments whose buffers the tree may take over.
 
     Returns:
@@ -183,4 +184,6 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
         tree = make(*args)
         return constrain(tree, runtime_of(tree))
 
-    return jax.jit(make_sharded, donate_argnums=donate)(*args)
+    # it runs once, and on a CPU random bits take long to compile: 5.7 s of the miniature's start
+    quickly = {"xla_backend_optimization_level": 1}
+    return jax.jit(make_sharded, donate_argnums=donate, compiler_options=quickly)(*args)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from minipref.batch import Batch
 from minipref.reward_models import RewardModel, stack
@@ -172,12 +172,13 @@ class Reward(Stage):
     ) -> RewardModel:
         """Train reward models side by side: equal trunks, each with a head of its own."""
         training, schedule = self.training, self.training.schedule
+        key = jax.random.key(training.seed)
 
-        def fresh(trunk: Transformer) -> RewardModel:
-            return stack([partition(self.reward_model(trunk, k))[0] for k in members])
+        def fresh(trunk: Transformer, key: PRNGKeyArray) -> RewardModel:
+            return stack([partition(self.reward_model(trunk, key, k))[0] for k in members])
 
-        models = initialise(fresh, policy.model)
-        frozen = partition(self.reward_model(policy.model, 0))[1]
+        models = initialise(fresh, policy.model, key)
+        frozen = partition(self.reward_model(policy.model, key, 0))[1]
         trained = train(
             partial(reward_step, schedule, frozen=frozen),
             start_reward_states(models, schedule, training.learning_rate),
@@ -191,9 +192,9 @@ class Reward(Stage):
         )
         return combine(trained, frozen)
 
-    def reward_model(self, trunk: Transformer, k: int) -> RewardModel:
+    def reward_model(self, trunk: Transformer, key: PRNGKeyArray, k: int) -> RewardModel:
         """The k-th reward model before its first step: a head and, if any, adapters of its own."""
-        key = jax.random.split(jax.random.key(self.training.seed), k + 1)[k]
+        key = jax.random.split(key, k + 1)[k]
         trunk = adapted(trunk, self.adapter, key)
         return RewardModel(trunk, trunk.config.d_model, key)
 

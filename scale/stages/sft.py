@@ -93,7 +93,7 @@ class Sft(Stage):
         texts = (as_text(row[name]) for row in rows for name in ("prompt", "completion"))
         tokenizer = train_tokenizer(texts, config.vocab_size)
         key = jax.random.key(self.training.seed)
-        model = initialise(lambda: Transformer(config, key, runtime))
+        model = initialise(lambda key: Transformer(config, key, runtime), key)
         return ModelFolder(self.out, model, config, tokenizer)
 
     def fit(
