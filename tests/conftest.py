@@ -13,3 +13,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 if "MINIPREF_TEST_CACHE" not in os.environ:
     cache = TemporaryDirectory(prefix="cache-")
     os.environ["MINIPREF_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"] = cache.name
+
+
+def pytest_configure(config):
+    """The fast tests compile without LLVM's optimisation, which would take a third of their time;
+    the slow ones compile as users do."""
+    flag = "--xla_backend_optimization_level=0"
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if config.option.markexpr == "not slow" and flag not in flags:
+        os.environ["XLA_FLAGS"] = " ".join([*flags, flag])

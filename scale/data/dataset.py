@@ -1,15 +1,13 @@
 """Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import compress
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from minipref.batch import Batch, Targets
 from scale.console import console
@@ -33,7 +31,6 @@ from scale.data.table import Table
 from scale.data.token_cache import entry
 from scale.data.tokenizer import PAD, RefusedRow, Tokenizer
 from scale.errors import InputError
-from scale.files import atomic
 from scale.parallel.processes import main_first
 
 REF_LOGPS = {
@@ -234,24 +231,6 @@ def truncate(ids: list[int], limits: Limits, generation_prompt: int = 1) -> list
             "do not fit"
         )
     return [*ids[: limits.prompt - generation_prompt], *ids[len(ids) - generation_prompt :]]
-
-
-def cached(
-    folder: Path | None, names: Sequence[str], make: Callable[[], Sequence[np.ndarray]]
-) -> Sequence[np.ndarray]:
-    """The arrays of `make`, kept as `NAME.npy` and mapped into memory; the last is written last.
-
-    Without a folder nothing is kept.
-    """
-    if folder is None:
-        return make()
-    paths = [folder / f"{name}.npy" for name in names]
-    if not paths[-1].exists():
-        for path, array in zip(paths, make(), strict=True):
-            with atomic(path) as temporary:
-                np.save(temporary, array)
-    multihost_utils.sync_global_devices(f"{folder} is written")
-    return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def common_layout(tokens: TokenizedRows, limits: Limits) -> Layout:

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from minipref.batch import Inputs
 from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import Rate, track
-from scale.data.dataset import Dataset, cached
+from scale.data.dataset import Dataset
 from scale.data.layout import BatchShape, round_up
 from scale.data.tokenizer import Tokenizer
+from scale.files import atomic
 from scale.model.adapters import partition, trunk_of
 from scale.model.batch_shapes import COMPILE_SECONDS, TRAINING, choose_shapes, choose_widths
 from scale.model.response_logps import response_logps
@@ -203,3 +205,21 @@ def shapes_of(dataset: Dataset, batches: np.ndarray, model: Any) -> list[BatchSh
         return [dataset.layout.shape(batches.shape[1])] * len(batches)
     seconds = TRAINING * COMPILE_SECONDS
     return choose_shapes(dataset.tokens.lengths[batches], trunk_of(model), seconds)
+
+
+def cached(
+    folder: Path | None, names: Sequence[str], make: Callable[[], Sequence[np.ndarray]]
+) -> Sequence[np.ndarray]:
+    """The arrays of `make`, kept as `NAME.npy` and mapped into memory; the last is written last.
+
+    Without a folder nothing is kept.
+    """
+    if folder is None:
+        return make()
+    paths = [folder / f"{name}.npy" for name in names]
+    if not paths[-1].exists():
+        for path, array in zip(paths, make(), strict=True):
+            with atomic(path) as temporary:
+                np.save(temporary, array)
+    multihost_utils.sync_global_devices(f"{folder} is written")
+    return [np.load(path, mmap_mode="r") for path in paths]

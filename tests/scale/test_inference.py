@@ -215,3 +215,20 @@ def test_greedy_samples_do_not_depend_on_the_batch(monkeypatch, model):
     monkeypatch.setattr(inference, "ROWS", 1)
     apart = generated(model, rows, temperature=0.0)
     assert [[s.ids for s in own] for own in together] == [[s.ids for s in own] for own in apart]
+
+
+def test_what_is_computed_is_kept_and_mapped(tmp_path):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return np.arange(3), np.arange(4)
+
+    for _ in range(2):
+        first, second = inference.cached(tmp_path / "kept", ("first", "second"), make)
+        assert (
+            isinstance(second, np.memmap)
+            and first.tolist() == [0, 1, 2]
+            and second.tolist() == [0, 1, 2, 3]
+        )
+    assert calls == [1]
