@@ -87,7 +87,8 @@ def prepare(work: Parity, folder: Path) -> list[Row]:
     rows = [turns(row) for row in read(work.data)]
     dataset = policy.make_dataset(rows, SIDES, work.limits)
     rows = dataset.select(rows)[: work.steps * work.batch_size]
-    order = row_order(len(rows), work.training, 0).ravel()
+    tokens = dataset.tokens.lengths.sum(1)[: len(rows)]
+    order = row_order(tokens, work.training, 0, num_sequences=1).ravel()
     write_lines(folder / "rows.jsonl", rows)
     write_lines(folder / "ordered/train.jsonl", [conversational(rows[i]) for i in order])
     return rows

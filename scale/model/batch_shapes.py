@@ -16,6 +16,8 @@ from scale.parallel.chips import peak_flops
 from scale.parallel.mesh import Runtime
 
 SIZE_STEP = 16  # the sizes of a shape are multiples of it
+# or of parts of the power of two below, where this costs less than a share of a compilation
+COARSE = ((4, 0.1), (8, 1.0))
 COMPILE_SECONDS = 5.0
 TRAINING = 3  # times the FLOPs of a forward pass
 Cost: TypeAlias = Callable[[np.ndarray], np.ndarray]
@@ -123,11 +125,15 @@ def merge_sizes(sizes: np.ndarray, cost: Cost, compile_cost: float) -> np.ndarra
 
 
 def coarsen_sizes(sizes: np.ndarray, cost: Cost, compile_cost: float) -> np.ndarray:
-    """The sizes, rounded up by at most a quarter where all of that costs less than a compilation.
+    """The sizes, rounded up by `COARSE`: the coarsest multiples that are cheap for the whole run.
 
     So short runs over similar rows, such as those of one method at several length biases, have
     equal shapes, and a process compiles once for them.
     """
-    multiple = 2 ** np.maximum(np.log2(np.maximum(sizes, 1)).astype(int) - 2, 0)
-    coarse = -(-sizes // multiple) * multiple
-    return coarse if (cost(coarse) - cost(sizes)).sum() < compile_cost else sizes
+    powers = 2 ** np.log2(np.maximum(sizes, 1)).astype(int)
+    for parts, share in COARSE:
+        multiple = np.maximum(powers // parts, 1)
+        coarse = -(-sizes // multiple) * multiple
+        if (cost(coarse) - cost(sizes)).sum() < share * compile_cost:
+            return coarse
+    return sizes

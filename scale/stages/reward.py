@@ -29,7 +29,7 @@ from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_runtime
 from scale.parallel.sharding import constrain, initialise, runtime_of
 from scale.stages.stage import MEMBERS, Stage
-from scale.train.batches import common_shape, row_order, shard_parts
+from scale.train.batches import common_shape, require_divisible, row_order, shard_parts
 from scale.train.loop import TrainingConfig, train
 from scale.train.metrics import LoggerName
 from scale.train.steps import reward_step, start_reward_states
@@ -152,12 +152,15 @@ class Reward(Stage):
     ) -> RewardBatches:
         """The batches of all reward models, each in an order of its own."""
         training = self.training
+        tokens, runtime = dataset.tokens.lengths.sum(1), trunk.runtime
+        require_divisible(training, runtime)
+        sequences = training.accumulation * runtime.batch_shards
         orders = [
-            rows[row_order(len(rows), training, training.seed + k)]
+            rows[row_order(tokens[rows], training, training.seed + k, sequences)]
             for k, rows in enumerate(subsets)
         ]
         shape = common_shape(dataset, np.concatenate(orders), trunk, training)
-        return RewardBatches(dataset, orders, shape, trunk.runtime, training.accumulation)
+        return RewardBatches(dataset, orders, shape, runtime, training.accumulation)
 
     def member(self, policy: ModelFolder, data: RewardBatches, k: int) -> Path:
         """The folder of the k-th reward model, which is trained alone unless it is there."""

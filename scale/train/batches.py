@@ -1,7 +1,9 @@
 """The batches of a run: which rows each step reads, in which of a few shapes.
 
 The batches of a run are known before its first step, so the shapes are chosen for them. Runs that
-differ by their seed can share shapes.
+differ by their seed can share shapes. Rows are shared out among the steps of a window so that all
+packed sequences have about as many tokens: then few positions are padding, and runs over similar
+rows have the same shape.
 """
 
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from scale.parallel.mesh import Runtime
 from scale.parallel.processes import shard_batch
 from scale.train.loop import TrainingConfig
 from scale.train.throughput import Throughput, throughput_of
+
+WINDOW = 64  # steps among which rows are shared out, at most those of an epoch
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ def plan_batches(
     runtime, parts = model.runtime, training.accumulation
     require_divisible(training, runtime)
     all_seeds = dict.fromkeys((training.seed, *seeds))
-    orders = [row_order(len(dataset), training, seed) for seed in all_seeds]
+    tokens, sequences = dataset.tokens.lengths.sum(1), parts * runtime.batch_shards
+    orders = [row_order(tokens, training, seed, sequences) for seed in all_seeds]
     if dataset.layout:
         shapes = [dataset.layout.shape(training.batch_size // parts)] * training.steps
     else:
@@ -94,13 +99,8 @@ def plan_batches(
 def common_shape(
     dataset: Dataset, rows: np.ndarray, model: Transformer, training: TrainingConfig
 ) -> BatchShape:
-    """One shape for all batches of these rows [batches, B], or for all of their parts.
-
-    Raises:
-        InputError: The batch does not divide among the devices.
-    """
+    """One shape for all batches of these rows [batches, B], or for all of their parts."""
     parts = training.accumulation
-    require_divisible(training, model.runtime)
     if dataset.layout:
         return dataset.layout.shape(rows.shape[1] // parts)
     shapes = choose_shapes(dataset.tokens.lengths[rows], model, parts=parts)
@@ -119,7 +119,47 @@ def require_divisible(training: TrainingConfig, runtime: Runtime) -> None:
         )
 
 
-def row_order(n: int, training: TrainingConfig, seed: int) -> np.ndarray:
-    """Which of n rows make up each batch [steps, B]."""
-    rows = batch_indices(n, training.steps * training.batch_size, seed, 0)
-    return rows.reshape(training.steps, training.batch_size)
+def row_order(
+    tokens: np.ndarray, training: TrainingConfig, seed: int, num_sequences: int
+) -> np.ndarray:
+    """Which rows make up each batch.
+
+    The steps of a window have rows that follow each other in an endless run of permutations.
+
+    Args:
+        tokens: How many tokens each row has [N].
+        training: Steps and batch size.
+        seed: Of the permutations.
+        num_sequences: Packed sequences of a batch, which divide it.
+
+    Returns:
+        Indices of rows [steps, B].
+    """
+    steps, size = training.steps, training.batch_size
+    rows = batch_indices(len(tokens), steps * size, seed, 0).reshape(steps, size)
+    window = max(1, min(WINDOW, len(tokens) // size))
+    windows, rng = np.split(rows, range(window, steps, window)), np.random.default_rng(seed)
+    shared = [shared_out(w.ravel(), tokens, len(w) * num_sequences, rng) for w in windows]
+    return np.concatenate(shared).reshape(steps, size)
+
+
+def shared_out(
+    rows: np.ndarray, tokens: np.ndarray, num_sequences: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The rows of several packed sequences, which get about equal totals of tokens.
+
+    The longest rows are dealt first, one to each sequence, and then on in turns there and back.
+
+    Args:
+        rows: Indices [S * n], which may be there several times.
+        tokens: How many tokens each row has.
+        num_sequences: S.
+        rng: Draws the order of the sequences.
+
+    Returns:
+        The indices of the rows of each sequence [S, n].
+    """
+    longest_first = rows[np.argsort(-tokens[rows], kind="stable")]
+    dealt = longest_first.reshape(-1, num_sequences)
+    dealt[1::2] = dealt[1::2, ::-1]
+    return rng.permutation(dealt.T)

@@ -15,14 +15,14 @@ import pytest
 from minipref.batch import Batch, Targets
 from minipref.methods import METHODS
 from minipref.training import Hyperparameters
-from scale.data.dataset import Dataset
+from scale.data.dataset import Dataset, batch_indices
 from scale.data.layout import BatchShape, smallest_shape
 from scale.data.packing import pack, tokenized_rows
 from scale.model.batch_shapes import coarsen_sizes, merge_sizes, smallest_sizes
 from scale.model.config import ModelConfig
 from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.train.batches import plan_batches
+from scale.train.batches import plan_batches, row_order, shared_out
 from scale.train.loop import TrainingConfig
 from scale.train.optimizer import OptimizerConfig
 from scale.train.steps import language_model_loss, policy_loss, policy_step, start_state
@@ -228,9 +228,35 @@ def test_the_batches_of_a_run_hold_their_rows_whole(model):
 
 
 def test_sizes_are_coarsened_where_that_costs_less_than_a_compilation():
-    """Multiples of a quarter of the power of two below: 128, 64 and 16. The cost is the length, so
-    two steps of 1024 instead of 928 and one of 1024 itself cost 192 more."""
-    sizes = np.array([[928, 448, 88], [928, 512, 64], [1024, 3, 1]])
-    coarse = [[1024, 448, 96], [1024, 512, 64], [1024, 3, 1]]
-    assert coarsen_sizes(sizes, lambda s: s[:, 0], 193.0).tolist() == coarse
-    assert coarsen_sizes(sizes, lambda s: s[:, 0], 192.0).tolist() == sizes.tolist()
+    """Multiples of a quarter or an eighth of the power of two below: 128, 64 and 16, or the halves.
+    The cost is the length: of two steps of 1024 or 960 instead of 928 it is 192 or 64 more."""
+    sizes = np.array([[928, 448, 84], [928, 512, 64], [1024, 3, 1]])
+    quarters = [[1024, 448, 96], [1024, 512, 64], [1024, 3, 1]]
+    eighths = [[960, 448, 88], [960, 512, 64], [1024, 3, 1]]
+    for compile_cost, expected in ((1921, quarters), (1920, eighths), (65, eighths)):
+        assert coarsen_sizes(sizes, lambda s: s[:, 0], float(compile_cost)).tolist() == expected
+    assert coarsen_sizes(sizes, lambda s: s[:, 0], 64.0).tolist() == sizes.tolist()
+
+
+def test_rows_are_dealt_so_that_sequences_have_equal_totals():
+    """By hand: 8 7 | 5 6 | 4 3 | 1 2 are the rows of two sequences, each of 18 tokens."""
+    tokens, rows = np.array([3, 8, 1, 7, 2, 6, 4, 5]), np.arange(8)
+    dealt = shared_out(rows, tokens, 2, np.random.default_rng(0))
+    assert sorted(tokens[dealt].tolist()) == [[7, 6, 3, 2], [8, 5, 4, 1]]
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2, 4])
+def test_every_window_of_steps_has_the_rows_of_its_permutations(num_sequences):
+    """And the totals of its packed sequences differ by no more than the longest row less the
+    shortest: what one sequence has more in a turn, it has less in the next, and these differences
+    are gaps, which do not overlap, in the order of all lengths."""
+    training = TrainingConfig(steps=160, batch_size=8 * num_sequences)
+    tokens = np.random.default_rng(0).integers(1, 101, 3000)
+    order = row_order(tokens, training, 5, num_sequences)
+    plain = batch_indices(3000, order.size, 5, 0).reshape(order.shape)
+    for start in (0, 64, 128):
+        window = slice(start, start + 64)
+        assert sorted(order[window].flat) == sorted(plain[window].flat)
+        totals = [tokens[rows[window]].reshape(-1, 8).sum(1) for rows in (order, plain)]
+        assert np.ptp(totals[0]) <= 99 < 200 < np.ptp(totals[1])
+    assert not np.array_equal(order, row_order(tokens, training, 6, num_sequences))

@@ -32,6 +32,7 @@ from scale.run import parse
 from scale.stages.align import Align
 from scale.stages.stage import execute
 from scale.stages.sweep import Sweep, shares
+from scale.train import batches
 from scale.train.batches import plan_batches
 from scale.train.loop import TrainingConfig
 from scale.train.steps import policy_step
@@ -160,7 +161,8 @@ def test_a_worker_gets_neighbours(folder):
 
 
 def test_runs_that_differ_by_seed_can_have_their_shapes_in_common(folder, monkeypatch):
-    """Where alone they would not, as long as sizes are not coarsened."""
+    """Where alone they would not, as long as sizes are not coarsened and rows not shared out."""
+    monkeypatch.setattr(batches, "WINDOW", 1)
     monkeypatch.setattr(batch_shapes, "coarsen_sizes", lambda sizes, *_: sizes)
     policy = model_folder.load_policy(folder / "policy")
     data = folder / "rows.parquet"
