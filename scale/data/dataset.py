@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import compress
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import numpy as np
@@ -102,9 +102,15 @@ class Dataset:
         mask[self.kept] = True
         return mask
 
-    def select(self, rows: Sequence[dict]) -> list[dict]:
+    @overload
+    def select(self, rows: Table) -> Table: ...
+    @overload
+    def select(self, rows: list[dict]) -> list[dict]: ...
+
+    def select(self, rows: Any) -> Any:
         """The rows of the file that are in the dataset."""
-        return [*compress(rows, self.mask(len(rows)))]
+        mask = self.mask(len(rows))
+        return rows.where(mask) if isinstance(rows, Table) else [*compress(rows, mask)]
 
 
 def make_dataset(

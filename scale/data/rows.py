@@ -7,7 +7,7 @@ for a file of any size -> `dataset.make_dataset` (token ids) -> `packing.pack` (
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from scale.errors import InputError
 from scale.files import atomic
 
 COMMON = ("ref_sample", *LOGPS)  # columns that all rows have, or none
+GROUP = 2**15  # rows that are written at once
 
 
 def read(
@@ -99,8 +100,10 @@ def _check_alike(
             raise InputError(f"{where}: {name}: {value}, but {first} has {expected[name]}")
 
 
-def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
-    """Write rows as Parquet, whole or not at all.
+def write(
+    path: Path, rows: Iterable[Row], provenance: dict[str, str], types: pa.Schema | None = None
+) -> int:
+    """Write rows as Parquet, whole or not at all; `GROUP` of them are in memory at a time.
 
     Equal rows and provenance give equal bytes with one version of pyarrow.
 
@@ -108,27 +111,60 @@ def write(path: Path, rows: list[Row], provenance: dict[str, str]) -> None:
         path: The file.
         rows: Rows; a column that some rows lack is null there.
         provenance: Which model, tokenizer, data and limits the columns come from, for `require`.
+        types: What `column_types` says of the columns; others are in the first `GROUP` rows.
+            Default: the rows are in memory, and it is asked.
+
+    Returns:
+        How many rows there are.
 
     Raises:
         InputError: The values of a column have no common type.
     """
     metadata = {"provenance": json.dumps(provenance, sort_keys=True)}
-    with atomic(path) as temporary:
-        pq.write_table(as_table(path, rows).replace_schema_metadata(metadata), temporary)
+    if types is None:
+        types = column_types(path, rows)
+    groups = _groups(rows)
+    first = next(groups, [])
+    types = _common_types(path, types, column_types(path, first)).with_metadata(metadata)
+    total = 0
+    with atomic(path) as temporary, pq.ParquetWriter(temporary, types) as writer:
+        for group in chain([first], groups):
+            columns = [_column(path, field.name, group, field.type) for field in types]
+            writer.write_table(pa.Table.from_arrays(columns, schema=types))
+            total += len(group)
+    return total
 
 
-def as_table(path: Path, rows: list[Row]) -> pa.Table:
-    """Rows as a table, before work is spent on them.
+def column_types(path: Path, rows: Iterable[Row]) -> pa.Schema:
+    """The types of the columns that some of the rows have, in the order of their names.
 
     Args:
         path: Their file, for messages.
-        rows: Rows; a column that some rows lack is null there.
+        rows: Rows.
 
     Raises:
-        InputError: The values of a column have no common type.
+        InputError: The values of a column have no common type, and could not be written.
     """
-    names = sorted({name for row in rows for name in row})
-    return pa.table({name: _column(path, name, rows) for name in names})
+    types = pa.schema([])
+    for group in _groups(rows):
+        names = sorted({name for row in group for name in row})
+        own = pa.schema([(name, _column(path, name, group).type) for name in names])
+        types = _common_types(path, types, own)
+    return types
+
+
+def _common_types(path: Path, first: pa.Schema, second: pa.Schema) -> pa.Schema:
+    try:
+        types = pa.unify_schemas([first, second], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(f"{path}: no Parquet type holds all values of a field: {error}") from error
+    return pa.schema(sorted(types, key=lambda field: field.name))
+
+
+def _groups(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while group := list(islice(rows, GROUP)):
+        yield group
 
 
 def provenance(path: Path) -> dict[str, str]:
@@ -219,9 +255,9 @@ def _uniform(seed: int, prompt: Prompt) -> float:
     return (int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 11) / 2**53
 
 
-def _column(path: Path, name: str, rows: list[Row]) -> pa.Array:
+def _column(path: Path, name: str, rows: list[Row], of: pa.DataType | None = None) -> pa.Array:
     try:
-        return pa.array([row.get(name) for row in rows])
+        return pa.array([row.get(name) for row in rows], of)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"{path}: field {name!r}: no Parquet type holds all its values: {error}"

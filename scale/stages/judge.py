@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from scale.data.dataset import Limits
+from scale.data.table import Table
 from scale.data.village import assess, read_page
 from scale.errors import InputError
 from scale.files import fingerprint
@@ -16,7 +17,7 @@ from scale.io.model_folder import VILLAGE, ModelFolder, located
 from scale.model.inference import rewards
 from scale.parallel.mesh import Runtime
 
-Rows = list[dict[str, Any]]
+Rows = TypeVar("Rows", list[dict[str, Any]], Table)
 
 
 @runtime_checkable

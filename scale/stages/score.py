@@ -1,19 +1,23 @@
 """`score`: compute, once, the columns that alignment needs."""
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import pyarrow as pa
 import tyro
+from jax.experimental.multihost_utils import sync_global_devices
 
 from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
-from scale.data.formats import SIDES
+from scale.data.formats import SIDES, Row
 from scale.data.hub_rows import row_files
-from scale.data.rows import as_table, provenance, read, write
+from scale.data.rows import column_types, provenance, write
+from scale.data.table import Table, scan
 from scale.errors import InputError
 from scale.files import fingerprint
 from scale.io import model_folder
@@ -56,22 +60,31 @@ class Score(Stage):
     """Devices, memory and precision."""
 
     def run(self) -> dict[str, Any]:
-        rows = read(self.data)[: self.rows]
-        as_table(self.data, rows)  # what could not be written is refused before it is scored
+        rows = scan(self.data)
+        if self.rows:
+            rows = rows.where(np.arange(len(rows)) < self.rows)
+        types = column_types(self.data, rows)  # what could not be written is not scored
         self.check("score_chosen" in rows[0])
         hashes = provenance(self.data) | {"data": fingerprint(*row_files(self.data))}
         findings: dict[str, Any] = {}
         runtime = make_runtime(self.runtime)
         if self.rewards:
             judge = load_judge(self.rewards, runtime)
-            rows, findings = self.with_rewards(judge, rows)
+            scored, findings = self.with_rewards(judge, rows)
             hashes["labelled by" if self.relabel else "rewards"] = judge.identity
+            rows = self.kept("rewards", scored, types) if self.reference else rows
         if self.reference:
             reference = model_folder.load_policy(self.reference, runtime)
-            rows = self.with_reference(reference, rows)
+            scored, types = self.with_reference(reference, rows, types)
             hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
-        write(self.out / "rows.parquet", rows, hashes)
-        return {"rows": len(rows)} | findings
+        return {"rows": write(self.out / "rows.parquet", scored, hashes, types)} | findings
+
+    def kept(self, name: str, rows: Iterable[Row], types: pa.Schema) -> Table:
+        """Rows in a file of this stage, for what comes next: memory does not hold all of them."""
+        path = self.out / TOKENS / f"{name}.parquet"
+        write(path, rows, {}, types)
+        sync_global_devices(f"{path} is written")
+        return scan(path)
 
     def check(self, scored: bool) -> None:
         """Refuse options that leave out what is asked for, or add what is not read.
@@ -91,15 +104,15 @@ class Score(Stage):
         if self.method and not (reads_none or scored) and (self.relabel or not self.rewards):
             raise InputError(f"--for {self.method}: it reads rewards; name --rewards")
 
-    def with_rewards(self, judge: Judge, rows: list[dict]) -> tuple[list[dict], dict[str, Any]]:
+    def with_rewards(self, judge: Judge, rows: Table) -> tuple[Iterator[Row], dict[str, Any]]:
         """Rows with the rewards as columns, or relabelled by them; and the findings."""
-        rows, values = judge.rewards(rows, SIDES, self.limits, str(self.data))
+        scored, values = judge.rewards(rows, SIDES, self.limits, str(self.data))
         margins = values[:, 0] - values[:, 1]
         if self.relabel:
             first = margins[:, 0]
             if not first.any():
                 raise InputError(f"{self.data}: --relabel: all {len(rows)} pairs are ties")
-            return [relabelled(row, m) for row, m in zip(rows, first, strict=True) if m], {
+            return (relabelled(row, m) for row, m in zip(scored, first, strict=True) if m), {
                 "share of pairs without a tie": float((first != 0).mean()),
                 "share of labels kept": float((first > 0).sum() / (first != 0).sum()),
             }
@@ -107,38 +120,50 @@ class Score(Stage):
             raise InputError(f"{self.data}: --standardize: all margins of a model are equal")
         if self.standardize:
             values, margins = values / margins.std(0), margins / margins.std(0)
-        scored = [
+        with_scores = (
             row | {"score_chosen": chosen.tolist(), "score_rejected": rejected.tolist()}
-            for row, (chosen, rejected) in zip(rows, values, strict=True)
-        ]
-        return scored, {
+            for row, (chosen, rejected) in zip(scored, values, strict=True)
+        )
+        return with_scores, {
             "reward models": values.shape[2],
             "accuracy of each reward model": [round(float(a), 4) for a in (margins > 0).mean(0)],
             "standard deviation of margins": [round(float(s), 3) for s in margins.std(0)],
         }
 
-    def with_reference(self, reference: ModelFolder, rows: list[dict]) -> list[dict]:
-        """Rows with pi_ref's log-probabilities, and a sample of it, as columns."""
+    def with_reference(
+        self, reference: ModelFolder, rows: Table, types: pa.Schema
+    ) -> tuple[Iterator[Row], pa.Schema]:
+        """Rows with pi_ref's log-probabilities, and a sample of it, as columns; and the types."""
         source, cache = str(self.data), self.out / TOKENS
         source += ", after the rewards" if self.rewards else ""
-        recorded = provenance(self.data)
-        if recorded.get("model", reference.hashes["model"]) != reference.hashes["model"]:
-            console.print("  the samples and log-probabilities of another model are dropped")
-            rows = [{k: v for k, v in row.items() if not k.startswith("ref_")} for row in rows]
+        if old := self.outdated(reference, types):
+            types = pa.schema([field for field in types if field.name not in old])
+            current = ({k: v for k, v in row.items() if k not in old} for row in rows)
+            rows = self.kept("current", current, types)
         fields = (*SIDES, "ref_sample") if self.reads_samples else SIDES
-        if recorded.get("tokenizer") != reference.hashes["tokenizer"]:
-            rows = [{k: v for k, v in row.items() if k != "ref_sample_ids"} for row in rows]
         if self.reads_samples and "ref_sample" not in rows[0]:
-            rows, source = with_samples(reference, rows, self.limits, self.seed, source, cache), ""
+            sampled = with_samples(reference, rows, self.limits, self.seed, source, cache)
+            rows, source = self.kept("samples", sampled, types), ""
             if reference.model.runtime.dtype == "float32":
                 fields = SIDES  # the samples came with their log-probabilities
         dataset = reference.make_dataset(rows, fields, self.limits, source)
         logps = sequence_logps(reference.model, dataset, cache).astype(float)
         names = [REF_LOGPS[field] for field in fields]
-        return [
+        with_logps = (
             row | dict(zip(names, values.tolist(), strict=True))
             for row, values in zip(dataset.select(rows), logps, strict=True)
-        ]
+        )
+        return with_logps, types
+
+    def outdated(self, reference: ModelFolder, types: pa.Schema) -> list[str]:
+        """The columns of --data that another model, or another tokenizer, made."""
+        recorded, hashes = provenance(self.data), reference.hashes
+        of_model = [name for name in types.names if name.startswith("ref_")]
+        if of_model and recorded.get("model", hashes["model"]) != hashes["model"]:
+            console.print("  the samples and log-probabilities of another model are dropped")
+            return of_model
+        is_own = recorded.get("tokenizer") == hashes["tokenizer"]
+        return [name for name in of_model if name == "ref_sample_ids" and not is_own]
 
     @property
     def reads_samples(self) -> bool:
@@ -156,8 +181,8 @@ def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:
 
 
 def with_samples(
-    reference: ModelFolder, rows: list[dict], limits: Limits, seed: int, source: str, cache: Path
-) -> list[dict]:
+    reference: ModelFolder, rows: Table, limits: Limits, seed: int, source: str, cache: Path
+) -> Iterator[Row]:
     """Each row with one `ref_sample` y ~ pi_ref, for Eq. 11's KL, and its log-probability."""
     rows = reference.make_dataset(rows, SIDES, limits, source).select(rows)
     prompts = reference.make_dataset(rows, [], limits)
@@ -165,7 +190,7 @@ def with_samples(
         reference.model, reference.tokenizer, prompts, n=1, max_new_tokens=limits.response,
         seed=seed, temperature=1.0, label="reference samples", cache=cache,
     )  # fmt: skip
-    return [row | sample_columns(sample) for row, [sample] in zip(rows, samples, strict=True)]
+    return (row | sample_columns(sample) for row, [sample] in zip(rows, samples, strict=True))
 
 
 def sample_columns(sample: Sampled) -> dict[str, Any]:

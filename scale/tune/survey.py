@@ -11,7 +11,7 @@ import numpy as np
 
 from scale.data.dataset import Limits, make_dataset
 from scale.data.formats import SIDES
-from scale.data.rows import Row, as_table, read, split
+from scale.data.rows import Row, column_types, read, split
 from scale.errors import InputError
 from scale.io.huggingface import settings_for
 from scale.io.model_folder import config_of, tokenizer_of
@@ -144,5 +144,5 @@ def usable(data: Path, refused: list[str] | None) -> list[Row]:
     rows: list[dict[str, Any]] = read(data, refused=refused)
     if len(rows) < 2:
         raise InputError(f"{data}: one row; nothing is left to evaluate on")
-    as_table(data, rows)  # what could not be written is refused before any work
+    column_types(data, rows)  # what could not be written is refused before any work
     return rows

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scale.data.rows import provenance, read, require, split, write
+from scale.data import rows as rows_module
+from scale.data.rows import column_types, provenance, read, require, split, write
 from scale.errors import InputError
 
 HH = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "hh_helpful_dev.jsonl"
@@ -592,6 +593,25 @@ def test_equal_rows_give_equal_bytes(tmp_path):
     reordered = [dict(reversed(row.items())) for row in (PAIR, PAIR | {"id": 1})]
     write(tmp_path / "b.parquet", reordered, {"data": "d", "model": "m"})
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+EXTRAS = [{"n": 1}, {}, {"n": 2.5, "words": ["a"]}, {"words": []}, {"flag": True}]
+
+
+def test_rows_that_come_one_after_another_are_written_some_at_a_time(tmp_path, monkeypatch):
+    """A column may be whole numbers, or missing, in the rows that are written first."""
+    monkeypatch.setattr(rows_module, "GROUP", 2)
+    rows = [PAIR | extra for extra in EXTRAS]
+    types = column_types(tmp_path / "rows", rows)
+    assert types.names == ["chosen", "flag", "n", "prompt", "rejected", "words"]
+    assert types.types[1:3] == [pa.bool_(), pa.float64()]
+    path = tmp_path / "some.parquet"
+    assert write(path, iter(rows), {}, types) == 5
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert [row.get("n") for row in read(path)] == [1.0, None, 2.5, None, None]
+    assert [row.get("words") for row in read(path)] == [None, None, ["a"], [], None]
+    with pytest.raises(InputError, match="rows: no Parquet type .* Field n has"):
+        column_types(tmp_path / "rows", [*rows, PAIR | {"n": "three"}])
 
 
 def test_a_column_without_a_type_is_named_and_the_old_file_stays(tmp_path):
