@@ -1,9 +1,20 @@
 """The error for what a user gave: a file, a field, an option."""
 
+import re
+
+LONGEST = 1000  # characters of a message
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
 
 def option_name(field: str) -> str:
     """The option of a field: `--learning-rate` of `learning_rate`."""
     return f"--{field.replace('_', '-')}"
+
+
+def one_line(message: str) -> str:
+    """A message as one line of bearable length, without what controls a terminal."""
+    line = CONTROL.sub(" ", message).strip()
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 class InputError(ValueError):
@@ -11,3 +22,6 @@ class InputError(ValueError):
 
     Lines and rows count from 1. The command line prints the message alone, without a traceback.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
