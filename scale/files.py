@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 
 LOGS = frozenset(
     {"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"}
 )
 """What a folder's fingerprint ignores: files that differ between two runs with equal results."""
+LARGEST_TEXT = 2**28  # bytes of a file that is read into memory as a whole
 DAYS = 30  # how long what nothing uses stays in the user's cache
 
 
@@ -103,13 +104,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or holds no object.
     """
-    try:
+    require_file(path)
+    with as_input_error(path):
         value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
+
+
+def require_file(path: Path) -> None:
+    """Refuse, before it is read, what is no file: a device has no end, and a pipe waits for ever.
+
+    Raises:
+        InputError: It is none, or has more than `LARGEST_TEXT` bytes.
+    """
+    with as_input_error(path):
+        size = path.stat().st_size
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file")
+    if size > LARGEST_TEXT:
+        raise InputError(f"{path}: has {size} bytes, which no file of its kind has")
 
 
 def matching(path: Path) -> list[Path]:

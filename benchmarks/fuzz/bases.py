@@ -43,7 +43,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SECONDS_STEPS = 6
+STEPS = 6
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> Transformer:
@@ -192,10 +192,10 @@ def stage(path: Path) -> None:
 
 def begin() -> TrainState:
     """A training state of small integers."""
-    model = {"matrix": np.arange(64, dtype=np.float32).reshape(8, 8), "half": jnp.ones(8, "bfloat16")}
-    hyperparameters = Hyperparameters(np.float32(1e-3), np.zeros(2, np.float32))
-    counts = np.zeros((), np.int32), np.full((), SECONDS_STEPS, np.int32)
-    return jax.device_put(TrainState(model, (model, None), hyperparameters, *counts))
+    model = {"matrix": jnp.arange(64.0).reshape(8, 8), "half": jnp.ones(8, "bfloat16")}
+    hyperparameters = Hyperparameters(jnp.float32(1e-3), jnp.zeros(2))
+    state = TrainState(model, (model, None), hyperparameters, jnp.int32(0), jnp.int32(STEPS))
+    return jax.device_put(state)
 
 
 @jax.jit
@@ -205,7 +205,7 @@ def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
     return state._replace(model=model, step=state.step + 1), {"loss": model["matrix"].sum()}
 
 
-def run(path: Path, steps: int = SECONDS_STEPS) -> Any:
+def run(path: Path, steps: int = STEPS) -> Any:
     """A training run in which there is a checkpoint after every second step."""
     record = {"seed": 0}
     return train(step, begin(), float, steps, path, "run", every=2, record=record)

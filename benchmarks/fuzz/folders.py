@@ -27,11 +27,12 @@ NAMES = (
 TEMPLATE_PARTS = (
     "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
     "{{ 'x' * 10000000000 }}", "{{ 'x'.__class__.__mro__ }}", "{{ ''|center(99999999999) }}",
-    "{% set ns = namespace(x='aa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "{% include 'x' %}", "{{ 10 ** 10 ** 9 }}",
-    "{{ messages[9] }}", "{{ '%*d' % (999999999, 1) }}", "{{ m.content.nothing.x }}", "{%", "{{ 1 / 0 }}",
-    "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}", "{{ bos_token }}", "{{ 'y' }}",
-    "{% for i in range(1000) %}{{ i }}{% endfor %}", "{% set messages = messages[1:] %}", "{{ eos_token }}",
+    "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "{% include 'x' %}", "{{ 'y' }}",
+    "{{ messages[9] }}", "{{ '%*d' % (999999999, 1) }}", "{{ m.content.nothing.x }}", "{%",
+    "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}", "{{ bos_token }}",
+    "{% for i in range(1000) %}{{ i }}{% endfor %}", "{% set messages = messages[1:] %}",
+    "{{ 10 ** (10 ** 9) }}", "{{ eos_token }}", "{{ 1 / 0 }}",
 )  # fmt: skip
 
 

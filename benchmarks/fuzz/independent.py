@@ -89,7 +89,8 @@ def reply(prompt: Any, value: Any) -> tuple[Any, str]:
     return before, text
 
 
-def turns_of(value: Any) -> str | Turns:
+def turns_of(value: Any) -> Any:
+    """Text as it is, or turns."""
     return value if isinstance(value, str) else [turn_of(turn) for turn in value]
 
 

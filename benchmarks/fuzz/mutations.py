@@ -14,7 +14,7 @@ NUMBERS = (
     0, 1, -1, 2, 3, 1.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), 2**31, 2**32, 2**53 + 1,
     2**60, 2**63, 2**64, -(2**63), 10**30, 10**400,
 )  # fmt: skip
-OTHERS = (None, True, False, [], {}, [[]], [None], {"": ""}, {"a": [1, "b", {}]})
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"": ""}, {"a": [1, "b", {}]})
 Path = tuple[Any, ...]
 
 

@@ -10,6 +10,7 @@ import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from gguf import GGUFReader, dequantize
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -77,7 +78,7 @@ def huggingface(path: Path, _: Whole) -> str:
             TURNS, add_generation_prompt=True, return_dict=False
         )
         model = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
-        theirs = model(__import__("torch").tensor(IDS)).logits[0].detach().numpy()
+        theirs = model(torch.tensor(IDS)).logits[0].detach().numpy()
     except Exception as error:
         return f"wrong: read, but transformers says {error!r:.300}"
     if ids != encoded:
@@ -160,9 +161,10 @@ PARTS = tuple(f"{name}.parquet" for name in ("train", "validation", "test"))
 
 def stage(path: Path, whole: Whole) -> str:
     """A stage that is skipped, or made again: its record is the one of its options."""
-    before = json.loads((path / "stage.json").read_text())
+    file = path / "stage.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
     findings = execute(bases.corpus(path))
-    record = json.loads((path / "stage.json").read_text())
+    record = json.loads(file.read_text())
     if "findings" in before and findings != before["findings"]:
         return f"wrong: findings {findings}"
     for name in ("stage", "options", "inputs"):
@@ -187,7 +189,7 @@ def whole_run(path: Path) -> Whole:
 
 
 CHECKS = {
-    "huggingface": Check(huggingface),
+    "huggingface": Check(huggingface, lambda path: huggingface(path, None)),
     "shards": Check(huggingface),
     "qwen": Check(huggingface),
     "gguf": Check(gguf),

@@ -4,7 +4,7 @@ import copy
 import gzip
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -114,8 +114,7 @@ def write_harmlessly(rng: random.Random, path: Path, rows: list[Row]) -> None:
         row |= more
     rows = [dict(rng.sample(sorted(row.items()), len(row))) for row in rows]
     if path.suffix == ".parquet":
-        codec = rng.choice(("snappy", "gzip", "zstd", "none"))
-        pq.write_table(pa.Table.from_pylist(rows), path, compression=codec)
+        pq.write_table(pa.Table.from_pylist(rows), path, compression=rng.choice(CODECS))
         return
     ending = rng.choice((b"\n", b"\r\n", b" \n"))
     data = rng.choice((b"", b"\xef\xbb\xbf")) + b"".join(as_text(rng, r) + ending for r in rows)
@@ -146,6 +145,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
+CODECS: tuple[Literal["snappy", "gzip", "zstd", "none"], ...] = ("snappy", "gzip", "zstd", "none")
 TYPES = (
     pa.large_string(), pa.binary(), pa.int8(), pa.float16(), pa.float32(), pa.date32(), pa.bool_(),
     pa.dictionary(pa.int32(), pa.string()), pa.decimal128(38, 3), pa.list_(pa.string()),
@@ -158,7 +158,7 @@ def parquet(rng: random.Random, path: Path, rows: list[Row]) -> bytes:
     for some in (rows, formats(0)[:1]):
         try:
             table = retyped(rng, pa.Table.from_pylist(some))
-            pq.write_table(table, path, compression=rng.choice(("snappy", "none")))
+            pq.write_table(table, path, compression=rng.choice(CODECS))
             break
         except Exception:  # values without a common type, empty objects, very deep ones
             continue
@@ -170,8 +170,10 @@ def retyped(rng: random.Random, table: pa.Table) -> pa.Table:
     if not table.num_columns or rng.random() < 0.5:
         return table
     place, kind = rng.randrange(table.num_columns), rng.choice(TYPES)
+    column: Any
     try:
         column = table.column(place).cast(kind, safe=False)
     except Exception:
-        column = pa.array(rng.choice(([None], [b"\xff"], [2**62], [1.5], [True])) * len(table))
+        values: Any = rng.choice(([None], [b"\xff"], [2**62], [1.5], [True]))
+        column = pa.array(values * len(table))
     return table.set_column(place, table.column_names[place], column)

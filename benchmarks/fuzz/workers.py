@@ -37,7 +37,7 @@ def outcomes(make: Callable[[Path], Case], seeds: range) -> Iterator[tuple[int, 
         seeds: The seeds.
     """
     while seeds:
-        with served(make, seeds) as connection:
+        with Served(make, seeds) as connection:
             for seed in seeds:
                 outcome = received(connection)
                 seeds = seeds[1:]
@@ -46,7 +46,7 @@ def outcomes(make: Callable[[Path], Case], seeds: range) -> Iterator[tuple[int, 
                     break
 
 
-class served:  # noqa: N801
+class Served:
     """A process that runs the cases of some seeds and sends their outcomes."""
 
     def __init__(self, make: Callable[[Path], Case], seeds: range):

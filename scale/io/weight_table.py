@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 from scale.io.arrays import all_finite
 from scale.io.boxes import Box, box_shape, to_devices, to_host
 from scale.model.adapters import stored
@@ -161,11 +161,16 @@ class Weights:
                 not finite.
         """
 
-
         def make() -> Transformer:
             return stored(Transformer(self.config, jax.random.key(0), runtime), dtype)
 
-        skeleton = eqx.filter_eval_shape(make)
+        if self.config.num_layers > len(self.shapes):  # each has some; a check of all takes time
+            raise InputError(
+                f"{self.path}: {self.config.num_layers} layers by its config, but the file has "
+                f"{len(self.shapes)} tensors"
+            )
+        with as_input_error(self.path):
+            skeleton = eqx.filter_eval_shape(make)
         self.check(skeleton)
         load = partial(load_parameter, self.read)
         model = tree_map_with_path(load, abstract_sharded(skeleton, runtime))

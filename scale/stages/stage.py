@@ -67,7 +67,7 @@ def execute(stage: Stage) -> dict[str, Any]:
     refuse_foreign(stage.out)
     path, record = stage.out / "stage.json", describe(stage)
     resumes = path.exists()
-    old = read_json_object(path) if resumes else record
+    old = recorded(path) if resumes else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)
@@ -153,6 +153,20 @@ def describe(stage: Stage) -> dict[str, Any]:
     if runtime := getattr(stage, "runtime", None):
         options["runtime"] = {"dtype": runtime.dtype}
     return {"stage": type(stage).__name__, "options": options, "inputs": hashes}
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What `execute` wrote when the folder was begun, or was complete.
+
+    Raises:
+        InputError: It is damaged, or another program's.
+    """
+    record = read_json_object(path)
+    kinds = {"stage": str, "options": dict, "inputs": list, "findings": dict}
+    for name, value in {"stage": "", "options": None, "inputs": None, **record}.items():
+        if not isinstance(value, kinds.get(name, object)):
+            raise InputError(f"{path}: {name!r} is not what a stage records")
+    return record
 
 
 def input_paths(stage: Stage) -> Iterator[tuple[str, Path]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 from scale.io.arrays import leaf_types, named, require_alike
 
 
@@ -128,14 +128,3 @@ def as_os_error(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:  # TensorStore's
         raise OSError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def as_input_error(path: Path) -> Iterator[None]:
-    """Raise whatever goes wrong in reading `path` as InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise nothing narrower
-        raise InputError(f"{path}: cannot be read: {error}") from error

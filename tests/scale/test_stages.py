@@ -1389,7 +1389,8 @@ def test_a_folder_that_no_stage_began_is_left_as_it_is(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "named"), [("mine", r"o/stage\.json: cannot be read"), ("{}", "o: holds a None stage")]
+    ("text", "named"),
+    [("mine", r"o/stage\.json: cannot be read"), ("{}", r"o/stage\.json: 'options' is")],
 )
 def test_a_stage_file_of_another_program_is_refused(tmp_path, text, named):
     data = jsonl(tmp_path / "rows.jsonl", made_rows(1))
