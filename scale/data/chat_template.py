@@ -9,7 +9,7 @@ from jinja2 import Environment
 from scale.errors import InputError, as_input_error
 from scale.memory import bounded
 
-SECONDS, SECONDS_EACH = 2.0, 0.05  # for a call, and for each conversation of it
+SECONDS, SECONDS_EACH = 1.0, 0.05  # for a call, and for each conversation of it
 MEMORY = 2**31  # bytes
 LONGEST = 2**24  # characters of a conversation
 STILL_CLOCK = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"

@@ -81,7 +81,7 @@ def shard_files(path: Path) -> list[Path]:
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
     here, blobs = path.resolve(), path.resolve().parent.parent / "blobs"
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise InputError(f"{path / INDEX}: weight_map: {name!r} is no name of a file beside it")
         if (here / name).resolve().parent not in (here, blobs):
             raise InputError(f"{path / name}: a link that leads out of the folder")

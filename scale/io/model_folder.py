@@ -5,6 +5,7 @@ Of a model with adapters the folder holds what was trained, and the name of the 
 Another program's model (`scale.io.pretrained`) is loaded into the same `ModelFolder`.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -301,7 +302,11 @@ def _dated_file(path: Path) -> Path:
 def _adapter(record: dict[str, Any]) -> AdapterConfig:
     """The adapters that a folder's record names."""
     options = record.get("adapter", {"products": ()})
-    return AdapterConfig(**options | {"products": tuple(options["products"])})
+    adapter = AdapterConfig(**options | {"products": tuple(options["products"])})
+    is_scale = type(adapter.scale) in (int, float) and abs(adapter.scale) < math.inf
+    if type(adapter.rank) is not int or not is_scale:
+        raise ValueError(f"adapter: rank {adapter.rank!r}, scale {adapter.scale!r} are no numbers")
+    return adapter
 
 
 def _config(record: dict[str, Any]) -> ModelConfig:

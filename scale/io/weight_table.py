@@ -164,11 +164,7 @@ class Weights:
         def make() -> Transformer:
             return stored(Transformer(self.config, jax.random.key(0), runtime), dtype)
 
-        if self.config.num_layers > len(self.shapes):  # each has some; a check of all takes time
-            raise InputError(
-                f"{self.path}: {self.config.num_layers} layers by its config, but the file has "
-                f"{len(self.shapes)} tensors"
-            )
+        self.check_sizes()
         with as_input_error(self.path):
             skeleton = eqx.filter_eval_shape(make)
         self.check(skeleton)
@@ -179,6 +175,17 @@ class Weights:
                 names = TABLE[keystr(path)].names
                 raise InputError(f"{self.path}: a weight of {' or '.join(names)} is not finite")
         return model
+
+    def check_sizes(self) -> None:
+        """Refuse a config of a much larger model, whose shapes alone would take time."""
+        config, sides = self.config, [side for shape in self.shapes.values() for side in shape]
+        for number, most, what in (
+            (config.num_layers, len(self.shapes), "layers"),
+            (max(config.vocab_size, config.d_model, config.d_ff), max(sides, default=0), "a side"),
+            (config.num_heads * config.head_dim, max(sides, default=0), "heads"),
+        ):
+            if number > most:
+                raise InputError(f"{self.path}: {what} of {number} by its config, {most} at most")
 
     def check(self, skeleton: Transformer) -> None:
         """Compare names and shapes with those of a model's skeleton."""

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+LARGEST = 2**24  # of the sizes that a file may give
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -49,11 +51,11 @@ def checked(config: ModelConfig) -> ModelConfig:
     """A shape that a file describes.
 
     Raises:
-        ValueError: A value is of another type, not positive, or too large for an array.
+        ValueError: A value is of another type, not positive, or larger than any model's.
     """
     for field in fields(config):
         value, kind = getattr(config, field.name), type(field.default)
-        if kind is int and not (type(value) is int and 0 < value < 2**31):
+        if kind is int and not (type(value) is int and 0 < value < LARGEST):
             raise ValueError(f"{field.name} must be a positive number, not {value!r}")
         if kind is float and not (type(value) in (int, float) and 0 < value < math.inf):
             raise ValueError(f"{field.name} must be a positive number, not {value!r}")

@@ -1,0 +1,393 @@
+"""Files that attack, and the smallest faulty inputs that `benchmarks.fuzz` found: each is refused in
+one line, in little time and memory."""
+
+import gzip
+import json
+import os
+import resource
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from scale.data import chat_template, pieces
+from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer
+from scale.data.rows import read
+from scale.data.tokenizer import train_tokenizer
+from scale.errors import LONGEST, InputError, as_input_error, one_line
+from scale.files import LARGEST_TEXT, read_json_object
+from scale.io.huggingface import export, open_weights, save_weights, weight_files
+from scale.io.model_folder import ModelFolder, config_of, load_policy, save, tokenizer_of
+from scale.io.weight_table import tensors_of
+from scale.memory import bounded
+from scale.model.config import ModelConfig, checked
+from scale.model.transformer import Transformer
+from scale.stages.corpus import Corpus
+from scale.stages.stage import execute
+from scale.train.metrics import drop_after, logged
+
+TURNS = [{"role": "user", "content": "the cat"}]
+SHAPE = ModelConfig(
+    vocab_size=300, num_layers=1, d_model=8, num_heads=1, head_dim=8, d_ff=8, block="sequential",
+    norm="rms", tie_embeddings=False, scaled_logits=False,
+)  # fmt: skip
+
+
+def refused(call, *named: str) -> str:
+    """The message of a refusal: one line that has these words."""
+    with pytest.raises(InputError) as caught:
+        call()
+    text = str(caught.value)
+    assert "\n" not in text and len(text) <= LONGEST + 4
+    for word in named:
+        assert word in text
+    return text
+
+
+def words(template: str) -> ChatTokenizer:
+    """A tokenizer of words with this template."""
+    tokens = ["<eos>", "<unk>", "the", "cat", "x"]
+    model = WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = WhitespaceSplit()
+    named = {"eos_token": "<eos>", "unk_token": "<unk>"}
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **named)
+    return chat_tokenizer(theirs, "made")
+
+
+def model() -> Transformer:
+    rng = np.random.default_rng(0)
+    like = eqx.filter_eval_shape(Transformer, SHAPE, jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), like)
+
+
+@pytest.fixture
+def theirs(tmp_path) -> Path:
+    """A Hugging Face folder."""
+    export(tmp_path / "theirs", model(), words("{{ messages[0].content }}"))
+    return tmp_path / "theirs"
+
+
+@pytest.fixture
+def ours(tmp_path) -> Path:
+    """A policy of ours."""
+    tokenizer = train_tokenizer(["the cat"], 300)
+    save(ModelFolder(tmp_path / "ours", model(), SHAPE, tokenizer))
+    return tmp_path / "ours"
+
+
+def changed(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+# ---- messages
+
+
+def test_an_error_is_one_line_that_controls_no_terminal_and_has_an_end():
+    assert str(InputError("a\nb\x1b[31m c\u2028d")) == "a b [31m c d"
+    assert one_line("x" * 10**6) == "x" * LONGEST + " ..."
+
+
+def test_an_error_without_words_has_its_kind():
+    def fail():
+        with as_input_error(Path("f")):
+            raise MemoryError
+
+    refused(fail, "f: cannot be read: MemoryError")
+
+
+# ---- chat templates
+
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+DOUBLED = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (LOOPS, "it takes more than"),
+        (DOUBLED, "MemoryError"),
+        ("{{ 'x' * 99999999999 }}", "MemoryError"),
+        ("{{ 'x' | center(99999999999) }}", "MemoryError"),
+        ("{% for i in range(999) %}{{ 'x' * 99 }}{% endfor %}", "it writes more than 5000 char"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
+        ("{{ 2 ** (messages | length) }}", "computes a power"),
+        ("{{ '}' }", "unexpected '}'"),
+    ],
+)
+def test_a_template_that_takes_too_much_is_refused_soon(monkeypatch, template, reason):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "MEMORY", 2**28)
+    monkeypatch.setattr(chat_template, "LONGEST", 5000)
+    begun = time.process_time()
+    refused(lambda: words(template).prompt_ids(TURNS), "made: ", reason)
+    assert time.process_time() - begun < 20  # forever, without bounds
+
+
+def test_two_stars_in_a_text_are_no_power():
+    assert words("**the** {{ '2 ** 3' }} cat").prompt_ids(TURNS)[-1] == 3
+
+
+def test_what_is_bounded_leaves_the_bounds_as_they_were():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), bounded(1.0, 2**27):
+        bytearray(2**28)
+    with pytest.raises(TimeoutError), bounded(0.1, 2**27):
+        while True:
+            pass
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert len(bytearray(2**28)) == 2**28
+
+
+# ---- names and links
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/hostname", "a/b", "..", "", 3, None])
+def test_a_shards_name_is_that_of_a_file_beside_its_index(theirs, name):
+    (theirs / "model.safetensors").rename(theirs.parent / "other.safetensors")
+    index = theirs / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": name}}))
+    refused(lambda: open_weights(theirs), "index.json: weight_map:", repr(name))
+    index.write_text(json.dumps({"weight_map": [name]}))
+    refused(lambda: open_weights(theirs), "index.json: weight_map:")
+
+
+def test_a_shard_is_no_link_out_of_its_folder_except_into_the_hubs_cache(tmp_path):
+    snapshot, blobs = tmp_path / "models--a/snapshots/main", tmp_path / "models--a/blobs"
+    for folder in (snapshot, blobs, tmp_path / "secret"):
+        folder.mkdir(parents=True)
+    save_weights(snapshot, tensors_of(model()), 2**12)
+    names = sorted(path.name for path in snapshot.glob("*.safetensors"))
+    assert len(names) > 1
+    for name in names:
+        (snapshot / name).rename(blobs / name)
+        (snapshot / name).symlink_to(blobs / name)
+    assert [file.name for file in weight_files(snapshot)] == names
+    (blobs / names[0]).rename(tmp_path / "secret/x")
+    (snapshot / names[0]).unlink()
+    (snapshot / names[0]).symlink_to(tmp_path / "secret/x")
+    refused(lambda: weight_files(snapshot), names[0], "leads out of the folder")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_device_in_place_of_a_file_is_not_read(theirs, name):
+    (theirs / name).unlink()
+    (theirs / name).symlink_to("/dev/zero")
+    refused(lambda: load_policy(theirs), f"{name}: is not a file")
+
+
+def test_a_pipe_and_a_link_to_itself_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    (tmp_path / "b.json").symlink_to("b.json")
+    for name in ("a.json", "b.json"):
+        refused(lambda name=name: read_json_object(tmp_path / name), name)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(LARGEST_TEXT + 1)
+    refused(lambda: read_json_object(tmp_path / "config.json"), "config.json: has 268435457 bytes")
+
+
+# ---- sizes in headers
+
+
+def test_forty_bytes_that_claim_many_numbers(theirs):
+    huge = {"x": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}
+    header = json.dumps(huge).encode()
+    for size in (len(header), 2**60):
+        (theirs / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header)
+        refused(lambda: open_weights(theirs), "model.safetensors: not a safetensors file")
+
+
+def test_forty_bytes_of_gguf_that_claim_many_fields(tmp_path):
+    gguf = pytest.importorskip("scale.io.gguf")
+    for fields, tensors in ((2**60, 0), (0, 2**60)):
+        head = b"GGUF" + (3).to_bytes(4, "little")
+        counts = tensors.to_bytes(8, "little") + fields.to_bytes(8, "little")
+        (tmp_path / "m.gguf").write_bytes(head + counts + bytes(16))
+        refused(lambda: gguf.open_gguf(tmp_path / "m.gguf"), "m.gguf: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "hidden_size", "vocab_size", "intermediate_size", "head_dim"]
+)
+def test_a_config_of_a_huge_model_takes_neither_time_nor_memory(theirs, name):
+    for value in (2**40, 2**70):
+        changed(theirs / "config.json", **{name: value})
+        refused(lambda: load_policy(theirs), " by its config")
+
+
+# ---- code and pickles
+
+
+def test_no_code_of_a_model_folder_runs(theirs):
+    evil = f"open({str(theirs / 'ran')!r}, 'w').close()\n"
+    for name in ("evil.py", "tokenization_evil.py", "setup.py", "__init__.py"):
+        (theirs / name).write_text(evil)
+    auto_map = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil"}
+    for name in ("config.json", "tokenizer_config.json"):
+        changed(theirs / name, auto_map=auto_map, trust_remote_code=True)
+    changed(theirs / "tokenizer_config.json", tokenizer_class="Evil")
+    try:
+        tokenizer_of(theirs)
+        load_policy(theirs)
+    except InputError:
+        pass
+    assert not (theirs / "ran").exists()
+
+
+class Pickled:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return Path.touch, (self.target,)
+
+
+def test_no_pickle_of_a_model_folder_is_read(theirs):
+    import pickle
+
+    data = pickle.dumps(Pickled(theirs / "ran"))
+    for name in ("pytorch_model.bin", "model.pt", "model.safetensors", "tokenizer.pkl"):
+        (theirs / name).write_bytes(data)
+    refused(lambda: open_weights(theirs), "not a safetensors file")
+    (theirs / "model.safetensors").unlink()
+    refused(lambda: open_weights(theirs), "never from a pickle")
+    assert not (theirs / "ran").exists()
+
+
+# ---- archives
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The bounds of archives, thousands of times smaller."""
+    monkeypatch.setattr(pieces, "LONGEST", 10**5)
+    monkeypatch.setattr(pieces, "LEAST", 10**6)
+
+
+def test_a_line_without_an_end(tmp_path, small):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "' + b"x" * 10**7))
+    refused(lambda: read(tmp_path / "a.jsonl.gz"), "a.jsonl.gz:1: the line has more than 100000")
+
+
+def test_blank_lines_without_an_end(tmp_path, small):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * 10**7))
+    refused(lambda: read(tmp_path / "a.jsonl.gz"), "a.jsonl.gz: expands to more than 200 times")
+
+
+def test_rows_that_repeat_themselves(tmp_path, small):
+    row = {"prompt": "x" * 900, "chosen": "a", "rejected": "b"}
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode() + b"\n") * 1)
+    assert len(read(tmp_path / "a.jsonl.gz")) == 1
+    lines = (json.dumps(row).encode() + b"\n") * 5000
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    refused(lambda: read(tmp_path / "a.jsonl.gz"), "a.jsonl.gz: expands to more than 200 times")
+    pq.write_table(pa.Table.from_pylist([row] * 10_000), tmp_path / "a.parquet")
+    refused(lambda: read(tmp_path / "a.parquet"), "a.parquet: expands to more than 200 times")
+
+
+# ---- the smallest inputs that `benchmarks.fuzz` found
+
+
+def test_blank_lines_among_rows_are_told_by_their_lines(tmp_path):
+    row = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"})
+    (tmp_path / "a.jsonl").write_text(f"{row}\n\n \n{row}\n\n")
+    refused_rows: list[str] = []
+    assert len(read(tmp_path / "a.jsonl", refused=refused_rows)) == 2
+    assert [line.split(" ")[0][-2:] for line in refused_rows] == ["2:", "3:"]
+
+
+@pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", ["1e-6", -1, 0, True, [1], 1e309])
+def test_a_number_of_a_config_is_one(theirs, name, value):
+    if (name, value) != ("rope_theta", 0):  # as if it were missing
+        changed(theirs / "config.json", **{name: value})
+        refused(lambda: open_weights(theirs), f"config.json: {name} must be a positive number")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model_type": []},
+        {"tie_word_embeddings": "no"},
+        {"rope_scaling": "llama3"},
+        {"sliding_window": {}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": {}, "low_freq_factor": 1,
+                          "high_freq_factor": 4, "original_max_position_embeddings": 8}},
+    ],
+)  # fmt: skip
+def test_a_config_of_other_types(theirs, values):
+    changed(theirs / "config.json", **values)
+    refused(lambda: open_weights(theirs), "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("d_model", 0), ("d_model", "8"), ("num_layers", 2**60), ("d_ff", True), ("norm_eps", "x"),
+        ("norm_eps", float("nan")), ("rope_scaling", "abcd"), ("rope_scaling", [1]),
+        ("block", "both"), ("norm", None), ("tie_embeddings", 1), ("unknown", 1),
+    ],
+)  # fmt: skip
+def test_a_shape_of_ours_that_is_none(ours, name, value):
+    record = json.loads((ours / "config.json").read_text())
+    record["model"][name] = value
+    (ours / "config.json").write_text(json.dumps(record))
+    for call in (lambda: load_policy(ours), lambda: config_of(ours)):
+        refused(call, "ours", name)
+
+
+def test_every_shape_that_is_one_is_accepted():
+    scaled = replace(SHAPE, rope_scaling=(8.0, 1.0, 4.0, 16), norm_eps=1e-5, qk_norm=True)
+    for shape in (ModelConfig(), SHAPE, scaled):
+        assert asdict(checked(shape)) == asdict(shape)
+
+
+def test_a_length_of_a_tokenizer_that_is_none(theirs):
+    changed(theirs / "tokenizer_config.json", model_max_length="many")
+    refused(lambda: tokenizer_of(theirs), "theirs", "model_max_length must be a number")
+
+
+@pytest.mark.parametrize("line", ["", "x", "[]", '{"step": "1"}', '{"loss": 1}', '{"step": {}}'])
+def test_a_damaged_log_is_refused_by_name(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    refused(lambda: drop_after(path, 1), "metrics.jsonl: cannot be read")
+    assert path.read_text() == f'{{"step": 1}}\n{line}\n'
+    if line in ("", "x"):
+        refused(lambda: logged(path), "metrics.jsonl: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("inputs", None), ("options", []), ("stage", 1), ("findings", "done")]
+)
+def test_a_record_of_a_stage_that_is_none(tmp_path, name, value):
+    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    rows = "".join(json.dumps(row | {"prompt": f"p{i}"}) + "\n" for i in range(30))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    stage = Corpus(out=tmp_path / "o", data=tmp_path / "rows.jsonl", validation=0.2, test=0.2)
+    findings = execute(stage)
+    assert execute(stage) == findings
+    changed(tmp_path / "o/stage.json", **{name: value})
+    refused(lambda: execute(stage), f"stage.json: {name!r} is not what a stage records")
+    (tmp_path / "o/stage.json").write_text("[]")
+    refused(lambda: execute(stage), "stage.json: not a JSON object")
+
+
+def test_tensors_of_another_dtype_are_refused(theirs):
+    save_file({"x": np.arange(3)}, theirs / "model.safetensors")
+    refused(lambda: open_weights(theirs), "model.safetensors: tensor x is I64")
