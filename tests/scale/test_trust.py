@@ -1,5 +1,7 @@
-"""Files that attack, and the smallest faulty inputs that `benchmarks.fuzz` found: each is refused in
-one line, in little time and memory."""
+"""Files that attack, and the smallest faulty inputs that `benchmarks.fuzz` found.
+
+Each is refused in one line, in little time and memory.
+"""
 
 import gzip
 import json
@@ -111,7 +113,9 @@ def test_an_error_without_words_has_its_kind():
 # ---- chat templates
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLED = "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+DOUBLED = (
+    "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_what_is_bounded_leaves_the_bounds_as_they_were():
 # ---- names and links
 
 
-@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/hostname", "a/b", "..", "", 3, None])
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/hosts", "a/b", "..", "", 3, None])
 def test_a_shards_name_is_that_of_a_file_beside_its_index(theirs, name):
     (theirs / "model.safetensors").rename(theirs.parent / "other.safetensors")
     index = theirs / "model.safetensors.index.json"

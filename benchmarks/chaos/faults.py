@@ -1,0 +1,1 @@
+def faults(home, whole, tally): pass
