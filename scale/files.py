@@ -65,6 +65,17 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process left of `atomic`, where no other process writes.
+
+    Args:
+        folder: Where the files were to be.
+        name: A pattern of their names.
+    """
+    for path in folder.glob(f".{'[0-9a-f]' * 32}-{name}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -61,7 +61,7 @@ def main() -> None:
             print(f"{name}-{seed}: {tally.kills} kills, {tally.resumed_equal} resumed equal")
             seed += 1
         if options.faults:
-            faults(home, whole, tally)
+            faults(home, whole, tally, options.seed)
     result = {key: getattr(tally, key) for key in KEYS}
     print(json.dumps(result) if options.json else ", ".join(f"{k} {v}" for k, v in result.items()))
 

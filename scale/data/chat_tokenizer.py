@@ -11,6 +11,7 @@ from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import jax
 import tokenizers
@@ -236,7 +237,7 @@ class ChatTokenizer(Tokenizer):
         return next((i for i in self.special_ids(text) if i in self.special_tokens), None)
 
     def save(self, folder: Path) -> None:
-        with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        with TemporaryDirectory(prefix=f".{uuid4().hex}-", dir=folder) as temporary:
             self.theirs.save_pretrained(temporary)
             if self.generation:
                 write_json(Path(temporary) / GENERATION, self.generation)

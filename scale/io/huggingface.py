@@ -1,5 +1,6 @@
 """Folders as the Hugging Face hub has them: `config.json`, safetensors files, tokenizer files."""
 
+import glob
 import os
 import shutil
 import uuid
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError, as_input_error
-from scale.files import read_json_object, write_json
+from scale.files import read_json_object, remove_temporaries, write_json
 from scale.io.arrays import opened, read_box
 from scale.io.hf_config import config_from, settings_for
 from scale.io.weight_table import ModelTensor, Weights, tensors_of
@@ -133,6 +134,7 @@ def require_new(path: Path) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, moved onto it on success and removed on failure."""
+    remove_temporaries(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     temporary.mkdir(parents=True)
     try:

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import time
+import uuid
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import LONGEST, InputError, as_input_error, one_line
-from scale.files import LARGEST_TEXT, read_json_object
+from scale.files import LARGEST_TEXT, read_json, read_json_object
 from scale.io.huggingface import export, open_weights, save_weights, weight_files
 from scale.io.model_folder import ModelFolder, config_of, load_policy, save, tokenizer_of
 from scale.io.weight_table import tensors_of
@@ -376,14 +377,23 @@ def test_a_damaged_log_is_refused_by_name(tmp_path, line):
         refused(lambda: logged(path), "metrics.jsonl: cannot be read")
 
 
+def write_rows(path: Path, n: int) -> Path:
+    rows = ({"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(n))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def split(folder: Path) -> Corpus:
+    """A stage that takes no time."""
+    data = write_rows(folder / "rows.jsonl", 30)
+    return Corpus(out=folder / "o", data=data, validation=0.2, test=0.2)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("inputs", None), ("options", []), ("stage", 1), ("findings", "done")]
 )
 def test_a_record_of_a_stage_that_is_none(tmp_path, name, value):
-    row = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    rows = "".join(json.dumps(row | {"prompt": f"p{i}"}) + "\n" for i in range(30))
-    (tmp_path / "rows.jsonl").write_text(rows)
-    stage = Corpus(out=tmp_path / "o", data=tmp_path / "rows.jsonl", validation=0.2, test=0.2)
+    stage = split(tmp_path)
     findings = execute(stage)
     assert execute(stage) == findings
     changed(tmp_path / "o/stage.json", **{name: value})
@@ -395,3 +405,53 @@ def test_a_record_of_a_stage_that_is_none(tmp_path, name, value):
 def test_tensors_of_another_dtype_are_refused(theirs):
     save_file({"x": np.arange(3)}, theirs / "model.safetensors")
     refused(lambda: open_weights(theirs), "model.safetensors: tensor x is I64")
+
+
+# ---- runs that are disturbed; `benchmarks.chaos` kills them
+
+
+def test_a_stage_whose_rows_change_while_it_runs_is_refused(tmp_path, monkeypatch):
+    stage, run = split(tmp_path), Corpus.run
+
+    def changing(self):
+        findings = run(self)
+        write_rows(self.data, 31)
+        return findings
+
+    monkeypatch.setattr(Corpus, "run", changing)
+    refused(lambda: execute(stage), "--data: has changed while", "was made of it")
+    assert "findings" not in read_json(stage.out / "stage.json")
+    refused(lambda: execute(stage), "contents of the inputs")
+
+
+def test_a_stage_whose_rows_are_only_written_again_is_complete(tmp_path, monkeypatch):
+    stage, run = split(tmp_path), Corpus.run
+
+    def touching(self):
+        os.utime(self.data, (1, 1))
+        return run(self)
+
+    monkeypatch.setattr(Corpus, "run", touching)
+    execute(stage)
+    assert "findings" in read_json(stage.out / "stage.json")
+
+
+def test_what_a_killed_command_left_is_removed_and_nothing_else(tmp_path):
+    stage = split(tmp_path)
+    left = [f".{uuid.uuid4().hex}-train.parquet", f".{uuid.uuid4().hex}-x"]
+    (stage.out / left[1]).mkdir(parents=True)
+    (stage.out / left[1] / "config.json").write_text("{}")
+    (stage.out / left[0]).write_text("half")
+    (stage.out / ".mine").write_text("x")
+    execute(stage)
+    parts = {f"{name}.parquet" for name in ("train", "validation", "test")}
+    assert {path.name for path in stage.out.iterdir()} == {".mine", "stage.json", *parts}
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path):
+    left = tmp_path / f".{uuid.uuid4().hex}-hf"
+    other = tmp_path / f".{uuid.uuid4().hex}-other"
+    for folder in (left, other):
+        folder.mkdir()
+    export(tmp_path / "hf", model(), train_tokenizer(["the cat"], 300))
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", other.name}
