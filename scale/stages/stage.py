@@ -97,11 +97,15 @@ def execute(stage: Stage) -> dict[str, Any]:
             for name in SCRATCH:
                 shutil.rmtree(stage.out / name, ignore_errors=True)
         multihost_utils.sync_global_devices(f"{path} is complete")
+    show(findings)
+    return findings
+
+
+def show(findings: dict[str, Any]) -> None:
     for name, value in findings.items():
         if name != WARNINGS:
             console.print(f"  {name}: {shown(value)}", markup=False)
     warn(findings.get(WARNINGS, ()))
-    return findings
 
 
 @contextmanager
