@@ -37,11 +37,14 @@ def user_cache(*names: str) -> Path:
     return folder
 
 
-def remove_unused(folder: Path, pattern: str) -> None:
-    """Remove the files and folders that match and that nothing has touched for `DAYS` days."""
+def remove_unused(folder: Path, pattern: str, used: Path | None = None) -> None:
+    """Remove the files and folders that match and that nothing has touched for `DAYS` days.
+
+    What is `used` stays, whatever the clock says.
+    """
     with suppress(OSError):  # another process may remove the same ones
         for path in folder.glob(pattern):
-            if time.time() - path.stat().st_mtime > DAYS * 86400:
+            if path != used and time.time() - path.stat().st_mtime > DAYS * 86400:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

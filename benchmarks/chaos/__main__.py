@@ -12,12 +12,13 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from benchmarks.chaos.faults import faults
-from benchmarks.chaos.kills import Tally, Undisturbed, kill, new_run
-from benchmarks.chaos.runs import COMMANDS, prepare
+from benchmarks.chaos.kills import Tally, Undisturbed, kill
+from benchmarks.chaos.runs import prepare
 from scale.console import console
 
 KEYS = ("kills", "resumed_equal", "faults", "tracebacks", "lost")
@@ -34,8 +35,10 @@ class Options:
     """Whether disks, clocks and inputs fail too."""
     seed: int = 0
     """Of the moments and the ways."""
-    commands: tuple[str, ...] = ("tune", "paper")
+    commands: tuple[Literal["tune", "paper"], ...] = ("tune", "paper")
     """Which of the two."""
+    home: Path | None = None
+    """Where the undisturbed runs are kept, for the next call with other seeds. Default: nowhere."""
     json: bool = False
     """Print JSON alone at the end."""
 
@@ -45,13 +48,13 @@ def main() -> None:
     console.quiet = True
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        home = Path(folder)
-        prepare(home)
-        assert set(options.commands) <= COMMANDS.keys()
-        whole = {}
+        home = options.home or Path(folder)
+        if not (home / "model").exists():
+            home.mkdir(exist_ok=True)
+            prepare(home)
+        whole: dict[str, Undisturbed] = {}
         for name in options.commands:
-            new_run(home, name, f"{name}-first").finish()
-            whole[name] = Undisturbed.of(new_run(home, name, f"{name}-whole"))
+            whole[name] = Undisturbed.of(home, name)
             print(f"{name}: {len(whole[name].stages)} stages, {whole[name].seconds:.0f} s")
         seed = options.seed
         while tally.kills < options.kills:

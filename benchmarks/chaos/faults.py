@@ -7,7 +7,6 @@ the middle of a write, and clocks that jump, come from a library that is preload
 import errno
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -165,7 +164,6 @@ def failed_writes(
         )  # fmt: skip
         is_good = code == 0 or refused(run, tally, what, code, output)
         counted(run, tally, what, goes_on(run, whole, tally, what) and is_good, output)
-        shutil.rmtree(run.folder)
 
 
 def clock(home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.Random) -> None:

@@ -27,7 +27,7 @@ OUT = "out"  # of every run, in a folder of its own: names in reports are equal
 MARK = "MINIPREF_CHAOS"  # an environment variable that all processes of a run have
 SECONDS = 300.0  # for a run
 PAPER = shlex.split("""
-    --pages 300 --seeds 2 --rhos 0.5 --methods dpo e-dpo --pairs 24 --length-biases 0.4 0.6
+    --pages 300 --seeds 1 --rhos 0.5 --methods dpo e-dpo --pairs 24 --length-biases 0.4 0.6
     --samples 2 --betas 0.1 --learning-rates 0.01 --snapshots 1 --most-kl 1e9
     --model.vocab-size 400 --model.d-model 32 --model.num-heads 2 --model.num-kv-heads 1
     --model.head-dim 16 --model.d-ff 64 --sft.steps 120 --sft.batch-size 32

@@ -161,16 +161,11 @@ PARTS = tuple(f"{name}.parquet" for name in ("train", "validation", "test"))
 
 def stage(path: Path, whole: Whole) -> str:
     """A stage that is skipped, or made again: its record is the one of its options."""
-    file = path / "stage.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
-    findings = execute(bases.corpus(path))
-    record = json.loads(file.read_text())
-    if "findings" in before and findings != before["findings"]:
-        return f"wrong: findings {findings}"
-    for name in ("stage", "options", "inputs"):
-        if record[name] != whole[name]:
-            return f"wrong: {name} {record[name]}"
-    return "accepted"
+    execute(bases.corpus(path))
+    record = stage_record(path)
+    record["options"] = {name: record["options"].get(name) for name in whole["options"]}
+    names = ("stage", "options", "inputs")
+    return first_difference(*({name: r[name] for name in names} for r in (record, whole)))
 
 
 def stage_record(path: Path) -> Whole:

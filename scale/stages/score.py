@@ -1,6 +1,7 @@
 """`score`: compute, once, the columns that alignment needs."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import tyro
 from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
-from scale.data.formats import SIDES
+from scale.data.formats import LOGPS, SCORES, SIDES
 from scale.data.hub_rows import row_files
 from scale.data.rows import as_table, provenance, read, write
 from scale.errors import InputError
@@ -70,6 +71,7 @@ class Score(Stage):
             reference = model_folder.load_policy(self.reference, runtime)
             rows = self.with_reference(reference, rows)
             hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
+        require_finite(self.out, rows)
         write(self.out / "rows.parquet", rows, hashes)
         return {"rows": len(rows)} | findings
 
@@ -143,6 +145,18 @@ class Score(Stage):
     @property
     def reads_samples(self) -> bool:
         return self.method is None or METHODS[self.method].gamma is not None
+
+
+def require_finite(out: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse rewards and log-probabilities that no training can use.
+
+    Raises:
+        FloatingPointError: One is a NaN or an infinity.
+    """
+    for name in (*SCORES, *LOGPS):
+        if name in rows[0] and not np.all(finite := np.isfinite([row[name] for row in rows])):
+            number = int(np.argmin(finite.reshape(len(rows), -1).all(1))) + 1
+            raise FloatingPointError(f"{out}: {name} of row {number} is not finite")
 
 
 def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:

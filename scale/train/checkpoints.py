@@ -41,6 +41,11 @@ class Checkpoints:
         folder, names = self.folder.absolute(), ("state", "record")
         return ocp.CheckpointManager(folder, options=options, item_names=names)
 
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest one; None where there is none."""
+        return self.manager.latest_step() if self.folder.exists() else None
+
     def restore(self, state: Any) -> Any:
         """The latest checkpoint, or `state` where there is none.
 
@@ -54,7 +59,7 @@ class Checkpoints:
         Raises:
             InputError: The checkpoint is another run's, does not fit `state` or cannot be read.
         """
-        step = self.manager.latest_step() if self.folder.exists() else None
+        step = self.latest
         if step is None:
             return state
         with as_input_error(self.folder / str(step)):

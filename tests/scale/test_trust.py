@@ -25,20 +25,27 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from scale.data import chat_template, pieces
+from scale import files
+from scale.data import chat_template, pieces, token_cache
 from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer
+from scale.data.dataset import Limits, make_dataset
 from scale.data.rows import read
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import LONGEST, InputError, as_input_error, one_line
 from scale.files import LARGEST_TEXT, read_json, read_json_object
-from scale.io.huggingface import export, open_weights, save_weights, weight_files
+from scale.io.huggingface import export, open_weights, save_weights, tensor_shapes, weight_files
 from scale.io.model_folder import ModelFolder, config_of, load_policy, save, tokenizer_of
 from scale.io.weight_table import tensors_of
 from scale.memory import bounded
 from scale.model.config import ModelConfig, checked
 from scale.model.transformer import Transformer
+from scale.parallel.mesh import Runtime
 from scale.stages.corpus import Corpus
+from scale.stages.reward import RewardBatches
+from scale.stages.score import require_finite
 from scale.stages.stage import execute
+from scale.train.batches import BatchPlan
+from scale.train.loop import require_finite as finite_records
 from scale.train.metrics import drop_after, logged
 
 TURNS = [{"role": "user", "content": "the cat"}]
@@ -191,6 +198,9 @@ def test_a_device_in_place_of_a_file_is_not_read(theirs, name):
     (theirs / name).unlink()
     (theirs / name).symlink_to("/dev/zero")
     refused(lambda: load_policy(theirs), f"{name}: is not a file")
+    (theirs / "model.safetensors").unlink()
+    (theirs / "model.safetensors").symlink_to("/dev/zero")
+    refused(lambda: tensor_shapes(theirs / "model.safetensors"), "model.s")
 
 
 def test_a_pipe_and_a_link_to_itself_are_not_read(tmp_path):
@@ -455,3 +465,45 @@ def test_what_a_killed_export_left_is_removed_by_the_next_one(tmp_path):
         folder.mkdir()
     export(tmp_path / "hf", model(), train_tokenizer(["the cat"], 300))
     assert {path.name for path in tmp_path.iterdir()} == {"hf", other.name}
+
+
+def test_a_clock_that_jumps_removes_nothing_that_is_in_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+    for _ in range(2):
+        folder, value = token_cache.entry(["x"], lambda path: made.append(path) or 7)
+        assert folder.exists() and value == 7
+        now = time.time()
+        monkeypatch.setattr(files.time, "time", lambda now=now: now + 3e9)
+    assert len(made) == 1
+
+
+# ---- numbers
+
+
+def test_a_column_that_is_not_finite_names_its_row(tmp_path):
+    rows = [{"score_chosen": [0.0, 1.0], "score_rejected": [0.0, 1.0]} for _ in range(3)]
+    require_finite(tmp_path, rows)
+    rows[1]["score_rejected"] = [0.0, float("nan")]
+    with pytest.raises(FloatingPointError, match="score_rejected of row 2 is not finite"):
+        require_finite(tmp_path, rows)
+    with pytest.raises(FloatingPointError, match="ref_chosen_logps of row 1 is not finite"):
+        require_finite(tmp_path, [{"ref_chosen_logps": float("-inf")}])
+
+
+def test_the_rows_of_a_batch_are_those_of_the_file(tmp_path):
+    """The second row has no tokens within the limits, so the third is the dataset's second."""
+    rows = [{"prompt": "a" * n, "chosen": "b", "rejected": "c"} for n in (1, 90, 2, 3)]
+    tokenizer = train_tokenizer(["abc"], 300)
+    dataset = make_dataset(tokenizer, rows, ("chosen", "rejected"), Limits(8, 8), "f", False)
+    plan = BatchPlan(dataset, np.array([[2, 0], [1, 2]]), [], Runtime())
+    assert [plan.names(step) for step in (0, 1)] == [[1, 4], [3, 4]]
+    orders = [plan.rows, plan.rows[::-1]]
+    both = RewardBatches(dataset, orders, dataset.shape(2), Runtime(), 1)
+    assert both.names([0, 1], 0) == [1, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_names_the_rows(tmp_path):
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": np.array([1.0, np.nan])}]
+    with pytest.raises(FloatingPointError, match="at step 2, of rows 3, 14; lower the"):
+        finite_records(records, {}, tmp_path, {1: [3, 14]}.__getitem__)
