@@ -10,7 +10,7 @@ from scale.errors import InputError, as_input_error
 from scale.memory import bounded
 
 SECONDS, SECONDS_EACH = 1.0, 0.05  # for a call, and for each conversation of it
-MEMORY = 2**31  # bytes
+MEMORY, MEMORY_EACH = 2**28, 2**20  # bytes, likewise
 LONGEST = 2**24  # characters of a conversation
 STILL_CLOCK = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
@@ -45,7 +45,8 @@ def applied(theirs: Any, template: str | None, conversations: Any, **options: An
     Raises:
         Exception: Whatever a template raises; TimeoutError or MemoryError where it takes too much.
     """
-    with bounded(SECONDS + SECONDS_EACH * len(conversations), MEMORY):
+    n = len(conversations)
+    with bounded(SECONDS + SECONDS_EACH * n, MEMORY + MEMORY_EACH * n):
         return theirs.apply_chat_template(conversations, chat_template=template, **options)
 
 
