@@ -22,7 +22,7 @@ from benchmarks.chaos.runs import prepare
 from scale.console import console
 
 KEYS = ("kills", "resumed_equal", "faults", "tracebacks", "lost")
-AT_ONCE = 12  # kills of one run, at most
+AT_ONCE = 5  # kills of one run, at most
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,9 @@ class Undisturbed:
 
     @classmethod
     def of(cls, home: Path, name: str) -> "Undisturbed":
-        """Run it, after once for the caches; or read what an earlier call ran in this folder."""
+        """Run it, or read what an earlier call ran in this folder."""
         seconds = home / f"{name}.seconds"
         if not seconds.exists():
-            new_run(home, name, f"{name}-first").finish()
             run, begun = new_run(home, name, f"{name}-whole"), time.monotonic()
             code, output = run.finish()
             if code:
