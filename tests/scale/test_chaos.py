@@ -1,4 +1,4 @@
-"""`benchmarks.chaos` in small: `tune --quick` is killed, and runs on other cores, to the same bits."""
+"""`benchmarks.chaos` in small: `tune --quick`, killed and on other cores, has the same bits."""
 
 import os
 import random
