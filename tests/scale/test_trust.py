@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import resource
+import threading
 import time
 import uuid
 from dataclasses import asdict, replace
@@ -39,6 +40,7 @@ from scale.io.weight_table import tensors_of
 from scale.memory import bounded
 from scale.model.config import ModelConfig, checked
 from scale.model.transformer import Transformer
+from scale.parallel import workers
 from scale.parallel.mesh import Runtime
 from scale.stages.corpus import Corpus
 from scale.stages.reward import RewardBatches
@@ -507,3 +509,22 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path):
     records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": np.array([1.0, np.nan])}]
     with pytest.raises(FloatingPointError, match="at step 2, of rows 3, 14; lower the"):
         finite_records(records, {}, tmp_path, {1: [3, 14]}.__getitem__)
+
+
+# ---- workers
+
+
+def test_a_signal_interrupts_the_chain_that_runs_and_no_idle_worker(monkeypatch):
+    monkeypatch.setattr(workers, "interrupted", threading.Event())
+    monkeypatch.setattr(workers, "working", threading.Event())
+
+    def during_it(stage):
+        workers.interrupt(2, None)
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_in_worker(during_it, ["stage"])
+    assert not workers.working.is_set()
+    workers.interrupted.clear()
+    workers.interrupt(2, None)
+    with pytest.raises(KeyboardInterrupt):
+        workers.run_in_worker(print, ["another stage"])
