@@ -160,7 +160,8 @@ def contents(out: Path) -> dict[str, bytes]:
 def without_clock(file: Path) -> Iterator[bytes]:
     for line in file.read_text().splitlines():
         record = json.loads(line)
-        yield json.dumps({k: v for k, v in record.items() if k not in WALL_CLOCK}).encode()
+        kept = {name: value for name, value in record.items() if name not in WALL_CLOCK}
+        yield json.dumps(kept).encode() + b"\n"
 
 
 def differences(out: Path, expected: dict[str, bytes]) -> list[str]:
