@@ -16,8 +16,8 @@ from pathlib import Path
 from benchmarks.chaos.kills import Tally, Undisturbed, judged, new_run
 from benchmarks.chaos.runs import Run, contents, differences, ended, wait_for
 
-SIZES = (0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9)  # of what a run needs on its disk
-WRITES = 12  # draws of the write that fails
+SIZES = (0, 0.1, 0.3, 0.6, 0.9)  # of what a run needs on its disk
+WRITES = 8  # draws of the write that fails
 SHIM = Path(__file__).with_name("shim.c")
 YEAR = 366 * 86400
 

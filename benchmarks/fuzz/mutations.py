@@ -65,13 +65,13 @@ def replace(rng: random.Random, parent: Any, key: Any, names: tuple[str, ...]) -
 def scale(rng: random.Random, parent: Any, key: Any, names: tuple[str, ...]) -> None:
     """Another number, or another text of the same kind."""
     value = parent[key]
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or value == 10**400:
         parent[key] = odd(rng)
     elif isinstance(value, str):
         place = rng.randrange(len(value) + 1)
         parent[key] = value[:place] + rng.choice(TEXTS) + value[place + rng.randrange(3) :]
     else:
-        parent[key] = rng.choice((value + 1, value * 2, value // 2, -value, float(value)))
+        parent[key] = rng.choice((value + 1, value * 2, -value, value * 0.5))
 
 
 def remove(rng: random.Random, parent: Any, key: Any, names: tuple[str, ...]) -> None:
