@@ -15,12 +15,13 @@ from typing import Any
 
 import jax
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 
 LOGS = frozenset(
     {"checkpoints", "metrics.jsonl", "tensorboard", "timing.json", "wandb", "wandb.json"}
 )
 """What a folder's fingerprint ignores: files that differ between two runs with equal results."""
+LARGEST_TEXT = 2**28  # bytes of a file that is read into memory as a whole
 DAYS = 30  # how long what nothing uses stays in the user's cache
 
 
@@ -36,11 +37,14 @@ def user_cache(*names: str) -> Path:
     return folder
 
 
-def remove_unused(folder: Path, pattern: str) -> None:
-    """Remove the files and folders that match and that nothing has touched for `DAYS` days."""
+def remove_unused(folder: Path, pattern: str, used: Path | None = None) -> None:
+    """Remove the files and folders that match and that nothing has touched for `DAYS` days.
+
+    What is `used` stays, whatever the clock says.
+    """
     with suppress(OSError):  # another process may remove the same ones
         for path in folder.glob(pattern):
-            if time.time() - path.stat().st_mtime > DAYS * 86400:
+            if path != used and time.time() - path.stat().st_mtime > DAYS * 86400:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -62,6 +66,17 @@ def atomic(path: Path) -> Iterator[Path]:
         raise OSError(f"{path}: cannot be written: {error}") from error  # NumPy names no file
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporaries(folder: Path, name: str = "*") -> None:
+    """Remove what a killed process left of `atomic`, where no other process writes.
+
+    Args:
+        folder: Where the files were to be.
+        name: A pattern of their names.
+    """
+    for path in folder.glob(f".{'[0-9a-f]' * 32}-{name}"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -103,13 +118,26 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, or holds no object.
     """
-    try:
+    require_file(path)
+    with as_input_error(path):
         value = read_json(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
+
+
+def require_file(path: Path) -> None:
+    """Refuse, before it is read, what is no file: a device has no end, and a pipe waits for ever.
+
+    Raises:
+        InputError: It is none, or has more than `LARGEST_TEXT` bytes.
+    """
+    with as_input_error(path):
+        size = path.stat().st_size
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file")
+    if size > LARGEST_TEXT:
+        raise InputError(f"{path}: has {size} bytes, which no file of its kind has")
 
 
 def matching(path: Path) -> list[Path]:

@@ -25,7 +25,7 @@ import jax
 import tyro
 
 from scale.console import console
-from scale.errors import InputError
+from scale.errors import InputError, one_line
 from scale.paper.pipeline import PRESETS, Paper
 from scale.parallel.processes import join
 from scale.parallel.programs import keep_programs
@@ -130,7 +130,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def stop(message: str) -> NoReturn:
     console.quiet = False  # also in a process that does not print otherwise
-    console.print(f"error: {message}", style="bold red", markup=False)
+    console.print(f"error: {one_line(message)}", style="bold red", markup=False)
     sys.exit(2)
 
 

@@ -11,11 +11,12 @@ from os.path import commonprefix
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 import jax
 import tokenizers
-from jinja2 import TemplateError
 
+from scale.data.chat_template import applied, template_of, written
 from scale.data.tokenizer import (
     SPECIAL,
     Prompt,
@@ -26,13 +27,12 @@ from scale.data.tokenizer import (
     read_tokenizer,
     special_as_text,
 )
-from scale.errors import InputError
-from scale.files import read_json_object, write_json
+from scale.errors import InputError, reason_of
+from scale.files import read_json_object, require_file, write_json
 
 # the texts of a conversation from which the template's own parts are read off
 MARKS = "\ue100", "\ue101"  # of Unicode's private use area
 GENERATION = "generation_config.json"
-STILL_CLOCK = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,8 @@ class ChatTokenizer(Tokenizer):
 
     @cached_property
     def template(self) -> str | None:
-        """The chat template.
-
-        Raises:
-            InputError: There are several, and none is the default.
-        """
-        if not self.theirs.chat_template:
-            return None
-        try:
-            template = self.theirs.get_chat_template()
-        except ValueError as error:
-            raise InputError(f"{self.source}: {error}") from error
-        return STILL_CLOCK + template if "strftime_now" in template else template
+        """The chat template; an error where it cannot be used."""
+        return template_of(self.theirs, self.source)
 
     @cached_property
     def names(self) -> re.Pattern[str]:
@@ -217,8 +207,8 @@ class ChatTokenizer(Tokenizer):
         ids = [opening + rest.ids for rest in rests]
         for i, turns in enumerate(conversations):
             if any(self.names.search(turn["content"]) for turn in turns):
-                ids[i] = self.theirs.apply_chat_template(
-                    turns, chat_template=self.template, add_generation_prompt=prompts,
+                ids[i] = applied(
+                    self.theirs, self.template, turns, add_generation_prompt=prompts,
                     sanitize_control_tokens=True, return_dict=False,
                 ) + self.special_ids(header)  # fmt: skip
         return ids
@@ -226,20 +216,17 @@ class ChatTokenizer(Tokenizer):
     def rendered(self, conversations: Sequence[Turns], generation_prompt: bool) -> list[str]:
         """The template's texts of conversations."""
         try:
-            return self.theirs.apply_chat_template(
-                list(conversations), chat_template=self.template, tokenize=False,
-                add_generation_prompt=generation_prompt,
-            )  # fmt: skip
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            return written(self.theirs, self.template, conversations, generation_prompt)
+        except Exception as error:  # a template may raise anything
             if len(conversations) == 1:
-                reason = f"{self.source}: the chat template refuses the conversation: {error}"
-                raise RefusedRow(0, reason) from error
+                reason = f"the chat template refuses the conversation: {reason_of(error)}"
+                raise RefusedRow(0, f"{self.source}: {reason}") from error
         for i, turns in enumerate(conversations):
             try:
                 self.rendered([turns], generation_prompt)
             except RefusedRow as error:
                 raise RefusedRow(i, str(error)) from error
-        raise AssertionError("the template refuses conversations only together")
+        raise RefusedRow(0, f"{self.source}: the chat template takes too much time or memory")
 
     def special_ids(self, text: str) -> list[int]:
         """Tokens of a text that the template writes, in which special tokens' names are those."""
@@ -250,7 +237,7 @@ class ChatTokenizer(Tokenizer):
         return next((i for i in self.special_ids(text) if i in self.special_tokens), None)
 
     def save(self, folder: Path) -> None:
-        with TemporaryDirectory(prefix=".", dir=folder) as temporary:
+        with TemporaryDirectory(prefix=f".{uuid4().hex}-", dir=folder) as temporary:
             self.theirs.save_pretrained(temporary)
             if self.generation:
                 write_json(Path(temporary) / GENERATION, self.generation)
@@ -308,6 +295,9 @@ def read_chat_tokenizer(folder: Path, vocabulary: dict[str, int]) -> ChatTokeniz
     Raises:
         InputError: A file is missing or cannot be read.
     """
+    for pattern in ("*config.json", "*token*.json", "chat_template.*"):
+        for file in folder.glob(pattern):
+            require_file(file)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).exists():
             read_json_object(folder / name)
@@ -315,7 +305,9 @@ def read_chat_tokenizer(folder: Path, vocabulary: dict[str, int]) -> ChatTokeniz
     from transformers import AutoTokenizer  # it takes a second to import
 
     try:
-        theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        theirs = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # `transformers` raises nothing narrower
         raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
     eos = theirs.eos_token
@@ -330,10 +322,12 @@ def chat_tokenizer(
     """A `PreTrainedTokenizerFast`, without the padding and truncation that its file may have.
 
     Raises:
-        InputError: No token ends a response.
+        InputError: It has no token that ends a response, or no length.
     """
     if theirs.eos_token is None:
         raise InputError(f"{source}: tokenizer: eos_token None is not in the vocabulary")
+    if not isinstance(theirs.model_max_length, int | float):
+        raise InputError(f"{source}: tokenizer: model_max_length must be a number")
     theirs.backend_tokenizer.no_padding()
     theirs.backend_tokenizer.no_truncation()
     backend = tokenizers.Tokenizer.from_str(theirs.backend_tokenizer.to_str())

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import compress, count, islice
+from itertools import compress, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from scale.data.hub_rows import row_files
 from scale.errors import InputError
 
 PIECE = 2**11  # rows of a piece
+LONGEST = 2**26  # bytes of a line
+EXPANSION, LEAST = 200, 2**30  # an archive may be so many times its size, or so many bytes
 
 
 @dataclass(frozen=True)
@@ -103,21 +105,38 @@ def place(source: str, number: int) -> str:
 def lines(path: Path) -> Iterator[list[bytes]]:
     """Some lines of a file at a time, without the blank ones at its end."""
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        own = without_blank_end(line.removesuffix(b"\n") for line in file)
+        own = without_blank_end(line.removesuffix(b"\n") for line in bounded(path, file))
         while some := list(islice(own, PIECE)):
             yield some
 
 
+def bounded(path: Path, file: Any) -> Iterator[bytes]:
+    """The lines of an open file, which are not in memory before it is known how long they are."""
+    total, most = 0, max(LEAST, EXPANSION * path.stat().st_size)
+    for number in count(1):
+        line = file.readline(LONGEST + 1)
+        total += len(line)
+        if len(line) > LONGEST:
+            raise InputError(f"{place(str(path), number)}: the line has more than {LONGEST} bytes")
+        if total > most:
+            raise InputError(f"{path}: expands to more than {EXPANSION} times its size")
+        if not line:
+            return
+        yield line
+
+
 def without_blank_end(own: Iterator[bytes]) -> Iterator[bytes]:
     """Lines without the mark of UTF-8 before the first, and without white space after the last."""
-    held = [next(own, b"").removeprefix(codecs.BOM_UTF8)]
+    last, blank = next(own, b"").removeprefix(codecs.BOM_UTF8), 0
     for line in own:
         if line.strip():
-            yield from held
-            held = []
-        held.append(line)
-    if held[0].strip():
-        yield held[0].rstrip()
+            yield last
+            yield from repeat(b"", blank)
+            last, blank = line, 0
+        else:
+            blank += 1
+    if last.strip():
+        yield last.rstrip()
 
 
 def batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -127,7 +146,12 @@ def batches(path: Path) -> Iterator[pa.RecordBatch]:
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"{path}: field {name!r}: is there twice")
-        yield from file.iter_batches(PIECE)
+        total, most = 0, max(LEAST, EXPANSION * path.stat().st_size)
+        for batch in file.iter_batches(PIECE):
+            total += batch.nbytes
+            if total > most:
+                raise InputError(f"{path}: expands to more than {EXPANSION} times its size")
+            yield batch
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def entry(inputs: Sequence[Any], make: Callable[[Path], Any]) -> tuple[Path, Any
             shutil.rmtree(folder, ignore_errors=True)
             write(folder, make)
         os.utime(folder)
-    remove_unused(home, "*")
+    remove_unused(home, "*", used=folder)
     return folder, read_json(folder / RECORD)["value"]
 
 

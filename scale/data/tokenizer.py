@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from scale.errors import InputError
-from scale.files import atomic, write_json
+from scale.files import atomic, require_file, write_json
 
 PAD, EOS = 0, 1
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -198,6 +198,7 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; a slow tokenizer's files are not read")
+    require_file(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower

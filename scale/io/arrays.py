@@ -141,7 +141,7 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="np") as file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a safetensors file: {error}") from error
 
 

@@ -22,11 +22,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 from transformers import PreTrainedTokenizerFast
 
 from scale.data.chat_tokenizer import ChatTokenizer, chat_tokenizer
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error, reason_of
 from scale.io.boxes import Box
 from scale.io.hf_config import LLAMA
 from scale.io.weight_table import Weights, tensors_of
-from scale.model.config import ModelConfig
+from scale.model.config import ModelConfig, checked
 from scale.model.transformer import Transformer
 
 INTERLEAVED = ("attn_q.weight", "attn_k.weight")
@@ -60,10 +60,11 @@ def open_gguf(path: Path) -> tuple[Weights, ChatTokenizer]:
     """
     try:
         reader = GGUFReader(path)
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not a GGUF file: {error}") from error
-    fields = {name: value.contents() for name, value in reader.fields.items()}
-    return weights(path, fields, reader.tensors), tokenizer(path, fields)
+    except Exception as error:  # of a damaged file it raises anything
+        raise InputError(f"{path}: not a GGUF file: {reason_of(error)}") from error
+    with as_input_error(path):
+        fields = {name: value.contents() for name, value in reader.fields.items()}
+        return weights(path, fields, reader.tensors), tokenizer(path, fields)
 
 
 def weights(path: Path, fields: dict[str, Any], tensors: list[ReaderTensor]) -> Weights:
@@ -91,7 +92,7 @@ def config_from(path: Path, fields: dict[str, Any], tie_embeddings: bool) -> Mod
     rotated = fields.get("llama.rope.dimension_count", head_dim)
     if fields.get("llama.rope.scaling.type", "none") != "none" or rotated != head_dim:
         raise InputError(f"{path}: RoPE with scaling or over part of a head is not supported")
-    return ModelConfig(
+    return checked(ModelConfig(
         vocab_size=len(required(path, fields, "tokenizer.ggml.tokens")),
         num_layers=field("block_count"),
         d_model=field("embedding_length"),
@@ -104,7 +105,7 @@ def config_from(path: Path, fields: dict[str, Any], tie_embeddings: bool) -> Mod
         tie_embeddings=tie_embeddings,
         max_seq_len=field("context_length"),
         **LLAMA,
-    )
+    ))  # fmt: skip
 
 
 def required(path: Path, fields: dict[str, Any], name: str) -> Any:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scale.data.formats import LARGEST
 from scale.data.tokenizer import Tokenizer
 from scale.errors import InputError
 from scale.model.config import ModelConfig
@@ -81,8 +82,8 @@ def config_from(settings: Settings, path: Path) -> ModelConfig:
         d_ff=d_ff,
         rope_base=rope_base,
         num_kv_heads=positive(settings, "num_key_value_heads", num_heads, path),
-        norm_eps=settings.get("rms_norm_eps", 1e-6),
-        tie_embeddings=settings.get("tie_word_embeddings", False),
+        norm_eps=number(settings, "rms_norm_eps", 1e-6, path),
+        tie_embeddings=flag(settings, "tie_word_embeddings", path),
         rope_scaling=rope_scaling,
         **LLAMA,
         **FAMILIES[family],
@@ -97,12 +98,29 @@ def positive(settings: Settings, name: str, default: int | None, path: Path) -> 
     return value
 
 
+def number(settings: Settings, name: str, default: float | None, path: Path) -> float:
+    """A setting that is a positive finite number, or its default."""
+    value = default if settings.get(name) is None else settings[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+        raise InputError(f"{path}: {name} must be a positive number, not {value!r}")
+    return float(value)
+
+
+def flag(settings: Settings, name: str, path: Path) -> bool:
+    """A setting that is true or false; false where it is missing."""
+    value = settings.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {name} must be true or false, not {value!r}")
+    return value
+
+
 def check(settings: Settings, path: Path) -> None:
     """Refuse settings that our model cannot do."""
     for name, allowed in SUPPORTED.items():
         value = settings.get(name, allowed[0])
         if value not in allowed:
             raise InputError(f"{path}: {name} = {value!r} is not supported, only {allowed[0]!r}")
+    positive(settings, "sliding_window", 1, path)
     window = sliding_window(settings)
     if window is not None and window < settings.get("max_position_embeddings", window + 1):
         raise InputError(f"{path}: sliding_window = {window} is not supported, only full attention")
@@ -123,21 +141,24 @@ def sliding_window(settings: Settings) -> int | None:
 def rope(settings: Settings, path: Path) -> tuple[float, tuple[float, float, float, int] | None]:
     """The base and Llama 3.1's scaling, which transformers 5 spells `rope_parameters`."""
     given = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: RoPE must be an object, not {given!r}")
     kind = given.get("rope_type", given.get("type", "default"))
-    base = given.get("rope_theta") or settings.get("rope_theta") or 10_000.0
+    own = given if given.get("rope_theta") else settings
+    base = number(own, "rope_theta", 10_000.0, path)
     by_layer = any(isinstance(value, dict) for value in given.values())
     if by_layer or kind not in ("default", "llama3") or given.get("partial_rotary_factor", 1) != 1:
         raise InputError(
             f"{path}: RoPE {given} is not supported, only rope_type 'default' and 'llama3'"
         )
     if kind == "default":
-        return float(base), None
+        return base, None
     filled = {LLAMA3[3]: settings.get("max_position_embeddings"), **given}
     missing = [name for name in LLAMA3 if filled.get(name) is None]
     if missing:
         raise InputError(f"{path}: RoPE 'llama3' without {', '.join(missing)}")
-    factor, low, high, length = (filled[name] for name in LLAMA3)
-    return float(base), (float(factor), float(low), float(high), int(length))
+    factor, low, high, length = (number(filled, name, None, path) for name in LLAMA3)
+    return base, (factor, low, high, int(length))
 
 
 def settings_for(config: ModelConfig, tokenizer: Tokenizer) -> Settings:

@@ -1,5 +1,6 @@
 """Folders as the Hugging Face hub has them: `config.json`, safetensors files, tokenizer files."""
 
+import glob
 import os
 import shutil
 import uuid
@@ -15,8 +16,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from scale.data.tokenizer import Tokenizer
-from scale.errors import InputError
-from scale.files import read_json_object, write_json
+from scale.errors import InputError, as_input_error
+from scale.files import read_json_object, remove_temporaries, write_json
 from scale.io.arrays import opened, read_box
 from scale.io.hf_config import config_from, settings_for
 from scale.io.weight_table import ModelTensor, Weights, tensors_of
@@ -39,7 +40,8 @@ def open_weights(path: Path) -> Weights:
         InputError: Something is missing, malformed or not supported; the message names the file.
     """
     settings = read_json_object(path / "config.json")
-    config = config_from(settings, path / "config.json")
+    with as_input_error(path / "config.json"):
+        config = config_from(settings, path / "config.json")
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(path):
@@ -53,8 +55,7 @@ def weight_files(path: Path) -> list[Path]:
     """The safetensors files of a folder: one, or those of its index."""
     files = [path / SINGLE]
     if (path / INDEX).exists():
-        names = set(read_json_object(path / INDEX).get("weight_map", {}).values())
-        shards = [path / Path(name).name for name in sorted(names)]
+        shards = shard_files(path)
         if not files[0].exists():
             files = shards
         elif shards != files and all(shard.exists() for shard in shards):
@@ -68,6 +69,24 @@ def weight_files(path: Path) -> list[Path]:
                 f"{file}: no such file; weights are read from safetensors, never from a pickle"
             )
     return files
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The files that the index of a folder names, all of them in that folder.
+
+    Raises:
+        InputError: A name leads elsewhere, as `../x` does, or a link does, except into the hub's
+            cache.
+    """
+    weight_map = read_json_object(path / INDEX).get("weight_map")
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    here, blobs = path.resolve(), path.resolve().parent.parent / "blobs"
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
+            raise InputError(f"{path / INDEX}: weight_map: {name!r} is no name of a file beside it")
+        if (here / name).resolve().parent not in (here, blobs):
+            raise InputError(f"{path / name}: a link that leads out of the folder")
+    return [path / name for name in sorted(set(names))]
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -115,6 +134,7 @@ def require_new(path: Path) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path`, moved onto it on success and removed on failure."""
+    remove_temporaries(path.parent, glob.escape(path.name))
     temporary = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     temporary.mkdir(parents=True)
     try:

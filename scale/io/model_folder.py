@@ -5,6 +5,7 @@ Of a model with adapters the folder holds what was trained, and the name of the 
 Another program's model (`scale.io.pretrained`) is loaded into the same `ModelFolder`.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,8 +23,8 @@ from scale.data import village
 from scale.data.chat_tokenizer import load_tokenizer
 from scale.data.dataset import Dataset, Limits, make_dataset
 from scale.data.tokenizer import Tokenizer
-from scale.errors import InputError
-from scale.files import fingerprint, read_json, read_json_object, write_json
+from scale.errors import InputError, as_input_error
+from scale.files import fingerprint, read_json_object, write_json
 from scale.io.arrays import all_finite, load_tree, save_tree
 from scale.io.hub import downloaded
 from scale.io.huggingface import MODEL_FILES, TOKENIZER_FILES
@@ -37,7 +38,7 @@ from scale.model.adapters import (
     partition,
     stored,
 )
-from scale.model.config import ModelConfig
+from scale.model.config import ModelConfig, checked
 from scale.model.transformer import Transformer
 from scale.parallel.mesh import ONE_DEVICE, Dtype, Runtime
 from scale.parallel.sharding import abstract_sharded, runtime_of
@@ -179,7 +180,8 @@ def config_of(path: Path) -> ModelConfig:
     """The shape of a model, ours or another program's; its weights are not read."""
     if is_pretrained(path):
         return pretrained(located(path))[0].config
-    return _config(read_json_object(path / CONFIG)["model"])
+    with as_input_error(path / CONFIG):
+        return _config(read_json_object(path / CONFIG)["model"])
 
 
 def tokenizer_of(path: Path) -> Tokenizer:
@@ -238,16 +240,12 @@ def _load(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFold
         raise InputError(
             f"{path}: no trained model here (config.json, tokenizer.json, weights.safetensors)"
         )
-    try:
+    with as_input_error(path):
         return _read(path, runtime, dtype, reward)
-    except InputError:
-        raise
-    except Exception as error:  # `tokenizers` raises nothing narrower
-        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def _read(path: Path, runtime: Runtime, dtype: Dtype, reward: bool) -> ModelFolder:
-    record = read_json(path / CONFIG)
+    record = read_json_object(path / CONFIG)
     num_reward_models = record["num_reward_models"]
     if bool(num_reward_models) != reward:
         kinds = ("policy", "reward model") if reward else ("reward model", "policy")
@@ -304,9 +302,13 @@ def _dated_file(path: Path) -> Path:
 def _adapter(record: dict[str, Any]) -> AdapterConfig:
     """The adapters that a folder's record names."""
     options = record.get("adapter", {"products": ()})
-    return AdapterConfig(**options | {"products": tuple(options["products"])})
+    adapter = AdapterConfig(**options | {"products": tuple(options["products"])})
+    is_scale = type(adapter.scale) in (int, float) and abs(adapter.scale) < math.inf
+    if type(adapter.rank) is not int or not is_scale:
+        raise ValueError(f"adapter: rank {adapter.rank!r}, scale {adapter.scale!r} are no numbers")
+    return adapter
 
 
 def _config(record: dict[str, Any]) -> ModelConfig:
     scaling = record.pop("rope_scaling", None)
-    return ModelConfig(**record, rope_scaling=scaling and tuple(scaling))
+    return checked(ModelConfig(**record, rope_scaling=scaling and tuple(scaling)))

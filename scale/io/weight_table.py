@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path, tree_map_with_path
 from jaxtyping import Int
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 from scale.io.arrays import all_finite
 from scale.io.boxes import Box, box_shape, to_devices, to_host
 from scale.model.adapters import stored
@@ -161,11 +161,12 @@ class Weights:
                 not finite.
         """
 
-
         def make() -> Transformer:
             return stored(Transformer(self.config, jax.random.key(0), runtime), dtype)
 
-        skeleton = eqx.filter_eval_shape(make)
+        self.check_sizes()
+        with as_input_error(self.path):
+            skeleton = eqx.filter_eval_shape(make)
         self.check(skeleton)
         load = partial(load_parameter, self.read)
         model = tree_map_with_path(load, abstract_sharded(skeleton, runtime))
@@ -174,6 +175,17 @@ class Weights:
                 names = TABLE[keystr(path)].names
                 raise InputError(f"{self.path}: a weight of {' or '.join(names)} is not finite")
         return model
+
+    def check_sizes(self) -> None:
+        """Refuse a config of a much larger model, whose shapes alone would take time."""
+        config, sides = self.config, [side for shape in self.shapes.values() for side in shape]
+        for number, most, what in (
+            (config.num_layers, len(self.shapes), "layers"),
+            (max(config.vocab_size, config.d_model, config.d_ff), max(sides, default=0), "a side"),
+            (config.num_heads * config.head_dim, max(sides, default=0), "heads"),
+        ):
+            if number > most:
+                raise InputError(f"{self.path}: {what} of {number} by its config, {most} at most")
 
     def check(self, skeleton: Transformer) -> None:
         """Compare names and shapes with those of a model's skeleton."""

@@ -1,7 +1,10 @@
 """The shape of a decoder, as options of the command line."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Literal
+
+LARGEST = 2**24  # of the sizes that a file may give
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,27 @@ class ModelConfig:
     """Llama 3.1's scaling of RoPE: factor, low and high frequency factor, original length."""
     max_seq_len: int = 2048
     """Longest sequence of the model, in tokens."""
+
+
+def checked(config: ModelConfig) -> ModelConfig:
+    """A shape that a file describes.
+
+    Raises:
+        ValueError: A value is of another type, not positive, or larger than any model's.
+    """
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        if kind is int and not (type(value) is int and 0 < value < LARGEST):
+            raise ValueError(f"{field.name} must be a positive number, not {value!r}")
+        if kind is float and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise ValueError(f"{field.name} must be a positive number, not {value!r}")
+        if kind is bool and type(value) is not bool:
+            raise ValueError(f"{field.name} must be true or false, not {value!r}")
+    if config.block not in ("parallel", "sequential") or config.norm not in ("layer", "rms"):
+        raise ValueError(f"block {config.block!r} with norm {config.norm!r} is not known")
+    scaling = config.rope_scaling
+    if scaling is not None and not (
+        len(scaling) == 4 and all(type(x) in (int, float) and 0 < x < math.inf for x in scaling)
+    ):
+        raise ValueError(f"rope_scaling must be four positive numbers, not {scaling!r}")
+    return config

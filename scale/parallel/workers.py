@@ -16,7 +16,8 @@ from typing import Any
 from scale.console import quiet, track
 from scale.parallel.programs import keep_programs
 
-interrupted = threading.Event()  # in a worker: a signal came while a chain ran
+interrupted = threading.Event()  # in a worker: a signal came
+working = threading.Event()  # in a worker: a chain runs
 
 
 def nothing() -> None:
@@ -39,7 +40,19 @@ def workers(limit: int, prepare: Callable[[], None] = nothing) -> ProcessPoolExe
     free_cores = context.Queue()
     for core in cores:
         free_cores.put(core)
-    return ProcessPoolExecutor(len(cores), context, initialise_worker, (free_cores, prepare))
+    return Pool(len(cores), context, initialise_worker, (free_cores, prepare))
+
+
+class Pool(ProcessPoolExecutor):
+    """A pool whose processes can be interrupted when they are ready, and not while they import:
+    Ctrl-C reaches all processes of a terminal."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it
+        try:
+            return super().submit(fn, *args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def usable_cores() -> list[int]:
@@ -55,9 +68,18 @@ def initialise_worker(free_cores: Queue, prepare: Callable[[], None]) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
     quiet()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=exit_with_parent, daemon=True).start()
     prepare()
+
+
+def interrupt(number: int, frame: Any) -> None:
+    """Interrupt the chain that runs; where none does, none will begin."""
+    interrupted.set()
+    if working.is_set():
+        raise KeyboardInterrupt
 
 
 def exit_with_parent() -> None:
@@ -124,11 +146,14 @@ def run_in_worker(run: Callable[[Any], Any], chain: Sequence[Any]) -> list[Any]:
     has handed to its workers."""
     if interrupted.is_set():
         raise KeyboardInterrupt
+    working.set()
     try:
         return run_chain(run, chain)
     except KeyboardInterrupt:
         interrupted.set()
         raise
+    finally:
+        working.clear()
 
 
 @contextmanager

@@ -131,6 +131,7 @@ class Align(Alignment):
             record=self.record,
             loggers=self.log,
             throughput=throughput,
+            rows_fn=batches.names,
         )
         save(replace(policy, path=self.out, model=combine(trained, frozen)))
         signs = signs_fn(logged(self.out / "metrics.jsonl"))

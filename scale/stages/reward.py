@@ -57,6 +57,11 @@ class RewardBatches:
     runtime: Runtime
     parts: int
 
+    def names(self, members: Sequence[int], step: int) -> list[int]:
+        """The rows of a step of any of these models, as the file counts them from 1."""
+        rows = np.concatenate([self.orders[k][step] for k in members])
+        return sorted({*(self.dataset.kept[rows] + 1).tolist()})
+
     def batch(self, members: Sequence[int], step: int) -> Batch:
         """The batch of a step of each of these models, stacked."""
         batches = [
@@ -192,6 +197,7 @@ class Reward(Stage):
             record=self.record,
             loggers=self.log,
             throughput=throughput_of(policy.model, float(data.shape.row_length), 0.0),
+            rows_fn=partial(data.names, members),
         )
         return combine(trained, frozen)
 

@@ -14,7 +14,7 @@ from jax.experimental.multihost_utils import sync_global_devices
 from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
-from scale.data.formats import SIDES, Row
+from scale.data.formats import LOGPS, SCORES, SIDES, Row
 from scale.data.hub_rows import row_files
 from scale.data.rows import column_types, provenance, write
 from scale.data.table import Table, scan
@@ -77,12 +77,13 @@ class Score(Stage):
             reference = model_folder.load_policy(self.reference, runtime)
             scored, types = self.with_reference(reference, rows, types)
             hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
-        return {"rows": write(self.out / "rows.parquet", scored, hashes, types)} | findings
+        count = write(self.out / "rows.parquet", finite(self.out, scored), hashes, types)
+        return {"rows": count} | findings
 
     def kept(self, name: str, rows: Iterable[Row], types: pa.Schema) -> Table:
         """Rows in a file of this stage, for what comes next: memory does not hold all of them."""
         path = self.out / TOKENS / f"{name}.parquet"
-        write(path, rows, {}, types)
+        write(path, finite(self.out, rows), {}, types)
         sync_global_devices(f"{path} is written")
         return scan(path)
 
@@ -168,6 +169,19 @@ class Score(Stage):
     @property
     def reads_samples(self) -> bool:
         return self.method is None or METHODS[self.method].gamma is not None
+
+
+def finite(out: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, whose rewards and log-probabilities training can use.
+
+    Raises:
+        FloatingPointError: One is a NaN or an infinity.
+    """
+    for number, row in enumerate(rows, 1):
+        for name in (*SCORES, *LOGPS):
+            if not np.all(np.isfinite(row.get(name, 0.0))):
+                raise FloatingPointError(f"{out}: {name} of row {number} is not finite")
+        yield row
 
 
 def relabelled(row: dict[str, Any], margin: np.floating) -> dict[str, Any]:

@@ -112,6 +112,7 @@ class Sft(Stage):
             record=self.record,
             loggers=self.log,
             throughput=throughput,
+            rows_fn=batches.names,
         )
         return combine(trained, frozen)
 

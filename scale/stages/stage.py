@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,13 @@ from jax.experimental import multihost_utils
 from scale.console import console, shown
 from scale.data.hub_rows import row_files
 from scale.errors import InputError, option_name
-from scale.files import fingerprint, read_json, read_json_object, write_json
+from scale.files import (
+    fingerprint,
+    read_json,
+    read_json_object,
+    remove_temporaries,
+    write_json,
+)
 from scale.health import WARNINGS, warn
 from scale.io.model_folder import identity, located
 from scale.parallel.processes import is_main
@@ -65,19 +71,23 @@ def execute(stage: Stage) -> dict[str, Any]:
     """
     require_bounds(stage)
     refuse_foreign(stage.out)
+    begun = dates(stage)
     path, record = stage.out / "stage.json", describe(stage)
     resumes = path.exists()
-    old = read_json_object(path) if resumes else record
+    old = recorded(path) if resumes else record
     refuse_other(stage, old, record)
     if "findings" in old and not differing_options(old, record):
         console.print(f"{stage.out}: complete", markup=False)
         return old["findings"]
     with alone(stage.out):
+        if is_main():
+            remove_temporaries(stage.out)
         write_json(path, record)
         multihost_utils.sync_global_devices(f"{path} is written")
         console.print(str(stage.out), style="bold", markup=False)
         try:
             findings = stage.run()
+            require_unchanged(stage, begun, record)
         except InputError:
             if not resumes:
                 discard_unstarted(stage.out)
@@ -87,11 +97,15 @@ def execute(stage: Stage) -> dict[str, Any]:
             for name in SCRATCH:
                 shutil.rmtree(stage.out / name, ignore_errors=True)
         multihost_utils.sync_global_devices(f"{path} is complete")
+    show(findings)
+    return findings
+
+
+def show(findings: dict[str, Any]) -> None:
     for name, value in findings.items():
         if name != WARNINGS:
             console.print(f"  {name}: {shown(value)}", markup=False)
     warn(findings.get(WARNINGS, ()))
-    return findings
 
 
 @contextmanager
@@ -109,13 +123,61 @@ def alone(out: Path) -> Iterator[None]:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(folder)
-        raise InputError(f"--out {out}: another command writes it") from error
+        raise InputError(f"--out {out}: another command writes it{holder(out)}") from error
     except OSError:  # a file system without locks
         pass
     try:
         yield
     finally:
         os.close(folder)
+
+
+def holder(folder: Path) -> str:
+    """Which process has the lock of a folder, where Linux tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].endswith(f":{folder.stat().st_ino}"):
+                return f" (process {words[4]})"
+    return ""
+
+
+def dates(stage: Stage) -> list[tuple[str, int, int]]:
+    """The name, size and time of change of each file that the stage reads."""
+    paths = [
+        file
+        for option, path in input_paths(stage)
+        for place in (row_files(path) if option in ROWS else [located(path)])
+        for file in (sorted(place.rglob("*")) if place.is_dir() else [place])
+        if file.is_file()
+    ]
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+
+
+def require_unchanged(
+    stage: Stage, begun: list[tuple[str, int, int]], record: dict[str, Any]
+) -> None:
+    """Refuse results of inputs that were written while the stage read them.
+
+    Files are hashed again only where their sizes or times are others.
+
+    Args:
+        stage: The stage.
+        begun: Its `dates` when it began.
+        record: What it was then, by `describe`.
+
+    Raises:
+        InputError: An input has other contents.
+    """
+    if dates(stage) == begun:
+        return
+    now = describe(stage)["inputs"]
+    options = [old[0] for old, new in zip(record["inputs"], now, strict=True) if old != new]
+    if options:
+        raise InputError(
+            f"{', '.join(options)}: has changed while {stage.out} was made of it; delete that "
+            "folder, and start again"
+        )
 
 
 def refuse_foreign(out: Path) -> None:
@@ -153,6 +215,20 @@ def describe(stage: Stage) -> dict[str, Any]:
     if runtime := getattr(stage, "runtime", None):
         options["runtime"] = {"dtype": runtime.dtype}
     return {"stage": type(stage).__name__, "options": options, "inputs": hashes}
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What `execute` wrote when the folder was begun, or was complete.
+
+    Raises:
+        InputError: It is damaged, or another program's.
+    """
+    record = read_json_object(path)
+    kinds = {"stage": str, "options": dict, "inputs": list, "findings": dict}
+    for name, value in {"stage": "", "options": None, "inputs": None, **record}.items():
+        if not isinstance(value, kinds.get(name, object)):
+            raise InputError(f"{path}: {name!r} is not what a stage records")
+    return record
 
 
 def input_paths(stage: Stage) -> Iterator[tuple[str, Path]]:

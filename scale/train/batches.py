@@ -44,6 +44,10 @@ class BatchPlan:
         batch = self.dataset.batch(self.rows[step], self.shapes[step], self.parts)
         return shard_parts(batch, self.runtime, self.parts)
 
+    def names(self, step: int) -> list[int]:
+        """The rows of a step, as the file counts them from 1."""
+        return sorted((self.dataset.kept[self.rows[step]] + 1).tolist())
+
     def throughput(self, model: Transformer) -> Throughput:
         """A stopwatch for a run with these rows."""
         lengths = self.dataset.tokens.lengths

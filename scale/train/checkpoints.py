@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 from scale.io.arrays import leaf_types, named, require_alike
 
 
@@ -41,6 +41,11 @@ class Checkpoints:
         folder, names = self.folder.absolute(), ("state", "record")
         return ocp.CheckpointManager(folder, options=options, item_names=names)
 
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest one; None where there is none."""
+        return self.manager.latest_step() if self.folder.exists() else None
+
     def restore(self, state: Any) -> Any:
         """The latest checkpoint, or `state` where there is none.
 
@@ -54,7 +59,7 @@ class Checkpoints:
         Raises:
             InputError: The checkpoint is another run's, does not fit `state` or cannot be read.
         """
-        step = self.manager.latest_step() if self.folder.exists() else None
+        step = self.latest
         if step is None:
             return state
         with as_input_error(self.folder / str(step)):
@@ -128,14 +133,3 @@ def as_os_error(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:  # TensorStore's
         raise OSError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def as_input_error(path: Path) -> Iterator[None]:
-    """Raise whatever goes wrong in reading `path` as InputError."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # Orbax and TensorStore raise nothing narrower
-        raise InputError(f"{path}: cannot be read: {error}") from error

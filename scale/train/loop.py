@@ -42,6 +42,10 @@ def no_signs(records: Sequence[Record]) -> Signs:
     return {}
 
 
+def no_rows(step: int) -> list[int]:
+    return []
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """One training run."""
@@ -91,6 +95,7 @@ def train(
     record: dict[str, Any] | None = None,
     loggers: Sequence[LoggerName] = (),
     throughput: Throughput | None = None,
+    rows_fn: Callable[[int], list[int]] = no_rows,
 ) -> Any:
     """Train a model, resuming from the checkpoint in the folder if there is one.
 
@@ -114,17 +119,19 @@ def train(
         record: JSON that identifies the run: another run's checkpoint is refused.
         loggers: Where metrics go besides `metrics.jsonl`.
         throughput: A stopwatch.
+        rows_fn: The rows of a step's batch, for the message where its loss is not finite.
 
     Returns:
         The trained model.
 
     Raises:
         KeyboardInterrupt: On SIGTERM or Ctrl-C, after the current step and a checkpoint of it.
-        FloatingPointError: The loss or a weight is not finite; nothing of it is saved.
+        FloatingPointError: The loss or a weight is not finite; nothing of it is saved, and the
+            last checkpoint stays.
         InputError: The checkpoint is another run's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    timing = Timing()
+    timing, watch = Timing(), throughput or Throughput(0.0)
     with ExitStack() as stack:
         should_stop = stack.enter_context(preemption())
         checkpoints = Checkpoints(folder / "checkpoints", record or {})
@@ -133,7 +140,7 @@ def train(
         writer = stack.enter_context(open_log(folder, start, loggers))
         if eval_fn and not start:
             writer.write([{"step": 0} | eval_fn(state.model, 0)])
-        monitor = Monitor(folder, writer, eval_fn, throughput or Throughput(0.0), timing, signs_fn)
+        monitor = Monitor(folder, writer, eval_fn, watch, timing, signs_fn, rows_fn, checkpoints)
         batches = prefetch(batch_pool(stack), batch_fn, range(start, num_steps))
         metrics: Metrics = {}
         for step in track(range(start + 1, num_steps + 1), label, start, monitor.status):
@@ -165,6 +172,8 @@ class Monitor:
     throughput: Throughput
     timing: Timing
     signs_fn: SignsFn = no_signs
+    rows_fn: Callable[[int], list[int]] = no_rows
+    checkpoints: Checkpoints | None = None
 
     def __post_init__(self) -> None:
         self.pending: list[Record] = []
@@ -183,7 +192,8 @@ class Monitor:
         self.timing.wait(self.pending[-1])
         records = jax.device_get(self.pending)
         records[-1] |= self.throughput.measure(records)
-        require_finite(records, model, self.folder)
+        with self.kept():
+            require_finite(records, model, self.folder, self.rows_fn)
         if evaluate and self.eval_fn:
             records[-1] |= self.eval_fn(model, records[-1]["step"])
         self.log.write(records)
@@ -192,6 +202,16 @@ class Monitor:
         signs = self.signs_fn(self.records) if evaluate else {}
         warn(sentence for name, sentence in signs.items() if name not in self.signs)
         self.signs |= signs
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Add to an error what is not lost."""
+        try:
+            yield
+        except FloatingPointError as error:
+            step = self.checkpoints and self.checkpoints.latest
+            stays = f"the checkpoint of step {step} stays" if step else "there is no checkpoint"
+            raise FloatingPointError(f"{error}; {stays}") from None
 
     def status(self) -> str:
         """The metrics of the last step that people watch; of several models their means."""
@@ -254,7 +274,12 @@ def preemption() -> Iterator[Callable[[int], bool]]:
             signal.signal(number, handler)
 
 
-def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> None:
+def require_finite(
+    records: list[dict[str, Any]],
+    model: Any,
+    folder: Path,
+    rows_fn: Callable[[int], list[int]] = no_rows,
+) -> None:
     """Nothing that is not finite is ever saved."""
     advice = "lower the learning rate, or look at the rows' scores"
     for record in records:
@@ -262,7 +287,9 @@ def require_finite(records: list[dict[str, Any]], model: Any, folder: Path) -> N
             step, loss = record["step"], record["loss"]
             if step == 1:
                 advice = "it is so before the first update: look at beta and the rows' scores"
-            raise FloatingPointError(f"{folder}: loss is {loss} at step {step}; {advice}")
+            rows = ", ".join(map(str, rows_fn(step - 1)[:32]))
+            where = f"at step {step}" + f", of rows {rows}" * bool(rows)
+            raise FloatingPointError(f"{folder}: loss is {loss} {where}; {advice}")
     if not all_finite(model):
         step = records[-1]["step"]
         raise FloatingPointError(f"{folder}: a weight is not finite after step {step}; {advice}")

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from scale.errors import InputError
+from scale.errors import InputError, as_input_error
 from scale.files import read_json, write_json, write_text
 
 WALL_CLOCK = ("tokens_per_second", "mfu")
@@ -78,9 +78,12 @@ def open_jsonl(folder: Path, step: int) -> Iterator[Writer]:
 
 def drop_after(path: Path, step: int) -> None:
     """Drop the records of later steps, and a line that a kill left incomplete. Step 0 drops all."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
+    kept: list[str] = []
+    if step and path.exists():
+        with as_input_error(path):
+            text = path.read_text(encoding="utf-8")
+            lines = text[: text.rfind("\n") + 1].splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
     write_text(path, "".join(line + "\n" for line in kept))
 
 
@@ -174,8 +177,10 @@ def scalars(record: Record) -> dict[str, float]:
 
 def logged(path: Path) -> list[Record]:
     """The records of a `metrics.jsonl`; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    if not path.exists():
+        return []
+    with as_input_error(path):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def records(path: Path, metric: str) -> dict[int, Any]:

@@ -310,6 +310,26 @@ def test_an_evaluation_goes_on_where_the_endpoint_failed(endpoint, models, tmp_p
     assert len(alive.asked) - 1 == len(whole.asked) - 1 - kept and kept >= 1
 
 
+def test_the_key_is_in_no_file_and_no_line_of_an_evaluation(
+    endpoint, models, tmp_path, monkeypatch, capfd
+):
+    """The endpoint writes it back, in answers and in errors."""
+    key = "sk-secret-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    server = endpoint(lambda question, number: ("A", f"{key} is better", "B")[number % 3])
+    monkeypatch.setattr(console, "quiet", False)
+    execute(evaluation(models, tmp_path / "a", judge=server.url))
+    assert server.keys == {f"Bearer {key}"}
+    echo = {"role": "assistant", "content": None, "refusal": key, "tool_calls": key}
+    failing = endpoint(lambda question, number: echo if number < 3 else 401)
+    with pytest.raises(InputError) as caught:
+        execute(evaluation(models, tmp_path / "b", judge=failing.url))
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"stage.json", "judge.jsonl"} <= {file.name for file in files}
+    assert not [file for file in files if key.encode() in file.read_bytes()]
+    assert key not in "".join([*capfd.readouterr(), str(caught.value)])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -331,7 +331,7 @@ def poisoned(i):
 
 @pytest.mark.parametrize("num_reward_models", [0, 2])
 def test_a_loss_that_is_not_finite_names_folder_and_step(tmp_path, num_reward_models):
-    with pytest.raises(FloatingPointError, match=f"{tmp_path}: .*at step 5"):
+    with pytest.raises(FloatingPointError, match=f"{tmp_path}: .*at step 5.*; .*step 4 stays"):
         run(tmp_path, poisoned, num_reward_models)
     assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]  # and the checkpoint is of step 4
     resumed = run(tmp_path, batch_at, num_reward_models)

@@ -1,0 +1,1 @@
+"""Runs that are hurt on purpose: killed, on full disks, with clocks that jump."""

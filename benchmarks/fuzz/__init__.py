@@ -1,0 +1,1 @@
+"""Faulty inputs: made by a seed, read by this program and by an independent reader."""
