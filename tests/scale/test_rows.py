@@ -610,7 +610,7 @@ def test_rows_that_come_one_after_another_are_written_some_at_a_time(tmp_path, m
     assert pq.ParquetFile(path).num_row_groups == 3
     assert [row.get("n") for row in read(path)] == [1.0, None, 2.5, None, None]
     assert [row.get("words") for row in read(path)] == [None, None, ["a"], [], None]
-    with pytest.raises(InputError, match="rows: no Parquet type .* Field n has"):
+    with pytest.raises(InputError, match=r"rows: no Parquet type .* Field n has"):
         column_types(tmp_path / "rows", [*rows, PAIR | {"n": "three"}])
 
 
