@@ -167,7 +167,12 @@ def constrain(tree: Any, runtime: Runtime) -> Any:
     return jax.lax.with_sharding_constraint(tree, shardings(tree, runtime.mesh))
 
 
-def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
+def initialise(
+    make: Callable[..., Any],
+    *args: Any,
+    donate: tuple[int, ...] = (),
+    options: dict[str, Any] | None = None,
+) -> Any:
     """Compute a tree that contains a model, sharded by the rules: no host ever holds it whole.
 
     Args:
@@ -175,6 +180,7 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
         *args: Arguments of `make`. What differs from run to run, such as a random key, is one, so
             that the compiled program is found again.
         donate: The arguments whose buffers the tree may take over.
+        options: Of the compiler.
 
     Returns:
         `make(*args)`.
@@ -184,6 +190,4 @@ def initialise(make: Callable[..., Any], *args: Any, donate: tuple[int, ...] = (
         tree = make(*args)
         return constrain(tree, runtime_of(tree))
 
-    # it runs once, and on a CPU random bits take long to compile: 5.7 s of the miniature's start
-    quickly = {"xla_backend_optimization_level": 1}
-    return jax.jit(make_sharded, donate_argnums=donate, compiler_options=quickly)(*args)
+    return jax.jit(make_sharded, donate_argnums=donate, compiler_options=options)(*args)

@@ -2,8 +2,8 @@
 
 The batches of a run are known before its first step, so the shapes are chosen for them. Runs that
 differ by their seed can share shapes. Rows are shared out among the steps of a window so that all
-packed sequences have about as many tokens: then few positions are padding, and runs over similar
-rows have the same shape.
+batches have about as many tokens, and so have the packed sequences of a batch: then few positions
+are padding, and runs over similar rows have the same shape.
 """
 
 from collections.abc import Sequence
@@ -128,7 +128,8 @@ def row_order(
 ) -> np.ndarray:
     """Which rows make up each batch.
 
-    The steps of a window have rows that follow each other in an endless run of permutations.
+    The steps of a window have rows that follow each other in an endless run of permutations. How
+    the rows of a batch are ordered depends on its packed sequences, and which rows it has does not.
 
     Args:
         tokens: How many tokens each row has [N].
@@ -143,27 +144,25 @@ def row_order(
     rows = batch_indices(len(tokens), steps * size, seed, 0).reshape(steps, size)
     window = max(1, min(WINDOW, len(tokens) // size))
     windows, rng = np.split(rows, range(window, steps, window)), np.random.default_rng(seed)
-    shared = [shared_out(w.ravel(), tokens, len(w) * num_sequences, rng) for w in windows]
-    return np.concatenate(shared).reshape(steps, size)
+    batches = [rng.permutation(shared_out(w.ravel(), tokens, len(w))) for w in windows]
+    in_order = [shared_out(batch, tokens, num_sequences) for batch in np.concatenate(batches)]
+    return np.stack(in_order).reshape(steps, size)
 
 
-def shared_out(
-    rows: np.ndarray, tokens: np.ndarray, num_sequences: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The rows of several packed sequences, which get about equal totals of tokens.
+def shared_out(rows: np.ndarray, tokens: np.ndarray, num_groups: int) -> np.ndarray:
+    """Rows in groups that have about equal totals of tokens.
 
-    The longest rows are dealt first, one to each sequence, and then on in turns there and back.
+    The longest rows are dealt first, one to each group, and then on in turns there and back.
 
     Args:
-        rows: Indices [S * n], which may be there several times.
+        rows: Indices [G * n], which may be there several times.
         tokens: How many tokens each row has.
-        num_sequences: S.
-        rng: Draws the order of the sequences.
+        num_groups: G.
 
     Returns:
-        The indices of the rows of each sequence [S, n].
+        The indices of the rows of each group [G, n].
     """
     longest_first = rows[np.argsort(-tokens[rows], kind="stable")]
-    dealt = longest_first.reshape(-1, num_sequences)
+    dealt = longest_first.reshape(-1, num_groups)
     dealt[1::2] = dealt[1::2, ::-1]
-    return rng.permutation(dealt.T)
+    return dealt.T

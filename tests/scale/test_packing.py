@@ -238,18 +238,18 @@ def test_sizes_are_coarsened_where_that_costs_less_than_a_compilation():
     assert coarsen_sizes(sizes, lambda s: s[:, 0], 64.0).tolist() == sizes.tolist()
 
 
-def test_rows_are_dealt_so_that_sequences_have_equal_totals():
-    """By hand: 8 7 | 5 6 | 4 3 | 1 2 are the rows of two sequences, each of 18 tokens."""
+def test_rows_are_dealt_so_that_groups_have_equal_totals():
+    """By hand: 8 7 | 5 6 | 4 3 | 1 2 are the turns of two groups, each of 18 tokens."""
     tokens, rows = np.array([3, 8, 1, 7, 2, 6, 4, 5]), np.arange(8)
-    dealt = shared_out(rows, tokens, 2, np.random.default_rng(0))
-    assert sorted(tokens[dealt].tolist()) == [[7, 6, 3, 2], [8, 5, 4, 1]]
+    assert tokens[shared_out(rows, tokens, 2)].tolist() == [[8, 5, 4, 1], [7, 6, 3, 2]]
 
 
 @pytest.mark.parametrize("num_sequences", [1, 2, 4])
 def test_every_window_of_steps_has_the_rows_of_its_permutations(num_sequences):
-    """And the totals of its packed sequences differ by no more than the longest row less the
-    shortest: what one sequence has more in a turn, it has less in the next, and these differences
-    are gaps, which do not overlap, in the order of all lengths."""
+    """And the totals of its batches, and of the packed sequences of a batch, differ by no more than
+    the longest row less the shortest: what one has more in a turn, it has less in the next, and
+    these differences are gaps, which do not overlap, in the order of all lengths. Which rows a
+    batch has does not depend on its sequences."""
     training = TrainingConfig(steps=160, batch_size=8 * num_sequences)
     tokens = np.random.default_rng(0).integers(1, 101, 3000)
     order = row_order(tokens, training, 5, num_sequences)
@@ -257,6 +257,9 @@ def test_every_window_of_steps_has_the_rows_of_its_permutations(num_sequences):
     for start in (0, 64, 128):
         window = slice(start, start + 64)
         assert sorted(order[window].flat) == sorted(plain[window].flat)
-        totals = [tokens[rows[window]].reshape(-1, 8).sum(1) for rows in (order, plain)]
+        totals = [tokens[rows[window]].sum(1) for rows in (order, plain)]
         assert np.ptp(totals[0]) <= 99 < 200 < np.ptp(totals[1])
+        sequences = tokens[order[window]].reshape(-1, num_sequences, 8).sum(2)
+        assert np.ptp(sequences, axis=1).max() <= 99
+    assert np.array_equal(np.sort(order), np.sort(row_order(tokens, training, 5, 1)))
     assert not np.array_equal(order, row_order(tokens, training, 6, num_sequences))

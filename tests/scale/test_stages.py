@@ -1146,10 +1146,14 @@ def test_evaluate(chain, tmp_path):
     assert first["win"] == pytest.approx(np.mean([r["win"] for r in own]))
     assert all(len(r["samples"]) == len(r["reference_samples"]) == stage.n == 2 for r in rows)
     judge = model_folder.load_rewards(chain.folder / "rewards")
-    for texts, name in (("samples", "reward"), ("reference_samples", "reference_reward")):
-        texts = [{"prompt": r["prompt"], "a": r[texts][0], "b": r[texts][1]} for r in own]
+    for start in ("", "reference_"):  # a sample that was cut has no end of sequence
+        whole = [r for r in own if not r[f"{start}cut"]]
+        assert len(whole) > 30
+        texts = [dict(zip("ab", r[f"{start}samples"], strict=True)) | {"prompt": r["prompt"]}
+                 for r in whole]  # fmt: skip
         values = rewards(judge.model, dataset_of(judge, texts, ["a", "b"]))
-        np.testing.assert_allclose([r[name] for r in own], values.mean((1, 2)), atol=1e-4)
+        expected = [r[f"{start}reward"] for r in whole]
+        np.testing.assert_allclose(expected, values.mean((1, 2)), atol=1e-4)
     assert [r["samples"] for r in own] != [r["reference_samples"] for r in own]  # another seed
     assert [r["reference_samples"] for r in own] == [r["reference_samples"] for r in rows[40:]]
 
