@@ -66,6 +66,7 @@ MARGIN = "(policy_chosen - ref_chosen) - (policy_rejected - ref_rejected)"
 DPO = "bradley_terry(beta * margin)"
 LOGISTIC = "np.logaddexp(0.0, -reward_margin)"
 SQUARE = "(reward_margin - beta * margin) ** 2"
+IPO = "partial(pairs.summed_ipo, 0.5)"
 TARGET = "(margin - 1.0 / tau) ** 2"
 CLIPPED = "np.maximum(weights, 0.0) / np.sum(np.maximum(weights, 0.0))"
 CONE = "lambda h, rho, beta: nnls(rho.T, beta * h)[0]"
@@ -84,12 +85,12 @@ HALVES = f"return {half('chosen', 'DTYPE')} - {half('rejected', 'DTYPE')}"
 REWARD_LOSS = '"loss": np.mean(losses),\n        "per_example": np.array(losses),'
 MIXTURE = "weigh(margins, rewards, beta) @ rewards"
 PER_PAIR = "np.array([weigh(margins[[b]], rewards[:, [b]], beta) @ rewards[:, b] for b in range(len(margins))])"
-NEAREST = "nearest = residuals[np.argmin(residuals**2, axis=0), np.arange(len(margins))]"
+NEAREST = "nearest = residuals[choose(residuals**2, axis=0), np.arange(len(margins))]"
 
 MASK = 'mask = inputs["completion_mask"][:, 1:]'
-BEFORE = "np.arange(mask.shape[1]), mask.shape"
+BEFORE = "np.arange(mask.shape[1]) + ahead, mask.shape"
 LOG_Z = "np.logaddexp.reduce(logits, axis=-1, keepdims=True)"
-DOT, TERMS = "np.dot(w, np.where(w, t, 0.0))", "w * np.where(w, t, 0.0)"
+DOT, TERMS = "add(w, np.where(w, t, 0.0))", "w * np.where(w, t, 0.0)"
 COUNT = "np.maximum(mask.sum(axis=1, keepdims=True), 1)"
 FOUND = "np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]"
 STARTS = "starts = segments[:, 1:] != segments[:, :-1]"
@@ -133,10 +134,10 @@ FAULTS = {
         "swapped-reference", MARGIN, "(policy_chosen - ref_rejected) - (policy_rejected - ref_chosen)"),
     "no reference": objectives("swapped-reference", MARGIN, "policy_chosen - policy_rejected"),
     "gradients into the reference": pairs("reference-gradient", GRADS, "(slopes, -slopes, -slopes, slopes)"),
-    "accuracy of ties": pairs("accuracy-tie", "np.mean(_margins(inputs) > 0)", "np.mean(_margins(inputs) >= 0)"),
+    "accuracy of ties": pairs("accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean(margins_of(inputs) >= 0)"),
     "accuracy of equal rewards": pairs("accuracy-tie", "np.mean(differences > 0)", "np.mean(differences >= 0)"),
     "half a point for ties": pairs(
-        "accuracy-tie", "np.mean(_margins(inputs) > 0)", "np.mean((np.sign(_margins(inputs)) + 1) / 2)"),
+        "accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean((np.sign(margins_of(inputs)) + 1) / 2)"),
     # beta
     "DPO without beta": objectives("beta-dropped", DPO, "bradley_terry(margin)"),
     "DPO's slope without beta": pairs("beta-dropped", "slopes = beta * (wrong", "slopes = (wrong"),
@@ -148,11 +149,17 @@ FAULTS = {
         "beta-dropped", "residuals = rewards - beta * margins", "residuals = rewards - margins"),
     "IPO without beta": pairs("beta-dropped", 'params["beta"] / target', "1 / target"),
     "rewards without beta": pairs("beta-dropped", "beta * np.mean(", "np.mean("),
+    "DPO at twice beta": objectives("beta-changed", DPO, "bradley_terry(2 * beta * margin)"),
+    "IPO at beta squared": pairs("beta-changed", 'params["beta"] / target', 'params["beta"] ** 2 / target'),
+    "distillation at half of beta": objectives("beta-changed", SQUARE, "(reward_margin - 0.5 * beta * margin) ** 2"),
+    "ensembles at twice beta": pairs(
+        "beta-changed", 'beta, margins, rewards = params["beta"]', 'beta, margins, rewards = 2 * params["beta"]'),
+    "rejected detached": pairs("gradient-lost", GRADS, "(slopes, 0 * slopes, 0 * slopes, 0 * slopes)"),
     # reductions over the batch
     "pairs added": pairs("batch-sum", LOSS, LOSS.replace("np.mean", "np.sum")),
     "gradients not divided": pairs("batch-sum", "slopes = slopes / len(slopes)", "slopes = 1 * slopes"),
     "reward's pairs added": pairs("batch-sum", REWARD_LOSS, REWARD_LOSS.replace("np.mean", "np.sum")),
-    "reward's gradients not divided": pairs("batch-sum", "-_sigmoid(-shifted) / len(shifted)", "-_sigmoid(-shifted)"),
+    "reward's gradients not divided": pairs("batch-sum", "-sigmoid(-shifted) / len(shifted)", "-sigmoid(-shifted)"),
     "metrics added": pairs("batch-sum", "beta * np.mean(", "beta * np.sum("),
     "prompts' KL added": pairs("batch-sum", "np.mean(forward_kl", "np.sum(forward_kl"),
     "samples' KL added": pairs("batch-sum", "np.mean([sampled", "np.sum([sampled"),
@@ -169,24 +176,31 @@ FAULTS = {
     "cDPO's label smoothing ignored": pairs("label-smoothing-ignored", "1 - e, e)", "1.0, 0.0)"),
     "robust DPO's label smoothing ignored": pairs(
         "label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1.0, 0.0)"),
-    "robust DPO for cDPO": pairs("label-smoothing-ignored", "1 - e, e)", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))"),
-    "cDPO for robust DPO": pairs("label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, e)"),
+    "robust DPO for cDPO": pairs("label-smoothing-misused", "1 - e, e)", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))"),
+    "cDPO for robust DPO": pairs("label-smoothing-misused", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, e)"),
     "robust DPO not normalised": pairs(
-        "label-smoothing-ignored", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, -e)"),
+        "label-smoothing-misused", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "1 - e, -e)"),
+    "cDPO's label smoothing on the other side": pairs("label-smoothing-misused", "1 - e, e)", "e, 1 - e)"),
+    "robust DPO's label smoothing doubled": pairs(
+        "label-smoothing-misused", "(1 - e) / (1 - 2 * e), -e / (1 - 2 * e))", "(1 - 2 * e) / (1 - 4 * e), -2 * e / (1 - 4 * e))"),
     # IPO
     "half of the paper's target": dialects("target", "pairs.summed_ipo, 1.0", "pairs.summed_ipo, 0.5"),
-    "twice IPO's target": dialects("target", "pairs.summed_ipo, 0.5", "pairs.summed_ipo, 1.0"),
-    "twice IPO's target per token": pairs("target", "summed_ipo(0.5, params, means)", "summed_ipo(1.0, params, means)"),
+    "twice IPO's target": dialects("target", '"sum"):                  partial(pairs.summed_ipo, 0.5', '"sum"): partial(pairs.summed_ipo, 1.0'),
+    "twice IPO's target per token": dialects(
+        "target", "pairs.per_token, partial(pairs.summed_ipo, 0.5)", "pairs.per_token, partial(pairs.summed_ipo, 1.0)"),
     "beta for 1/beta": pairs("target", 'params["beta"] / target', '1 / (params["beta"] * target)'),
     "IPO not squared": objectives("squared", TARGET, "np.abs(margin - 1.0 / tau)"),
     "half of IPO's square": objectives("squared", TARGET, "0.5 * (margin - 1.0 / tau) ** 2"),
     "half of IPO's slope": pairs("squared", "2 * (margins - 1 / tau)", "(margins - 1 / tau)"),
-    "sums for token means": dialects("sum-mean", "pairs.token_mean_ipo", "partial(pairs.summed_ipo, 0.5)"),
-    "token means for sums": dialects("sum-mean", "partial(pairs.summed_ipo, 0.5)", "pairs.token_mean_ipo"),
+    "token means for DPO's sums": dialects("sum-mean", "pairs.plain_dpo,\n", "partial(pairs.per_token, pairs.plain_dpo),\n"),
+    "token means for cDPO's sums": dialects("sum-mean", "pairs.conservative_dpo,", "partial(pairs.per_token, pairs.conservative_dpo),"),
+    "token means for robust DPO's sums": dialects("sum-mean", "pairs.robust_dpo,", "partial(pairs.per_token, pairs.robust_dpo),"),
+    "sums for token means": dialects("sum-mean", f"partial(pairs.per_token, {IPO})", IPO),
+    "token means for sums": dialects("sum-mean", f'"sum"):                  {IPO}', f'"sum"): partial(pairs.per_token, {IPO})'),
     "token means for the paper's sums": dialects(
         "sum-mean", "partial(pairs.summed_ipo, 1.0)",
-        'lambda params, inputs: pairs.token_mean_ipo({"beta": params["beta"] / 2}, inputs)'),
-    "token means' slopes of the means": pairs("sum-mean", 'grad / lengths[name.split("_")[1]]', "grad"),
+        "partial(pairs.per_token, partial(pairs.summed_ipo, 1.0))"),
+    "token means' slopes of the means": pairs("sum-mean", "grad / lengths[name]", "grad"),
     # rewards
     "rewards swapped": pairs("reward-sign", SCORES, "return rejected - chosen"),
     "rewards reported swapped": pairs("reward-sign", "beta * np.mean(ratios[0])", "beta * np.mean(ratios[1])"),
@@ -195,20 +209,21 @@ FAULTS = {
     "half of distillation's slope": pairs("squared", "-2 * beta * (rewards", "-beta * (rewards"),
     "ensemble not squared": pairs("squared", "residuals**2, -2", "np.abs(residuals), -2"),
     "example-min not squared": pairs("squared", "nearest**2, -2", "np.abs(nearest), -2"),
-    "REBEL for distillation": dialects("scale", '"d-dpo"):       pairs.distil,', '"d-dpo"): pairs.rebel,'),
-    "distillation for REBEL": dialects("scale", "pairs.rebel,", "pairs.distil,"),
+    "REBEL for distillation": dialects(
+        "scale", '"d-dpo"):       pairs.distil,', '"d-dpo"): partial(pairs.over_beta_squared, pairs.distil),'),
+    "distillation for REBEL": dialects("scale", "partial(pairs.over_beta_squared, pairs.distil)", "pairs.distil"),
     "REBEL's slope": pairs("scale", "{name: scale * grad for", "{name: grad for"),
-    "reward scale ignored": pairs("scale", 'params.get("reward_scale", 1.0)', "1.0"),
+    "reward scale ignored": pairs("scale", 'params["reward_scale"]', "1.0"),
     "ensemble's scale": pairs("scale", "residuals**2, -2", "residuals**2 / beta**2, -2"),
     "example-min's scale": pairs("scale", "nearest**2, -2", "nearest**2 / beta**2, -2"),
-    "reward margin ignored": pairs("margin-dropped", 'inputs.get("margins", 0.0)', "0.0"),
-    "reward margin added": pairs("margin-dropped", "differences - inputs.get", "differences + inputs.get"),
+    "reward margin ignored": pairs("margin-dropped", 'inputs["margins"]', "0.0"),
+    "reward margin added": pairs("margin-dropped", 'differences - inputs["margins"]', 'differences + inputs["margins"]'),
     # ensembles
     "E-DPO of the mean": dialects("min-mean", NEAREST_MEMBER, MEAN),
     "farthest member": weights("min-mean", "np.argmin(np.mean", "np.argmax(np.mean"),
     "mean by the nearest": dialects("min-mean", MEAN, NEAREST_MEMBER),
     "hull's centre": dialects("min-mean", HULL, MEAN),
-    "farthest for each pair": pairs("min-mean", "np.argmin(residuals**2", "np.argmax(residuals**2"),
+    "farthest for each pair": pairs("min-mean", "one_per_pair(np.argmin", "one_per_pair(np.argmax"),
     "mean for the nearest of each pair": pairs("min-mean", NEAREST, "nearest = np.mean(residuals, axis=0)"),
     "batch-min inside the mean": dialects("example-min", f"partial({NEAREST_MEMBER})", "pairs.nearest_per_pair"),
     "example-min outside the mean": dialects("example-min", "pairs.nearest_per_pair", "E_DPO"),

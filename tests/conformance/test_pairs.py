@@ -21,6 +21,7 @@ from tests.conformance.vectors import (
 POLICY = ("policy_chosen_logps", "policy_rejected_logps")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 E = 0.125
+MORE_SMOOTHING = {"label_smoothing": 0.375}
 
 
 def softplus(x):
@@ -282,7 +283,7 @@ def pair_cases(extra=None):
         ),
         (
             "batch",
-            "batch-sum per-example sign beta-dropped reference-gradient",
+            "batch-sum per-example sign beta-dropped beta-changed reference-gradient gradient-lost",
             "five pairs",
             logps(5, 1),
         ),
@@ -398,7 +399,7 @@ OVERFLOW = [
     ),
     (
         "beta",
-        "beta-dropped",
+        "beta-dropped beta-changed",
         "beta 2, where most other cases have less than 1",
         one(0.5, 0.25),
         {"beta": 2.0},
@@ -413,9 +414,17 @@ def dpo_file(dialect, equation, source, oracle, params, flags=""):
         "implicit rewards of three pairs",
         logps(3, 4),
     )
-    asked = [
-        (name, f"{f} {flags}", *rest) for name, f, *rest in [*pair_cases(), rewards, *OVERFLOW]
-    ]
+    unequal = (
+        "lengths",
+        "sum-mean",
+        "log-ratios +2 over 20 tokens and -1 over 10 are added, not averaged",
+        one(2.0, -1.0) | {"chosen_lengths": np.array([20]), "rejected_lengths": np.array([10])},
+    )
+    asked = [*pair_cases(), rewards, unequal, *OVERFLOW]
+    if params:
+        smoother = ("label-smoothing", "", "e = 3/8, elsewhere 1/8", logps(3, 14), MORE_SMOOTHING)
+        asked.append(smoother)
+    asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in asked]
     made = cases_of(oracle, implicit_rewards, asked, params)
     zero = open_question(
         "beta-zero", "beta = 0 leaves nothing to learn", params | {"beta": 0.0}, one(2.0, -1.0)
@@ -685,12 +694,14 @@ FILES = {
     "dpo/conservative": lambda: dpo_file(
         "conservative",
         "mean_b -(1 - e) log sigmoid(beta h_b) - e log sigmoid(-beta h_b), e = label_smoothing",
-        "Mitchell (2023), cDPO", conservative, SMOOTH, "label-smoothing-ignored"),
+        "Mitchell (2023), cDPO", conservative, SMOOTH,
+        "label-smoothing-ignored label-smoothing-misused"),
     "dpo/robust": lambda: dpo_file(
         "robust",
         "mean_b [-(1 - e) log sigmoid(beta h_b) + e log sigmoid(-beta h_b)] / (1 - 2e),"
         " e = label_smoothing",
-        "Chowdhury et al. (2024)", robust, SMOOTH, "label-smoothing-ignored"),
+        "Chowdhury et al. (2024)", robust, SMOOTH,
+        "label-smoothing-ignored label-smoothing-misused"),
     "ipo/paper": lambda: ipo_file(
         "paper", "mean_b (h_b - 1/beta)^2; the paper calls beta tau", "section 7.1", 1, False),
     "ipo/sum": lambda: ipo_file(
