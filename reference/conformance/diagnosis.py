@@ -1,7 +1,7 @@
 """Which hypotheses reproduce an implementation's numbers on ALL the cases of a dialect.
 
-Outputs are looked at one by one, since a loss may be wrong where its gradient is right. Whether the
-inputs are refused that must be refused is one output more.
+Outputs are looked at one by one, since a loss may be wrong where its gradient is right. Which inputs
+are refused is looked at by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,8 @@ class Part(NamedTuple):
 
     Attributes:
         outputs: their names.
-        hypotheses: those that reproduce them and that nothing tells apart; none where it is unknown.
+        hypotheses: those that reproduce them, and that nothing tells apart; none where there is
+            none.
     """
 
     outputs: tuple[str, ...]
@@ -46,7 +47,7 @@ class Diagnosis(NamedTuple):
     Attributes:
         dialect: the claimed `objective/dialect`.
         parts: the wrong outputs.
-        whole: there is one part, whose hypotheses reproduce the right outputs too.
+        whole: the first part's hypotheses reproduce all outputs, those that are right too.
         smallest: the id of the failing case with the fewest numbers.
     """
 
@@ -104,15 +105,21 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     cases = sorted(cases, key=lambda case: (case.id not in failed, _size(case)))
     asked = [item for case in cases for item in _ask(adapter, case)]
     evidence, key = Evidence(asked, _outputs(asked), dtype), (cases[0].objective, cases[0].dialect)
-    due = evidence.outputs - {ACCEPTED}
-    wrong = due - reproduced(right(*key), evidence, evidence.outputs)
+    wrong = evidence.outputs - reproduced(right(*key), evidence, evidence.outputs) - {ACCEPTED}
     if not wrong:
         return None
-    parts = tuple(_parts(key, evidence, wrong))
-    whole = len(parts) == 1 and any(
-        reproduced(h, evidence, due) >= due for h in parts[0].hypotheses
-    )
-    return Diagnosis("/".join(key), parts, whole, cases[0].id)
+    values = evidence._replace(outputs=evidence.outputs - {REFUSALS, ACCEPTED})
+    parts = list(_parts(key, values, wrong - {REFUSALS}))
+    whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
+    if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
+        of_refusals = evidence._replace(outputs=evidence.outputs - wrong | {REFUSALS})
+        parts += _parts(key, of_refusals, frozenset([REFUSALS]))
+    return Diagnosis("/".join(key), tuple(parts), whole, cases[0].id)
+
+
+def _any_reproduces(parts: list[Part], evidence: Evidence, outputs: frozenset[str]) -> bool:
+    hypotheses = [hypothesis for part in parts for hypothesis in part.hypotheses]
+    return any(reproduced(h, evidence, outputs) >= outputs for h in hypotheses)
 
 
 def reproduced(
@@ -141,13 +148,13 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> Iterator[Part
 
     Two mistakes together come before two mistakes in two outputs.
     """
-    outputs, two = evidence.outputs, list[Found]()
-    one = _simple(key, evidence, wrong)
+    if not wrong:
+        return
+    one, two = _simple(key, evidence, wrong), list[Found]()
     if not any(found.outputs >= wrong for found in one):
         two = _found(compound(*key), evidence, wrong)
-        whole = [found for found in two if found.outputs >= wrong]
-        one = whole or one
-    while best := _best(one, wrong, outputs) or _best(two, wrong, outputs):
+        one = [found for found in two if found.outputs >= wrong] or one
+    while best := _best(one, wrong, evidence) or _best(two, wrong, evidence):
         explained = best[0].outputs & wrong
         named = {found.hypothesis.name: found.hypothesis for found in best}
         yield Part(tuple(sorted(explained)), tuple(named.values()))
@@ -163,14 +170,13 @@ def _found(
     return [found for found in made if found.outputs]
 
 
-def _best(
-    found: list[Found], wrong: frozenset[str], outputs: frozenset[str]
-) -> list[Found]:
+def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list[Found]:
     """Those that explain most: of them those that reproduce the right outputs too, the simplest."""
 
     def rank(one: Found) -> tuple[int, bool, bool, int]:
-        part = not one.outputs >= outputs - {ACCEPTED}
-        return -len(one.outputs & wrong), part, not one.outputs >= outputs, one.hypothesis.cost
+        part = not one.outputs >= evidence.outputs - {ACCEPTED}
+        whole = one.outputs >= evidence.outputs
+        return -len(one.outputs & wrong), part, not whole, one.hypothesis.cost
 
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
     return [one for one in useful if rank(one) == rank(useful[0])]
@@ -196,8 +202,8 @@ def _fitted(family: Family, evidence: Evidence, output: str) -> Iterator[Hypothe
 
     A constant is rounded to a few digits where that is enough.
     """
-    having = [asked for asked in evidence.asked if output in (asked.answer or ())]
-    case, answer = max(having, key=lambda asked: _size(asked.case))
+    answers = [(case, answer) for case, answer in evidence.asked if answer and output in answer]
+    case, answer = max(answers, key=lambda one: _size(one[0]))
     largest = evidence._replace(asked=[Asked(case, answer)])
 
     def gap(constant: float) -> float:
@@ -283,4 +289,5 @@ def _outputs(asked: list[Asked]) -> frozenset[str]:
 
 def _size(case: Case) -> int:
     """The number of numbers, or characters, of a case."""
-    return sum(value.size if isinstance(value, np.ndarray) else len(str(value)) for value in case.inputs.values())
+    values = case.inputs.values()
+    return sum(v.size if isinstance(v, np.ndarray) else len(str(v)) for v in values)

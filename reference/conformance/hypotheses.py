@@ -39,7 +39,7 @@ class Hypothesis(NamedTuple):
         name: a dialect, and the names of mistakes.
         flags: those of the mistakes.
         function: (params, inputs) -> outputs.
-        cost: 0 for a dialect as it is, 1 with mistakes.
+        cost: 0 for a dialect as it is; with mistakes 1 for the claimed one, 2 for another.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Base(NamedTuple):
     name: str
     loss: Function
     build: Callable[[Function], Function] = lambda loss: loss
+    claimed: bool = False
 
     def with_changes(self, *changes: Change) -> Hypothesis:
         """The hypothesis of this dialect with these mistakes, the innermost first."""
@@ -70,10 +71,10 @@ class Base(NamedTuple):
         function = self.build(loss)
         for mistake, whole in changes:
             function = mistake.change(function) if whole else function
-        words = " and ".join(mistake.name for mistake, _ in changes)
+        words = " and ".join(sorted({mistake.name for mistake, _ in changes}))
         flags = tuple(mistake.flag for mistake, _ in changes)
         name = f"{self.name} {words}" if changes else self.name
-        return Hypothesis(name, flags, function, min(len(changes), 1))
+        return Hypothesis(name, flags, function, bool(changes) * (1 if self.claimed else 2))
 
 
 Family = Callable[[float], Hypothesis]
@@ -92,8 +93,8 @@ def families(objective: str, dialect: str) -> Iterator[Family]:
     if objective == "training":
         return
     own, _ = bases(objective, dialect)
-    for mistake, whole in changes(objective, dialect, free=True):
-        yield lambda c, m=mistake, w=whole: own.with_changes(Change(_fixed(m, c), w))
+    for change in changes(objective, dialect, free=True):
+        yield partial(_with_fitted, own, change)
     if objective in LOSSES_OF_PAIRS:
         for key, look in LOOKALIKES.items():
             if look.free:
@@ -128,9 +129,9 @@ def bases(objective: str, dialect: str) -> tuple[Base, list[Base]]:
         alike = {other: f for other, f in DIALECTS.items() if other[0] == objective}
         others = [Base("/".join(other), f) for other, f in alike.items() if other != key]
     if key not in BUILT:
-        return Base(name, DIALECTS[key]), others
+        return Base(name, DIALECTS[key], claimed=True), others
     build, claimed = BUILT[key]
-    return Base(name, losses()[claimed], _with(build)), others
+    return Base(name, losses()[claimed], _with(build), claimed=True), others
 
 
 @cache
@@ -142,10 +143,11 @@ def losses() -> dict[Key, Function]:
 
 def changes(objective: str, dialect: str, free: bool = False) -> list[Change]:
     """The mistakes that a dialect is searched with: those with a constant, or those without."""
-    of_pairs = PAIRS if objective in LOSSES_OF_PAIRS or (objective, dialect) in BUILT else ()
+    built, of_pairs = (objective, dialect) in BUILT, objective in LOSSES_OF_PAIRS
+    whole = WHOLE.get(objective, PAIRS if built else ())
     rows = chain(
-        (Change(row, False) for row in of_pairs),
-        (Change(row, True) for row in WHOLE.get(objective, ())),
+        (Change(row, False) for row in (PAIRS if of_pairs or built else ())),
+        (Change(row, True) for row in whole),
     )
     return [row for row in rows if ("{c}" in row.mistake.name) == free]
 
@@ -161,9 +163,11 @@ def _name(key: Key, of: Key) -> str:
     return "/".join(named[0]) if named else f"{'/'.join(key)} of {'/'.join(of)}"
 
 
-def _fixed(mistake: Mistake, constant: float) -> Mistake:
+def _with_fitted(base: Base, change: Change, constant: float) -> Hypothesis:
+    mistake = change.mistake
     name = mistake.name.replace("{c}", f"{constant:g}")
-    return mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
+    known = mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
+    return base.with_changes(change._replace(mistake=known))
 
 
 def _with_constant(key: Key, look: Lookalike, constant: float) -> Hypothesis:

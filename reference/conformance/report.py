@@ -66,7 +66,7 @@ def run(
         The report.
     """
     results = [judge(adapter, case, dtype) for case in cases]
-    diagnoses = {}
+    diagnoses: dict[str, Diagnosis] = {}
     for name, group in groupby(sorted(results, key=_dialect), key=_dialect):
         judged = list(group)
         failed = {r.case.id for r in judged if r.outcome == "failed"}
@@ -121,20 +121,19 @@ def sentences(diagnosis: Diagnosis) -> list[str]:
         One line for what is computed, or one for each group of wrong outputs, then how to mend it.
     """
     lines = [_sentence(diagnosis, part) for part in diagnosis.parts]
-    if diagnosis.known and not diagnosis.whole:
-        lines[-1] += "; the rest is right"
     return lines + [f"    {name}: {FLAGS[name].remedy}" for name in diagnosis.flags]
 
 
 def _sentence(diagnosis: Diagnosis, part: Part) -> str:
     names = " or ".join(hypothesis.name for hypothesis in part.hypotheses)
-    outputs = ", ".join(part.outputs)
     if not part.hypotheses:
-        what = f"{outputs}: unknown, no named mistake gives these numbers"
+        what = f"{', '.join(part.outputs)}: unknown, no named mistake does this"
         return f"{diagnosis.dialect}: {what}; the smallest failing case is {diagnosis.smallest}"
+    if part.outputs == (REFUSALS,):
+        return f"{diagnosis.dialect} accepts what it should refuse, as {names}"
     if diagnosis.whole:
         return f"{diagnosis.dialect} in fact computes {names}"
-    return f"{diagnosis.dialect}: {outputs} as of {names}"
+    return f"{diagnosis.dialect}: {', '.join(part.outputs)} as of {names}"
 
 
 def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:

@@ -46,9 +46,9 @@ def at_mark(mark: str, cut: Callable, text: str) -> tuple[str, str]:
 def lenient(absent: str, text: str) -> tuple[str, str]:
     """The right split but for one check: "mark", "human" before it, or none "after" it."""
     head, found, response = text.rpartition(ASSISTANT)
-    checks = {"mark": found, "human": absent == "mark" or HUMAN in head, "after": HUMAN not in response}
-    for name, good in checks.items():
-        _need(name == absent or good)
+    _need(found or absent == "mark")
+    _need(HUMAN in head or absent in ("mark", "human"))
+    _need(HUMAN not in response or absent == "after")
     return head + found, response
 
 
@@ -61,7 +61,7 @@ def _need(good: Any) -> Any:
 def one_context(inputs: Values) -> Values:
     """The rejected conversation has the context of the chosen one."""
     chosen, rejected = inputs["chosen"], inputs["rejected"]
-    return {"rejected": chosen[:-1] + rejected[-1:]}
+    return {"rejected": [*chosen[:-1], rejected[-1]]}
 
 
 def one_text_context(inputs: Values) -> Values:
@@ -114,29 +114,46 @@ def without_padding(made: Values, params: Values, inputs: Values) -> Values:
 
 # fmt: off
 DATA = (
-    Mistake("with the common beginning of the responses cut", "character-split", then(beginning_cut)),
-    Mistake("with responses cut at `Assistant:` anywhere", "character-split", split_texts(partial(at_mark, "Assistant:", str.rpartition))),
-    Mistake("with responses cut at the first mark", "last-turn", split_texts(partial(at_mark, ASSISTANT, str.partition))),
-    Mistake("with a human's last turn accepted", "last-turn", split_texts(partial(lenient, "after"))),
-    Mistake("with texts without human turns accepted", "missing-field", split_texts(partial(lenient, "human"))),
-    Mistake("with texts without marks accepted", "missing-field", split_texts(partial(lenient, "mark"))),
+    Mistake("with the common beginning of the responses cut", "character-split",
+        then(beginning_cut)),
+    Mistake("with responses cut at `Assistant:` anywhere", "character-split",
+        split_texts(partial(at_mark, "Assistant:", str.rpartition))),
+    Mistake("with responses cut at the first mark", "last-turn",
+        split_texts(partial(at_mark, ASSISTANT, str.partition))),
+    Mistake("with a human's last turn accepted", "last-turn",
+        split_texts(partial(lenient, "after"))),
+    Mistake("with texts without human turns accepted", "missing-field",
+        split_texts(partial(lenient, "human"))),
+    Mistake("with texts without marks accepted", "missing-field",
+        split_texts(partial(lenient, "mark"))),
     Mistake("with responses stripped", "white-space", replies(str.strip)),
     Mistake("with contexts not compared", "last-turn", on(one_context)),
     Mistake("with the contexts of texts not compared", "last-turn", on(one_text_context)),
     Mistake("with the prompt of its own not compared", "last-turn", without_prompt),
     Mistake("with any role's last turn as the response", "last-turn", assistants(as_assistant)),
-    Mistake("with the first of several turns as the response", "last-turn", assistants(lambda turns: turns[:1])),
-    Mistake("with the last user turn alone as the prompt", "last-turn", then(lambda made, p, x: {"prompt": made["prompt"][-1:]})),
-    Mistake("with a missing rejected response as empty", "missing-field", missing("rejected", lambda x: "")),
-    Mistake("with a missing chosen response as empty", "missing-field", missing("chosen", lambda x: "")),
+    Mistake("with the first of several turns as the response", "last-turn",
+        assistants(lambda turns: turns[:1])),
+    Mistake("with the last user turn alone as the prompt", "last-turn",
+        then(lambda made, p, x: {"prompt": made["prompt"][-1:]})),
+    Mistake("with a missing rejected response as empty", "missing-field",
+        missing("rejected", lambda x: "")),
+    Mistake("with a missing chosen response as empty", "missing-field",
+        missing("chosen", lambda x: "")),
     Mistake("with a missing prompt as empty", "missing-field", missing("prompt", lambda x: "")),
-    Mistake("with the chosen response for a missing rejected one", "missing-field", missing("rejected", lambda x: x["chosen"])),
-    Mistake("with the prompt's first token lost", "truncation-side", on(lambda x: {"prompt_ids": x["prompt_ids"][1:]})),
-    Mistake("with the prompt's last token lost", "truncation-side", on(lambda x: {"prompt_ids": x["prompt_ids"][:-1]})),
-    Mistake("without the end-of-sequence token", "eos-lost", ids(lambda p, i, complete: (i, False))),
-    Mistake("without the end of an empty response", "eos-lost", ids(lambda p, i, complete: (i, complete and bool(i)))),
-    Mistake("with the end-of-sequence token twice", "eos-doubled", ids(lambda p, i, complete: (i + [p["eos_id"]] * complete, complete))),
-    Mistake("with truncated responses ended", "eos-on-truncated", ids(lambda p, i, complete: (i, True))),
+    Mistake("with the chosen response for a missing rejected one", "missing-field",
+        missing("rejected", lambda x: x["chosen"])),
+    Mistake("with the prompt's first token lost", "truncation-side",
+        on(lambda x: {"prompt_ids": x["prompt_ids"][1:]})),
+    Mistake("with the prompt's last token lost", "truncation-side",
+        on(lambda x: {"prompt_ids": x["prompt_ids"][:-1]})),
+    Mistake("without the end-of-sequence token", "eos-lost",
+        ids(lambda p, i, complete: (i, False))),
+    Mistake("without the end of an empty response", "eos-lost",
+        ids(lambda p, i, complete: (i, complete and bool(i)))),
+    Mistake("with the end-of-sequence token twice", "eos-doubled",
+        ids(lambda p, i, complete: (i + [p["eos_id"]] * complete, complete))),
+    Mistake("with truncated responses ended", "eos-on-truncated",
+        ids(lambda p, i, complete: (i, True))),
     Mistake("with padding removed by its id", "pad-is-eos", then(without_padding)),
 )
 # fmt: on

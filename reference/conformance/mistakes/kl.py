@@ -7,7 +7,6 @@ import numpy as np
 from reference.conformance.mistakes.mistake import Function, Mistake, Values, at
 from reference.objectives import forward_kl
 
-
 KINDS = ("sample", "distribution")
 
 
@@ -20,9 +19,9 @@ def another(kl_of: Callable, slope_of: Callable) -> Callable[[Function], Functio
             name = next(name for name in made["grads"] if name.split("_")[1] in KINDS)
             ref, policy = inputs[name.replace("policy", "ref")], inputs[name]
             kl, slope = np.mean(kl_of(ref, policy)), slope_of(ref, policy) / len(ref)
-            loss = function(params, inputs | {name: ref})["loss"] + gamma * kl  # a KL of 0, and this
+            of_pairs = function(params, inputs | {name: ref})["loss"]  # its KL is 0
             grads = made["grads"] | {name: gamma * slope}
-            return {"loss": loss, "grads": grads, "metrics": {"kl": kl}}
+            return {"loss": of_pairs + gamma * kl, "grads": grads, "metrics": {"kl": kl}}
 
         return mistaken
 
@@ -77,7 +76,8 @@ KL = (
     Mistake("at gamma 1: gamma is dropped", "gamma-dropped", at(gamma=lambda g: 1.0)),
     Mistake("without the KL", "gamma-dropped", another(lambda r, p: 0.0, lambda r, p: 0 * r)),
     Mistake("at {c} gamma", "gamma-dropped", lambda f, c: at(gamma=lambda g: c * g)(f)),
-    Mistake("at gamma {c}, whatever the case says", "gamma-dropped", lambda f, c: at(gamma=lambda g: c)(f)),
+    Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
+        lambda f, c: at(gamma=lambda g: c)(f)),
     Mistake("with the KL added over prompts or samples", "batch-sum", added),
     Mistake("with the KL reversed", "kl-reversed", another(
         lambda r, p: forward_kl(p, r), reversed_slopes)),

@@ -61,7 +61,10 @@ def counted(count_of: Callable) -> Callable[[Function], Function]:
 
 
 def where(rows_of: Callable, value: float) -> Callable[[Function], Function]:
-    """Log-probabilities and gradients of some rows are `value`: `rows_of(inputs)` [B] or by name."""
+    """Log-probabilities of some rows are `value`; NaN is that of their gradients too.
+
+    `rows_of(inputs, scored)` [B] says which, from the scored tokens [B, T - 1].
+    """
 
     def outputs(made: Values, params: Values, inputs: Values) -> Values:
         changed: Values = {}
@@ -85,22 +88,22 @@ def scored(inputs: Values, name: str) -> np.ndarray:
 
 
 def none(inputs: Values, mask: np.ndarray) -> np.ndarray:
-    return ~mask.any(axis=1)
+    return ~np.any(mask, axis=1)
 
 
 def banned(inputs: Values, mask: np.ndarray) -> np.ndarray:
     """A scored position has a token of probability 0."""
-    impossible = np.isneginf(inputs["logits"][:, :-1]).any(axis=2)
-    return (impossible & mask).any(axis=1)
+    impossible = np.any(np.isneginf(inputs["logits"][:, :-1]), axis=2)
+    return np.asarray(np.any(impossible & mask, axis=1))
 
 
 def masked_by_factor(inputs: Values, mask: np.ndarray) -> np.ndarray:
     """Token 0 has probability 0 at a position that is not scored."""
-    return (np.isneginf(inputs["logits"][:, :-1, 0]) & ~mask).any(axis=1)
+    return np.any(np.isneginf(inputs["logits"][:, :-1, 0]) & ~mask, axis=1)
 
 
 def large(inputs: Values, mask: np.ndarray) -> np.ndarray:
-    return ((inputs["logits"][:, :-1].max(axis=2) > LARGEST_EXPONENT) & mask).any(axis=1)
+    return np.any((inputs["logits"][:, :-1].max(axis=2) > LARGEST_EXPONENT) & mask, axis=1)
 
 
 def in_half(kind: str, made: Values, params: Values, inputs: Values) -> Values:
@@ -175,18 +178,28 @@ TOKENS = (
     Mistake("with the padding counted", "mask-dropped", counted(lambda m: len(m[0]) - 1)),
     Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
     Mistake("with a short mask padded", "broadcast", on_case(padded)),
-    Mistake("with the end-of-sequence token not scored", "eos-lost", masked(lambda p, x, m: m * (x["input_ids"] != EOS))),
+    Mistake("with the end-of-sequence token not scored", "eos-lost",
+        masked(lambda p, x, m: m * (x["input_ids"] != EOS))),
     Mistake("with the last token not scored", "eos-lost", masked(all_but_last)),
-    Mistake("with padding known by its id", "pad-is-eos", masked(lambda p, x, m: m * (x["input_ids"] != pad_id(p)))),
-    Mistake("with a response that ends before the first padding id", "pad-is-eos", masked(before_padding)),
+    Mistake("with padding known by its id", "pad-is-eos",
+        masked(lambda p, x, m: m * (x["input_ids"] != pad_id(p)))),
+    Mistake("with a response that ends before the first padding id", "pad-is-eos",
+        masked(before_padding)),
     Mistake("with NaN where no token is scored", "nan-all-masked", where(none, np.nan)),
-    Mistake("with NaN where a token of probability 0 could be scored", "zero-probability", where(banned, np.nan)),
-    Mistake("with NaN where a masked token 0 has probability 0", "zero-probability", where(masked_by_factor, np.nan)),
+    Mistake("with NaN where a token of probability 0 could be scored", "zero-probability",
+        where(banned, np.nan)),
+    Mistake("with NaN where a masked token 0 has probability 0", "zero-probability",
+        where(masked_by_factor, np.nan)),
     Mistake("with exp of large logits overflowing", "overflow", then(infinite)),
-    Mistake("with every token predicted by the one before it", "first-rejected-token", lambda f: as_plain_sequence),
-    Mistake("with tokens added in bfloat16", "half-precision-sums", lambda f: partial(f, add=partial(running, "bfloat16"))),
-    Mistake("with tokens added in float16", "half-precision-sums", lambda f: partial(f, add=partial(running, "float16"))),
-    Mistake("with sums rounded to bfloat16", "half-precision-sums", then(partial(in_half, "bfloat16"))),
-    Mistake("with sums rounded to float16", "half-precision-sums", then(partial(in_half, "float16"))),
+    Mistake("with every token predicted by the one before it", "first-rejected-token",
+        lambda f: as_plain_sequence),
+    Mistake("with tokens added in bfloat16", "half-precision-sums",
+        lambda f: partial(f, add=partial(running, "bfloat16"))),
+    Mistake("with tokens added in float16", "half-precision-sums",
+        lambda f: partial(f, add=partial(running, "float16"))),
+    Mistake("with sums rounded to bfloat16", "half-precision-sums",
+        then(partial(in_half, "bfloat16"))),
+    Mistake("with sums rounded to float16", "half-precision-sums",
+        then(partial(in_half, "float16"))),
 )
 # fmt: on

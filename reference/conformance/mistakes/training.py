@@ -19,11 +19,13 @@ def step_by_step(step: Callable) -> Callable[[Function], Function]:
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
-            (table, before), losses = (inputs[name] for name in TABLES), []
+            losses: list[float] = []
+            table, before = (inputs[name] for name in TABLES)
             for batch in inputs["batches"]:
                 one = inputs | {"batches": batch[None], "table": table}
                 loss, after = step(function, params, one, before)
-                table, before, losses = after, table, [*losses, loss]
+                table, before = after, table
+                losses.append(loss)
             return {"losses": np.array(losses), "parameters": table}
 
         return mistaken
@@ -65,17 +67,13 @@ def tokens_of(inputs: Values) -> int:
     return inputs["chosen_mask"][np.ravel(inputs["batches"]), 1:].sum()
 
 
-def micro_batches(power: int, params: Values, inputs: Values) -> float:
-    return params["learning_rate"] * inputs["batches"].shape[1] ** power
-
-
 def rate(power: int) -> Callable[[Function], Function]:
     """The learning rate times a power of the number of micro-batches."""
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
-            other = {"learning_rate": micro_batches(power, params, inputs)}
-            return function(params | other, inputs)
+            factor = inputs["batches"].shape[1] ** power
+            return at(learning_rate=lambda rate: factor * rate)(function)(params, inputs)
 
         return mistaken
 
@@ -85,15 +83,21 @@ def rate(power: int) -> Callable[[Function], Function]:
 # fmt: off
 TRAINING = (
     Mistake("with the policy as its own reference", "reference-moves", step_by_step(reference_now)),
-    Mistake("with a reference one step behind the policy", "reference-moves", step_by_step(reference_behind)),
-    Mistake("with the reference where training starts", "reference-moves", on(lambda x: {"ref_table": x["table"]})),
+    Mistake("with a reference one step behind the policy", "reference-moves",
+        step_by_step(reference_behind)),
+    Mistake("with the reference where training starts", "reference-moves",
+        on(lambda x: {"ref_table": x["table"]})),
     Mistake("with micro-batches added, not averaged", "accumulation-scale", rate(1)),
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
     Mistake("at twice the learning_rate", "accumulation-scale", at(learning_rate=lambda r: 2 * r)),
-    Mistake("at half of the learning_rate", "accumulation-scale", at(learning_rate=lambda r: r / 2)),
-    Mistake("with the mean of each micro-batch's token mean", "mean-of-means", step_by_step(partial(parts_averaged, list))),
-    Mistake("with the mean of each row's token mean", "mean-of-means", step_by_step(partial(parts_averaged, np.ravel))),
-    Mistake("with the tokens added, not averaged", "batch-sum", step_by_step(partial(scaled, tokens_of))),
+    Mistake("at half of the learning_rate", "accumulation-scale",
+        at(learning_rate=lambda r: r / 2)),
+    Mistake("with the mean of each micro-batch's token mean", "mean-of-means",
+        step_by_step(partial(parts_averaged, list))),
+    Mistake("with the mean of each row's token mean", "mean-of-means",
+        step_by_step(partial(parts_averaged, np.ravel))),
+    Mistake("with the tokens added, not averaged", "batch-sum",
+        step_by_step(partial(scaled, tokens_of))),
     Mistake("with the tokens added, over the number of rows", "sum-mean", step_by_step(
         partial(scaled, lambda x: tokens_of(x) / x["batches"].size))),
 )
