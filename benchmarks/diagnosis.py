@@ -100,8 +100,8 @@ def main() -> None:
 
 EXPLANATION = """A bug is one edit of the source of `reference/`. *Named*: every wrong output of
 every dialect that fails is explained, and by nothing but right names (`tests/conformance/faults.py`
-has them); where vectors do not tell two hypotheses apart, both are listed. *Unknown*: a wrong output
-has no hypothesis. Training's dialects are asked about training's own bugs alone."""
+has them); where the vectors do not tell two hypotheses apart, both are listed. *Unknown*: a wrong
+output has no hypothesis. Training's dialects are asked about training's own bugs alone."""
 LATER = ""
 
 

@@ -1,7 +1,7 @@
 """Which hypotheses reproduce an implementation's numbers on ALL the cases of a dialect.
 
-Outputs are looked at one by one, since a loss may be wrong where its gradient is right. Which inputs
-are refused is looked at by itself.
+Outputs are looked at one by one, since a loss may be wrong where its gradient is right. Which
+inputs are refused is looked at by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator

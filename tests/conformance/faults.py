@@ -479,7 +479,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "first rejected token after the chosen response": ("with every token predicted by the one before it",),
     "shared beginning of the responses cut": ("with the common beginning of the responses cut",),
     "mark anywhere": ("with responses cut at `Assistant:` anywhere",),
-    "responses stripped": ("with responses stripped",),
+    "responses stripped": ("with responses stripped", "with white space at the responses' beginning removed"),
     "contexts not compared": ("with contexts not compared",),
     "prompt not compared": ("with the prompt of its own not compared",),
     "texts' contexts not compared": ("with the contexts of texts not compared",),

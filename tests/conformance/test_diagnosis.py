@@ -1,4 +1,4 @@
-"""The kit names what an implementation computes, says so where it does not know, and notes conventions."""
+"""The kit names what an implementation computes, or says that it does not know."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -23,8 +23,11 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 def client(function, dtype="float64"):
     """An implementation that answers every dialect by this function of params and inputs."""
-    supports = lambda objective, dialect: True  # noqa: E731
-    return SimpleNamespace(dtype=dtype, supports=supports, evaluate=lambda o, d, p, x: function(p, x))
+
+    def evaluate(objective, dialect, params, inputs):
+        return function(params, inputs)
+
+    return SimpleNamespace(dtype=dtype, supports=lambda o, d: True, evaluate=evaluate)
 
 
 def diagnosis(claimed, function, dtype="float64"):
@@ -166,7 +169,8 @@ CONSTANT = {"simpo": "gamma", "positive": "penalty"}
 def test_lookalikes_by_hand():
     """One pair: log-ratios ln 2 and -ln 2, so h = 2 ln 2; lengths 2 and 1; beta 1."""
     two = np.log(2.0)
-    x = dict(zip(POLICY + REFERENCE, np.array([[two - 4], [-two - 3], [-4.0], [-3.0]]), strict=True))
+    logps = np.array([[two - 4], [-two - 3], [-4.0], [-3.0]])
+    x = dict(zip(POLICY + REFERENCE, logps, strict=True))
     x |= {"chosen_lengths": np.array([2]), "rejected_lengths": np.array([1])}
     p = {"beta": 1.0}
     loss = {key[1]: look.function for key, look in LOOKALIKES.items()}

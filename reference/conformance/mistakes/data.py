@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from reference.conformance.data import ASSISTANT, HUMAN
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, on, on_case, then
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on, on_case, then
 
 SIDES = ("chosen", "rejected")
 
@@ -107,6 +107,20 @@ def ids(change: Callable[[Values, list, bool], tuple[list, bool]]):
     return on_case(inputs)
 
 
+def swapped(made: Values, params: Values, inputs: Values) -> Values:
+    ends = ("", "_ids")
+    both = [(f"chosen{end}", f"rejected{end}") for end in ends if f"chosen{end}" in made]
+    return {a: made[b] for pair in both for a, b in (pair, pair[::-1])}
+
+
+def without_last(made: Values, params: Values, inputs: Values) -> Values:
+    return {f"{name}_ids": made[f"{name}_ids"][:-1] for name in SIDES}
+
+
+def stripped(made: Values, params: Values, inputs: Values) -> Values:
+    return {name: made[name].strip() for name in ("prompt", *SIDES)}
+
+
 def without_padding(made: Values, params: Values, inputs: Values) -> Values:
     names = [f"{name}_ids" for name in SIDES]
     return {name: [i for i in made[name] if i != params["pad_id"]] for name in names}
@@ -142,6 +156,18 @@ DATA = (
     Mistake("with a missing prompt as empty", "missing-field", missing("prompt", lambda x: "")),
     Mistake("with the chosen response for a missing rejected one", "missing-field",
         missing("rejected", lambda x: x["chosen"])),
+    Mistake("at max_prompt_length - 1", "truncation-side", at(max_prompt_length=lambda n: n - 1)),
+    Mistake("at max_prompt_length + 1", "truncation-side", at(max_prompt_length=lambda n: n + 1)),
+    Mistake("with the prompt not truncated", "truncation-side",
+        then(lambda made, p, x: {"prompt_ids": x["prompt_ids"]})),
+    Mistake("with chosen and rejected swapped", "sign", then(swapped)),
+    Mistake("with the last token of each response lost", "eos-lost", then(without_last)),
+    Mistake("with an end-of-sequence token on the prompt", "eos-doubled", then(
+        lambda made, p, x: {"prompt_ids": [*made["prompt_ids"], p["eos_id"]]})),
+    Mistake("with white space at the responses' beginning removed", "white-space",
+        replies(str.lstrip)),
+    Mistake("with white space at the responses' end removed", "white-space", replies(str.rstrip)),
+    Mistake("with the texts and the prompt stripped", "white-space", then(stripped)),
     Mistake("with the prompt's first token lost", "truncation-side",
         on(lambda x: {"prompt_ids": x["prompt_ids"][1:]})),
     Mistake("with the prompt's last token lost", "truncation-side",

@@ -63,6 +63,15 @@ def added(function: Function) -> Function:
     return mistaken
 
 
+def scaled(factor: Callable[[Values], float]) -> Callable[[Function], Function]:
+    """gamma times a factor of the other parameters."""
+
+    def change(function: Function) -> Function:
+        return lambda p, x: function(p | {"gamma": p["gamma"] * factor(p)}, x)
+
+    return change
+
+
 def weighted(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
     return np.exp(policy - ref) * (policy - ref)
 
@@ -75,6 +84,11 @@ KL = (
         lambda r, p: np.maximum(r - p, 0.0), lambda r, p: -1.0 * (r > p))),
     Mistake("at gamma 1: gamma is dropped", "gamma-dropped", at(gamma=lambda g: 1.0)),
     Mistake("without the KL", "gamma-dropped", another(lambda r, p: 0.0, lambda r, p: 0 * r)),
+    Mistake("at gamma squared", "gamma-dropped", at(gamma=lambda g: g * g)),
+    Mistake("at 1 / gamma", "gamma-dropped", at(gamma=lambda g: 1 / g)),
+    Mistake("at 1 - gamma", "gamma-dropped", at(gamma=lambda g: 1 - g)),
+    Mistake("at gamma beta", "gamma-dropped", scaled(lambda p: p["beta"])),
+    Mistake("at gamma / beta", "gamma-dropped", scaled(lambda p: 1 / p["beta"])),
     Mistake("at {c} gamma", "gamma-dropped", lambda f, c: at(gamma=lambda g: c * g)(f)),
     Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
         lambda f, c: at(gamma=lambda g: c)(f)),
@@ -85,6 +99,14 @@ KL = (
         summed(reversed_terms), reversed_slopes)),
     Mistake("with the KL reversed by importance weights", "kl-reversed", another(
         weighted, lambda r, p: np.exp(p - r) * (p - r + 1))),
+    Mistake("with half of the squared log-ratio for the KL", "kl-sign", another(
+        lambda r, p: (r - p) ** 2 / 2, lambda r, p: p - r)),
+    Mistake("with pi/pi_ref - 1 - log(pi/pi_ref) for the KL", "kl-sign", another(
+        lambda r, p: np.expm1(p - r) - (p - r), lambda r, p: np.expm1(p - r))),
+    Mistake("with |log-ratio| for the KL", "kl-sign", another(
+        lambda r, p: np.abs(r - p), lambda r, p: np.sign(p - r))),
+    Mistake("with the KL averaged over outcomes", "kl-sign", another(
+        lambda r, p: forward_kl(r, p) / r.shape[-1], lambda r, p: -np.exp(r) / r.shape[-1])),
     Mistake("with 0 log 0 as NaN", "zero-probability", another(
         lambda r, p: np.sum(np.exp(r) * (r - p), axis=-1), lambda r, p: -np.exp(r))),
 )

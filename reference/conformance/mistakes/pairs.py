@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from reference.conformance import pairs
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on, then
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on, on_case, then
 from reference.conformance.pairs import POLICY, REFERENCE
 
 SCORES = ("score_chosen", "score_rejected")
@@ -75,6 +75,45 @@ def absolute(made: Values, params: Values, inputs: Values) -> Values:
     roots = np.sqrt(made["per_example"])
     slopes = 1 / (2 * np.where(roots > 0, roots, np.inf))
     return {"loss": np.mean(roots), "per_example": roots} | scaled_grads(made, slopes)
+
+
+def through(made: Values, losses: np.ndarray, slopes: np.ndarray) -> Values:
+    """A function of the loss of each pair, with its slope in that loss."""
+    return {"loss": np.mean(losses), "per_example": losses} | scaled_grads(made, slopes)
+
+
+def as_probability(made: Values, params: Values, inputs: Values) -> Values:
+    """1 - p for -log p: the same minimum, and gradients that vanish."""
+    wrong = np.exp(-made["per_example"])
+    return through(made, 1 - wrong, wrong)
+
+
+def squared(made: Values, params: Values, inputs: Values) -> Values:
+    return through(made, made["per_example"] ** 2, 2 * made["per_example"])
+
+
+def exponential(made: Values, params: Values, inputs: Values) -> Values:
+    return through(made, np.exp(made["per_example"]), np.exp(made["per_example"]))
+
+
+def one_sided(function: Function) -> Function:
+    """A square is 0 where the margin is above its target."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made = function(params, inputs)
+        below = 1.0 * (made["grads"][POLICY[0]] < 0)
+        return made | through(made, made["per_example"] * below, below)
+
+    return mistaken
+
+
+def over_once(made: Values, params: Values, inputs: Values) -> Values:
+    e = params["label_smoothing"]
+    return times(made, (1 - 2 * e) / (1 - e))
+
+
+def plus(made: Values, constant: float) -> Values:
+    return {name: made[name] + constant for name in ("loss", "per_example") if name in made}
 
 
 def by_length(made: Values, params: Values, inputs: Values) -> Values:
@@ -199,6 +238,25 @@ PAIRS = (
         exchanged("ref")),
     Mistake("without the reference", "swapped-reference",
         on(lambda x: {n: 0 * x[n] for n in REFERENCE})),
+    Mistake("without the chosen response", "sign",
+        on(lambda x: {n: 0 * x[n] for n in LOGPS if "chosen" in n})),
+    Mistake("without the rejected response", "sign",
+        on(lambda x: {n: 0 * x[n] for n in LOGPS if "rejected" in n})),
+    Mistake("without the rewards", "reward-sign", on(scores(lambda s: 0 * s))),
+    Mistake("without the rejected response's reward", "reward-sign",
+        on(lambda x: {SCORES[1]: 0 * x[SCORES[1]]})),
+    Mistake("without the chosen response's reward", "reward-sign",
+        on(lambda x: {SCORES[0]: 0 * x[SCORES[0]]})),
+    Mistake("with {c} times the rewards", "scale", lambda f, c: on(scores(lambda s: c * s))(f)),
+    Mistake("with the least reward of each response", "min-mean",
+        on(scores(lambda s: s.min(axis=0, keepdims=True)))),
+    Mistake("with the greatest reward of each response", "min-mean",
+        on(scores(lambda s: s.max(axis=0, keepdims=True)))),
+    Mistake("with the median reward of each response", "min-mean",
+        on(scores(lambda s: np.median(s, axis=0, keepdims=True)))),
+    Mistake("with the first reward model alone", "min-mean", on(scores(lambda s: s[:1]))),
+    Mistake("with the rewards of the models added", "min-mean",
+        on(scores(lambda s: s.sum(axis=0, keepdims=True)))),
     Mistake("with the rewards of chosen and rejected swapped", "reward-sign", exchanged("score")),
     Mistake("with the reference not detached", "reference-gradient", then(into_reference)),
     Mistake("with chosen detached", "gradient-lost", then(partial(without_gradient, POLICY[0]))),
@@ -208,6 +266,9 @@ PAIRS = (
     Mistake("at beta 1: beta is dropped", "beta-dropped", at(beta=lambda b: 1.0)),
     Mistake("at 1 / beta", "beta-changed", at(beta=lambda b: 1 / b)),
     Mistake("at beta squared", "beta-changed", at(beta=lambda b: b * b)),
+    Mistake("at the root of beta", "beta-changed", at(beta=lambda b: b**0.5)),
+    Mistake("with beta on the policy alone", "beta-changed", on_case(
+        lambda p, x: {name: x[name] / p["beta"] for name in REFERENCE})),
     Mistake("at {c} beta", "beta-changed", lambda f, c: at(beta=lambda b: c * b)(f)),
     Mistake("at beta {c}, whatever the case says", "beta-changed",
         lambda f, c: at(beta=lambda b: c)(f)),
@@ -226,6 +287,8 @@ PAIRS = (
         inside_logarithm),
     Mistake("times 1 - 2 label_smoothing", "label-smoothing-misused",
         then(lambda made, p, x: times(made, 1 - 2 * p["label_smoothing"]))),
+    Mistake("over 1 - label_smoothing, not 1 - 2 label_smoothing", "label-smoothing-misused",
+        then(over_once)),
     Mistake("over 1 - 2 label_smoothing", "label-smoothing-misused",
         then(lambda made, p, x: times(made, 1 / (1 - 2 * p["label_smoothing"])))),
     Mistake("with the pairs added, not averaged", "batch-sum", then(added)),
@@ -245,6 +308,12 @@ PAIRS = (
     Mistake("over beta squared", "scale", then(lambda made, p, x: times(made, p["beta"] ** -2))),
     Mistake("times beta squared", "scale", then(lambda made, p, x: times(made, p["beta"] ** 2))),
     Mistake("times {c}", "scale", lambda f, c: then(lambda made, p, x: times(made, c))(f)),
+    Mistake("plus {c}", "scale", lambda f, c: then(lambda made, p, x: plus(made, c))(f)),
+    Mistake("in bits", "scale", then(lambda made, p, x: times(made, 1 / np.log(2)))),
+    Mistake("with a probability, not its logarithm", "overflow", then(as_probability)),
+    Mistake("with the loss squared", "squared", then(squared)),
+    Mistake("with the exponential of the loss", "squared", then(exponential)),
+    Mistake("with the loss of too small margins alone", "squared", one_sided),
     Mistake("with absolute values, not squares", "squared", then(absolute)),
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),

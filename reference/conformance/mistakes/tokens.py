@@ -31,6 +31,19 @@ def all_but_last(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray
     return mask * np.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
+def all_but_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return mask * np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+
+
+def one_before(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.maximum(mask, np.pad(mask[:, 1:], ((0, 0), (0, 1))))
+
+
+def unshifted(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The mask of a position where that of its label is due."""
+    return np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+
+
 def before_padding(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
     """The positions before the first token with padding's id; none of a row without one."""
     ends = np.argmax(inputs["input_ids"][:, 1:] == pad_id(params), axis=1, keepdims=True)
@@ -166,10 +179,37 @@ def infinite(made: Values, params: Values, inputs: Values) -> Values:
     return {"logps": np.where(rows, -np.inf, made["logps"])}
 
 
+def temperature(function: Function, constant: float) -> Function:
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made = function(params, inputs | {"logits": constant * inputs["logits"]})
+        return made | {"grads": {"logits": constant * made["grads"]["logits"]}}
+
+    return mistaken
+
+
+def negated(made: Values, params: Values, inputs: Values) -> Values:
+    values = {name: -made[name] for name in NAMES if name in made}
+    return values | {"grads": {"logits": -made["grads"]["logits"]}}
+
+
+def probabilities(made: Values, params: Values, inputs: Values) -> Values:
+    return {name: np.exp(made[name]) for name in NAMES if name in made}
+
+
 # fmt: off
 TOKENS = (
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
     Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
+    Mistake("with logits times {c}", "overflow", temperature),
+    Mistake("with the first token not scored", "mask-dropped", masked(all_but_first)),
+    Mistake("with the prompt's last token scored", "mask-dropped", masked(one_before)),
+    Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
+    Mistake("negated", "sign", then(negated)),
+    Mistake("with probabilities, not their logarithms", "overflow", then(probabilities)),
+    Mistake("with one token more counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
+    Mistake("with one token fewer counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with the mask ignored", "mask-dropped", masked(lambda p, x, m: np.ones_like(m))),
     Mistake("with the prompt scored", "mask-dropped", masked(to_last)),
     Mistake("with the padding scored", "mask-dropped", masked(from_first)),

@@ -46,6 +46,30 @@ def reference_behind(function: Function, params: Values, inputs: Values, before:
     return one_step(function, params, inputs | {"ref_table": before})
 
 
+def without_first(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    loss, table = one_step(function, params, inputs)
+    first = before is inputs["ref_table"]
+    return loss, inputs["table"] if first else table
+
+
+def clipped(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    loss, table = one_step(function, params, inputs)
+    change = table - inputs["table"]
+    norm = np.linalg.norm(change) / params["learning_rate"]
+    return loss, inputs["table"] + change / max(norm, 1.0)
+
+
+def micro_steps(function: Function) -> Function:
+    """Each micro-batch is a step; the loss of a step is the mean of theirs."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        steps, parts, rows = inputs["batches"].shape
+        made = function(params, inputs | {"batches": inputs["batches"].reshape(-1, 1, rows)})
+        return made | {"losses": made["losses"].reshape(steps, parts).mean(axis=1)}
+
+    return mistaken
+
+
 def parts_averaged(split: Callable, function: Function, params: Values, inputs: Values, before):
     """Each part of a step alone, then the mean of their losses and updates."""
     made = [
@@ -89,6 +113,16 @@ TRAINING = (
         on(lambda x: {"ref_table": x["table"]})),
     Mistake("with micro-batches added, not averaged", "accumulation-scale", rate(1)),
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
+    Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
+    Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
+    Mistake("with gradients clipped to norm 1", "scale", step_by_step(clipped)),
+    Mistake("with the first micro-batch of each step alone", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][:, :1]})),
+    Mistake("with the last micro-batch of each step alone", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][:, -1:]})),
+    Mistake("with micro-batches as steps of their own", "accumulation-scale", micro_steps),
+    Mistake("with the batches of the steps in reverse order", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][::-1]})),
     Mistake("at twice the learning_rate", "accumulation-scale", at(learning_rate=lambda r: 2 * r)),
     Mistake("at half of the learning_rate", "accumulation-scale",
         at(learning_rate=lambda r: r / 2)),
