@@ -201,7 +201,7 @@ def test_two_mistakes_are_named():
         lambda h, p: softplus(p["beta"] ** 2 * h),
         lambda h, p: p["beta"] ** 2 * sigmoid(p["beta"] ** 2 * h),
     )
-    name = "dpo/plain with chosen and rejected swapped and at beta squared"
+    name = "dpo/plain at beta squared and with chosen and rejected swapped"
     assert named("dpo/plain", both) == [[name]]
 
 

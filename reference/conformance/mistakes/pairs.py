@@ -96,17 +96,6 @@ def exponential(made: Values, params: Values, inputs: Values) -> Values:
     return through(made, np.exp(made["per_example"]), np.exp(made["per_example"]))
 
 
-def one_sided(function: Function) -> Function:
-    """A square is 0 where the margin is above its target."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        made = function(params, inputs)
-        below = 1.0 * (made["grads"][POLICY[0]] < 0)
-        return made | through(made, made["per_example"] * below, below)
-
-    return mistaken
-
-
 def over_once(made: Values, params: Values, inputs: Values) -> Values:
     e = params["label_smoothing"]
     return times(made, (1 - 2 * e) / (1 - e))
@@ -313,7 +302,6 @@ PAIRS = (
     Mistake("with a probability, not its logarithm", "overflow", then(as_probability)),
     Mistake("with the loss squared", "squared", then(squared)),
     Mistake("with the exponential of the loss", "squared", then(exponential)),
-    Mistake("with the loss of too small margins alone", "squared", one_sided),
     Mistake("with absolute values, not squares", "squared", then(absolute)),
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),
