@@ -57,20 +57,20 @@ def _result(result: Result, report: Report) -> dict[str, Any]:
         "id": result.case.id,
         "objective": result.case.objective,
         "dialect": result.case.dialect,
-        "flags": result.case.flags,
+        "flags": list(result.case.flags),
         "outcome": result.outcome,
         "severity": SEVERITIES.get(result.outcome),
         "expected_failure": result.case.id in report.expected_failures,
         "detail": result.detail,
-        "unchecked": result.unchecked,
+        "unchecked": list(result.unchecked),
     }
 
 
 def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
     parts = [
         {
-            "outputs": part.outputs,
-            "hypotheses": [{"name": h.name, "flags": h.flags} for h in part.hypotheses],
+            "outputs": list(part.outputs),
+            "hypotheses": [{"name": h.name, "flags": list(h.flags)} for h in part.hypotheses],
         }
         for part in diagnosis.parts
     ]

@@ -1,6 +1,5 @@
 """Mistakes between the rows of files, or token ids, and what is trained on."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +17,8 @@ def replies(change: Callable[[str], str]) -> Callable[[Function], Function]:
 
 def beginning_cut(made: Values, params: Values, inputs: Values) -> Values:
     """What the responses begin with in common is no part of them."""
-    shared = len(os.path.commonprefix([made[name] for name in SIDES]))
+    differ = [a != b for a, b in zip(made["chosen"], made["rejected"], strict=False)]
+    shared = differ.index(True) if True in differ else len(differ)
     return {name: made[name][shared:] for name in SIDES}
 
 
