@@ -11,6 +11,7 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import ml_dtypes  # noqa: F401  NumPy then knows bfloat16 by its name
+import numpy as np
 from scipy.optimize import nnls
 
 import reference
@@ -100,6 +101,11 @@ DIFFER = 'chosen[:-1] != rejected[:-1] or opening != [inputs.get("prompt", *open
 PARTED = """text.rpartition(ASSISTANT)
     if not mark or HUMAN in response or HUMAN not in head:"""
 ANSWER = "return DIALECTS[objective, dialect](params, inputs)"
+LIKELIHOOD = (
+    "lambda p, x: {'loss': -np.mean(x['policy_chosen_logps']), 'per_example': -x['policy_chosen_logps'], 'grads': "
+    "{'policy_chosen_logps': np.full(len(x['policy_chosen_logps']), -1 / len(x['policy_chosen_logps'])), "
+    "'policy_rejected_logps': 0 * x['policy_rejected_logps']}}"
+)
 UNCHECKED = """
         named = [name for name in inputs if "chosen" in name or "rejected" in name or name == "margins"]
         if objective not in ("data", "logps", "training"):
@@ -336,6 +342,28 @@ FAULTS = {
         'losses.append(np.sum(-_logps(table, inputs, "chosen")[rows] / count))'),
     "tokens added": training("batch-sum", f"count = {TOKENS}", "count = 1"),
     "rows averaged": training("sum-mean", f"count = {TOKENS}", "count = len(rows)"),
+    # bugs that users of other libraries reported; written when the search was done
+    "likelihood of the chosen response alone": dialects("sign", "pairs.plain_dpo,\n", f"{LIKELIHOOD},\n"),
+    "rejected response left out": objectives("sign", MARGIN, "policy_chosen - ref_chosen"),
+    "mask inverted, over all positions": tokens(
+        "mask-dropped", "weights = {\"logps\": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}",
+        'weights = {"logps": (1 - mask) / mask.shape[1]}'),
+    "IPO's setting ignored": dialects("target", f'"sum"):                  {IPO}', '"sum"): pairs.plain_dpo'),
+    "reward margins against all pairs": pairs(
+        "margin-dropped", "losses, slopes = [bradley_terry(d) for d in shifted], -sigmoid(-shifted) / len(shifted)",
+        'square = differences[:, None] - np.reshape(inputs["margins"], (1, -1)); losses = np.mean(bradley_terry(square), 1); '
+        "slopes = -np.mean(sigmoid(-square), 1) / len(shifted)"),
+    "pairs of equal rewards skipped": pairs(
+        "accuracy-tie", "losses, slopes = [bradley_terry(d) for d in shifted], -sigmoid(-shifted) / len(shifted)",
+        "losses = bradley_terry(shifted) * (differences != 0); slopes = -sigmoid(-shifted) / len(shifted) * (differences != 0)"),
+    "first response token not scored": tokens("mask-dropped", MASK, f"{MASK}; mask = mask * np.pad(mask[:, :-1], ((0, 0), (1, 0)))"),
+    "means over the tokens of both responses": pairs(
+        "sum-mean", "logps = dict(zip(names, _alike(inputs, names), strict=True))",
+        'both = inputs["chosen_lengths"] + inputs["rejected_lengths"]; lengths = dict.fromkeys(names, both); '
+        "logps = dict(zip(names, _alike(inputs, names), strict=True))"),
+    "reference moved when training resumes": training(
+        "reference-moves", 'made["loss"])', 'made["loss"]); ref = _pair_logps(table, inputs) if len(losses) == 5 else ref'),
+    "mask not shifted with the labels": tokens("mask-dropped", MASK, 'mask = inputs["completion_mask"][:, :-1]'),
 }
 # fmt: on
 
@@ -510,6 +538,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mean of rows' token means": ("with the mean of each row's token mean",),
     "tokens added": ("with the tokens added, not averaged",),
     "rows averaged": ("with the tokens added, over the number of rows",),
+    "likelihood of the chosen response alone": (),
+    "rejected response left out": ("without the rejected response",),
+    "mask inverted, over all positions": (),
+    "IPO's setting ignored": ("dpo/plain",),
+    "reward margins against all pairs": (),
+    "pairs of equal rewards skipped": (),
+    "first response token not scored": ("with the first token not scored",),
+    "means over the tokens of both responses": (),
+    "reference moved when training resumes": (),
+    "mask not shifted with the labels": ("with the mask not shifted",),
 }
 # fmt: on
 """What the kit may say of each fault: names of other dialects, or of mistakes."""
@@ -525,8 +563,19 @@ UNKNOWN = (
 """Faults that break some output in a way that no hypothesis has."""
 
 
-LATER: tuple[str, ...] = ()
-"""Bugs that were written when the search for names was done."""
+LATER = {
+    "likelihood of the chosen response alone": "locuslab/open-unlearning#30",
+    "rejected response left out": "haozheji/exact-optimization#2",
+    "mask inverted, over all positions": "QwenAudio/CosyVoice#1449",
+    "IPO's setting ignored": "modelscope/ms-swift#10167",
+    "reward margins against all pairs": "modelscope/ms-swift#9927",
+    "pairs of equal rewards skipped": "pytorch/rl#3886",
+    "first response token not scored": "jingyaogong/minimind#621",
+    "means over the tokens of both responses": "modelscope/ms-swift#9925",
+    "reference moved when training resumes": "Nerogar/OneTrainer#1403",
+    "mask not shifted with the labels": "OpenRLHF/OpenRLHF#465",
+}
+"""Bugs that were written when the search for names was done, and where users reported each."""
 
 ROUNDED = training(
     "", '"logits": table[ids]', '"logits": table[ids].astype("bfloat16").astype("float32")'
@@ -543,7 +592,7 @@ def read_anew(fault=None):
                 assert fault.before in source
                 source = source.replace(fault.before, fault.after)
             fresh = types.ModuleType(f"reference.{name}")
-            vars(fresh).update(os=os, nnls=nnls)
+            vars(fresh).update(os=os, nnls=nnls, np=np)
             exec(compile(source, fresh.__name__, "exec"), vars(fresh))
             sys.modules[fresh.__name__] = fresh
             setattr(package, name.split(".")[-1], fresh)
