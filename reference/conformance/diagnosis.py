@@ -14,15 +14,24 @@ from reference.conformance.hypotheses import (
     Family,
     Hypothesis,
     Key,
+    beyond,
     compound,
     families,
     right,
     simple,
 )
-from reference.conformance.judge import RAISED, Adapter, answer_of, difference, leaves, reported
+from reference.conformance.judge import (
+    OPTIONAL,
+    RAISED,
+    Adapter,
+    answer_of,
+    difference,
+    leaves,
+    reported,
+)
 
 REFUSALS, ACCEPTED = "refusals", "what is accepted"
-"""Which inputs are refused; and, where they are not, the numbers, which need not be explained."""
+"""Which inputs are refused; and, of those that should be and are not, the numbers."""
 SCALES = 10.0 ** np.linspace(-3, 3, 25)
 GRID = np.concatenate([-SCALES[::-1], SCALES])
 """Constants between which one is looked for."""
@@ -109,12 +118,21 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     if not wrong:
         return None
     values = evidence._replace(outputs=evidence.outputs - {REFUSALS, ACCEPTED})
-    parts = list(_parts(key, values, wrong - {REFUSALS}))
+    parts = _parts(key, values, wrong - {REFUSALS})
     whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
-        of_refusals = evidence._replace(outputs=evidence.outputs - wrong | {REFUSALS})
-        parts += _parts(key, of_refusals, frozenset([REFUSALS]))
+        parts.append(_refusals(key, evidence, parts))
     return Diagnosis("/".join(key), tuple(parts), whole, cases[0].id)
+
+
+def _refusals(key: Key, evidence: Evidence, parts: list[Part]) -> Part:
+    """What accepts the same inputs, and computes the same of them; the values may be mistaken."""
+    mistaken = [h for part in parts for h in part.hypotheses] if len(parts) == 1 else []
+    hypotheses = beyond(*key, mistaken) if parts else simple(*key)
+    due = frozenset([REFUSALS, ACCEPTED])
+    found = [one for one in _found(hypotheses, evidence, due) if one.outputs >= due]
+    named = {one.hypothesis.name: one.hypothesis for one in _best(found, due, evidence)}
+    return Part((REFUSALS,), tuple(named.values()))
 
 
 def _any_reproduces(parts: list[Part], evidence: Evidence, outputs: frozenset[str]) -> bool:
@@ -143,24 +161,26 @@ def reproduced(
     return left
 
 
-def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> Iterator[Part]:
+def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     """The wrong outputs by what explains most of them.
 
     Two mistakes together come before two mistakes in two outputs.
     """
     if not wrong:
-        return
+        return []
     one, two = _simple(key, evidence, wrong), list[Found]()
     if not any(found.outputs >= wrong for found in one):
         two = _found(compound(*key), evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one
-    while best := _best(one, wrong, evidence) or _best(two, wrong, evidence):
-        explained = best[0].outputs & wrong
+    parts, left = list[Part](), wrong
+    while best := _best(one, left, evidence) or _best(two, left, evidence):
+        explained = best[0].outputs & left
         named = {found.hypothesis.name: found.hypothesis for found in best}
-        yield Part(tuple(sorted(explained)), tuple(named.values()))
-        wrong -= explained
-    if wrong:
-        yield Part(tuple(sorted(wrong)), ())
+        parts.append(Part(tuple(sorted(explained)), tuple(named.values())))
+        left -= explained
+    if any(name.split(".")[0] not in OPTIONAL for name in left):
+        return [Part(tuple(sorted(wrong)), ())]  # without the loss, its gradients tell little
+    return parts + [Part(tuple(sorted(left)), ())] * bool(left)
 
 
 def _found(
@@ -173,10 +193,9 @@ def _found(
 def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list[Found]:
     """Those that explain most: of them those that reproduce the right outputs too, the simplest."""
 
-    def rank(one: Found) -> tuple[int, bool, bool, int]:
-        part = not one.outputs >= evidence.outputs - {ACCEPTED}
-        whole = one.outputs >= evidence.outputs
-        return -len(one.outputs & wrong), part, not whole, one.hypothesis.cost
+    def rank(one: Found) -> tuple[int, bool, int]:
+        explained = len(one.outputs & wrong)
+        return -explained, not one.outputs >= evidence.outputs, one.hypothesis.cost
 
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
     return [one for one in useful if rank(one) == rank(useful[0])]

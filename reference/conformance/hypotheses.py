@@ -111,6 +111,15 @@ def compound(objective: str, dialect: str) -> Iterator[Hypothesis]:
     yield from (base.with_changes(change) for base in others for change in rows)
 
 
+def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator[Hypothesis]:
+    """Hypotheses with one mistake more."""
+    rows = dict.fromkeys(change.mistake for change in changes(objective, dialect))
+    for hypothesis in mistaken:
+        for row in rows:
+            name, flags = f"{hypothesis.name} and {row.name}", (row.flag,)
+            yield Hypothesis(name, flags, row.change(hypothesis.function), 1)
+
+
 def right(objective: str, dialect: str) -> Hypothesis:
     """The claimed dialect as it is."""
     return bases(objective, dialect)[0].with_changes()

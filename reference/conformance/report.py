@@ -126,11 +126,12 @@ def sentences(diagnosis: Diagnosis) -> list[str]:
 
 def _sentence(diagnosis: Diagnosis, part: Part) -> str:
     names = " or ".join(hypothesis.name for hypothesis in part.hypotheses)
+    if part.outputs == (REFUSALS,):
+        like = f", as {names}" if names else ""
+        return f"{diagnosis.dialect} accepts what it should refuse{like}"
     if not part.hypotheses:
         what = f"{', '.join(part.outputs)}: unknown, no named mistake does this"
         return f"{diagnosis.dialect}: {what}; the smallest failing case is {diagnosis.smallest}"
-    if part.outputs == (REFUSALS,):
-        return f"{diagnosis.dialect} accepts what it should refuse, as {names}"
     if diagnosis.whole:
         return f"{diagnosis.dialect} in fact computes {names}"
     return f"{diagnosis.dialect}: {', '.join(part.outputs)} as of {names}"

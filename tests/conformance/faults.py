@@ -538,14 +538,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mean of rows' token means": ("with the mean of each row's token mean",),
     "tokens added": ("with the tokens added, not averaged",),
     "rows averaged": ("with the tokens added, over the number of rows",),
-    "likelihood of the chosen response alone": (),
+    "likelihood of the chosen response alone": ("with the chosen response's likelihood alone",),
     "rejected response left out": ("without the rejected response",),
-    "mask inverted, over all positions": (),
+    "mask inverted, over all positions": ("with the mask inverted and with the padding counted",),
     "IPO's setting ignored": ("dpo/plain",),
-    "reward margins against all pairs": (),
-    "pairs of equal rewards skipped": (),
+    "reward margins against all pairs": ("with every pair's rewards against every margin",),
+    "pairs of equal rewards skipped": ("with pairs of margin 0 left out",),
     "first response token not scored": ("with the first token not scored",),
-    "means over the tokens of both responses": (),
+    "means over the tokens of both responses": ("with the tokens of both responses counted",),
     "reference moved when training resumes": (),
     "mask not shifted with the labels": ("with the mask not shifted",),
 }
@@ -559,6 +559,7 @@ UNKNOWN = (
     "hull's cone",
     "softmax of exponentials",
     "denominator not shifted",
+    "reference moved when training resumes",
 )
 """Faults that break some output in a way that no hypothesis has."""
 

@@ -141,6 +141,61 @@ def one_by_one(function: Function) -> Function:
     return mistaken
 
 
+def all_against_all(function: Function) -> Function:
+    """The loss of every chosen response with every rejected one."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        function(params, inputs)  # it refuses what the loss refuses
+        number = size(inputs)
+        rows = dict(zip(("chosen", "rejected"), np.indices((number, number)), strict=True))
+        chosen = {n: v[..., rows["chosen"].ravel()] for n, v in inputs.items() if "chosen" in n}
+        others = {n: v[..., rows["rejected"].ravel()] for n, v in inputs.items() if n not in chosen}
+        made = function(params, chosen | others)
+        grads = {
+            name: grad.reshape(number, number).sum(axis=1 if "chosen" in name else 0)
+            for name, grad in made["grads"].items()
+        }
+        return {"loss": made["loss"], "grads": grads}
+
+    return mistaken
+
+
+def against_all_margins(function: Function) -> Function:
+    """Rewards [B, 1] less margins [B]: every pair with every margin, as arrays broadcast."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        rolled = [np.roll(inputs["margins"], b) for b in range(size(inputs))]
+        made = [function(params, inputs | {"margins": margins}) for margins in rolled]
+        singles = np.mean([one["per_example"] for one in made], axis=0)
+        grads = {n: np.mean([one["grads"][n] for one in made], axis=0) for n in made[0]["grads"]}
+        return made[0] | {"loss": np.mean(singles), "per_example": singles, "grads": grads}
+
+    return mistaken
+
+
+def without_ties(made: Values, params: Values, inputs: Values) -> Values:
+    """Pairs of margin 0 have no loss, and are counted."""
+    kept = 1.0 * (margin(inputs) != 0)
+    return through(made, kept * made["per_example"], kept)
+
+
+def likelihood(function: Function) -> Function:
+    """-log pi(y_w)."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        losses = -inputs[POLICY[0]]
+        slopes = np.full(len(losses), -1 / len(losses))
+        named = zip(POLICY + REFERENCE, (slopes, *[0 * slopes] * 3), strict=True)
+        return {"loss": np.mean(losses), "per_example": losses, "grads": dict(named)}
+
+    return mistaken
+
+
+def both_lengths(inputs: Values) -> Values:
+    names = ("chosen_lengths", "rejected_lengths")
+    return dict.fromkeys(names, inputs[names[0]] + inputs[names[1]])
+
+
 def repeated(inputs: Values) -> Values:
     """One value beside several is repeated, as array libraries do."""
     named = [name for name in POLICY + REFERENCE + SCORES if name in inputs]
@@ -308,6 +363,13 @@ PAIRS = (
     Mistake("with gradients in token means", "sum-mean", then(by_length)),
     Mistake("with the pair's margin added", "margin-dropped",
         on(lambda x: {"margins": -x["margins"]})),
+    Mistake("with every pair's rewards against every margin", "margin-dropped",
+        against_all_margins),
+    Mistake("with every chosen response against every rejected one", "per-example",
+        all_against_all),
+    Mistake("with pairs of margin 0 left out", "accuracy-tie", then(without_ties)),
+    Mistake("with the chosen response's likelihood alone", "sign", likelihood),
+    Mistake("with the tokens of both responses counted", "sum-mean", on(both_lengths)),
     Mistake("on each pair alone, then averaged", "example-min", one_by_one),
     Mistake("with log-probabilities in bfloat16", "half-precision-sums",
         on(partial(rounded, LOGPS, "bfloat16"))),

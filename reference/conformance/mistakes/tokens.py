@@ -32,7 +32,8 @@ def all_but_last(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray
 
 
 def all_but_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
-    return mask * np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+    scored = np.pad(mask[:, 1:], ((0, 0), (1, 0)))
+    return scored * np.pad(scored[:, :-1], ((0, 0), (1, 0)))
 
 
 def one_before(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
@@ -198,6 +199,12 @@ def probabilities(made: Values, params: Values, inputs: Values) -> Values:
 
 # fmt: off
 TOKENS = (
+    Mistake("with the padding counted", "mask-dropped", counted(lambda m: len(m[0]) - 1)),
+    Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
+    Mistake("with one token more counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
+    Mistake("with one token fewer counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
     Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
     Mistake("with logits times {c}", "overflow", temperature),
@@ -206,17 +213,12 @@ TOKENS = (
     Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
     Mistake("negated", "sign", then(negated)),
     Mistake("with probabilities, not their logarithms", "overflow", then(probabilities)),
-    Mistake("with one token more counted", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
-    Mistake("with one token fewer counted", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
+    Mistake("with the mask inverted", "mask-dropped", masked(lambda p, x, m: 1 - m)),
     Mistake("with the mask ignored", "mask-dropped", masked(lambda p, x, m: np.ones_like(m))),
     Mistake("with the prompt scored", "mask-dropped", masked(to_last)),
     Mistake("with the padding scored", "mask-dropped", masked(from_first)),
     Mistake("with the prompt scored as chosen", "mask-dropped", also("chosen_logps", 0)),
     Mistake("with the padding scored as rejected", "mask-dropped", padding_as_rejected),
-    Mistake("with the padding counted", "mask-dropped", counted(lambda m: len(m[0]) - 1)),
-    Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
     Mistake("with a short mask padded", "broadcast", on_case(padded)),
     Mistake("with the end-of-sequence token not scored", "eos-lost",
         masked(lambda p, x, m: m * (x["input_ids"] != EOS))),
