@@ -133,6 +133,30 @@ def banned_token(adapter: Any) -> float:
     return float(adapter.evaluate("logps", "sum", {}, inputs)["logps"][0])
 
 
+def banned_prompt(adapter: Any) -> float:
+    """A prompt whose second token has probability 0, and a response of one token of 1/2.
+
+    The row stands twice, as a chosen and a rejected response.
+    """
+    logits = np.array([[0.0, 0.0, -np.inf], [-np.inf, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    row = {"input_ids": [1, 2, 1], "completion_mask": [0, 0, 1], "attention_mask": [1, 1, 1]}
+    inputs = {name: np.array([values] * 2) for name, values in row.items()}
+    answer = adapter.evaluate("logps", "sum", {}, inputs | {"logits": np.array([logits] * 2)})
+    return float(np.asarray(answer["logps"])[0])
+
+
+def tunix_banned_prompt() -> float:
+    from benchmarks.peers.tunix import adapter
+
+    return banned_prompt(adapter)
+
+
+def openrlhf_banned_prompt() -> float:
+    from benchmarks.peers.openrlhf import adapter
+
+    return banned_prompt(adapter)
+
+
 def torchtune_banned() -> float:
     from benchmarks.peers.torchtune import adapter
 
@@ -255,6 +279,10 @@ The other row has no scored token: 0/0. The kit's convention is 0, and no gradie
 
 BANNED = """One response token of probability 1/2: ln(1/2) = -.6931. Token 0 has probability 0.
 A prompt's label is replaced by token 0, whose log-probability is -inf, and masked by a factor:
+-inf x 0 = NaN."""
+
+BANNED_PROMPT = """One response token of probability 1/2: ln(1/2) = -.6931.
+A prompt's token has probability 0. Its log-probability, -inf, is masked by a factor:
 -inf x 0 = NaN."""
 
 REPEATED = """One chosen response (its log-ratio ln 3, beta 1) and two rejected ones (0).
@@ -416,6 +444,19 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
     ),
     Finding(
         adapter="openrlhf:adapter",
+        title="A prompt's token of probability 0 makes the response's log-probability NaN",
+        kind="edge case",
+        documentation="`DPOTrainer._get_batch_logps`: prompts are masked.",
+        code=(
+            "It multiplies by the mask. A model with banned tokens gives the prompt, which it did "
+            "not write, probability 0."
+        ),
+        by_hand=BANNED_PROMPT,
+        ask_library=openrlhf_banned_prompt,
+        answer=math.nan,
+    ),
+    Finding(
+        adapter="openrlhf:adapter",
         title="One log-probability beside several is repeated",
         kind="convention",
         documentation="Each is one value a pair; shapes are not said to be checked.",
@@ -462,6 +503,19 @@ What differs from </s>: <s> c d.
 Due: c d </s>.""",
         ask_library=tunix_rows,
         answer=["<s> a b", "<s> c d"],
+    ),
+    Finding(
+        adapter="tunix:adapter",
+        title="A prompt's token of probability 0 makes the response's log-probability NaN",
+        kind="edge case",
+        documentation="`compute_logps`: the log-probabilities of completions.",
+        code=(
+            "It multiplies by the completion's mask. `dpo_loss_fn` keeps the completion's logits "
+            "alone, so that there it is padding that must not have probability 0."
+        ),
+        by_hand=BANNED_PROMPT,
+        ask_library=tunix_banned_prompt,
+        answer=math.nan,
     ),
     Finding(
         adapter="tunix:adapter",

@@ -165,6 +165,6 @@ PEERS = (
             "reward/bradley-terry": "`PairwiseTrainer`",
             "logps/sum": "`get_batch_logps`",
         },
-        follows={},
+        follows={"ipo/token-mean": ["dpo/length-normalised"]},
     ),
 )

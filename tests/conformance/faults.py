@@ -292,6 +292,7 @@ FAULTS = {
     "mean of nothing": tokens("nan-all-masked", COUNT, "mask.sum(axis=1, keepdims=True)"),
     "mean of nothing, times 0": tokens("nan-all-masked", DOT, f"{DOT} / w.sum() * w.sum()"),
     "labels by multiplication": tokens("zero-probability", FOUND, "np.sum(labels * logps, axis=-1)"),
+    "mask as a factor": tokens("zero-probability", "add(w, np.where(w, t, 0.0))", "np.dot(w, t)"),
     "first rejected token after the chosen response": tokens(
         "first-rejected-token", STARTS, f"{STARTS}; starts = starts & ({CHOSEN})"),
     # data
@@ -504,6 +505,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mean of nothing": ("with NaN where no token is scored",),
     "mean of nothing, times 0": ("with NaN where no token is scored",),
     "labels by multiplication": ("with NaN where a token of probability 0 could be scored", "with NaN where a masked token 0 has probability 0",),
+    "mask as a factor": ("with NaN where a masked token has probability 0",),
     "first rejected token after the chosen response": ("with every token predicted by the one before it",),
     "shared beginning of the responses cut": ("with the common beginning of the responses cut",),
     "mark anywhere": ("with responses cut at `Assistant:` anywhere",),

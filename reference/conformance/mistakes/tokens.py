@@ -116,6 +116,13 @@ def masked_by_factor(inputs: Values, mask: np.ndarray) -> np.ndarray:
     return np.any(np.isneginf(inputs["logits"][:, :-1, 0]) & ~mask, axis=1)
 
 
+def masked_label(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """A token that is not scored has probability 0."""
+    labels = inputs["input_ids"][:, 1:, None]
+    logits = np.take_along_axis(inputs["logits"][:, :-1], labels, axis=2)[..., 0]
+    return np.any(np.isneginf(logits) & ~mask, axis=1)
+
+
 def large(inputs: Values, mask: np.ndarray) -> np.ndarray:
     return np.any((inputs["logits"][:, :-1].max(axis=2) > LARGEST_EXPONENT) & mask, axis=1)
 
@@ -230,6 +237,8 @@ TOKENS = (
     Mistake("with NaN where no token is scored", "nan-all-masked", where(none, np.nan)),
     Mistake("with NaN where a token of probability 0 could be scored", "zero-probability",
         where(banned, np.nan)),
+    Mistake("with NaN where a masked token has probability 0", "zero-probability",
+        where(masked_label, np.nan)),
     Mistake("with NaN where a masked token 0 has probability 0", "zero-probability",
         where(masked_by_factor, np.nan)),
     Mistake("with exp of large logits overflowing", "overflow", then(infinite)),
