@@ -41,6 +41,9 @@ FLAGS = {
     "accumulation-scale": Flag(
         "error", "micro-batches are added without dividing by their number",
         "divide each micro-batch's loss by their number, once"),
+    "accuracy-of-means": Flag(
+        "error", "the accuracy is that of the batch's mean margin",
+        "compare the rewards of each pair, then average"),
     "accuracy-tie": Flag(
         "note", "a margin of exactly 0 is counted as accurate",
         "count a margin that is above 0, and no other"),

@@ -138,11 +138,10 @@ def _sentence(diagnosis: Diagnosis, part: Part) -> str:
 
 
 def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:
-    """A failure is a note where the case, or all that is wrong, is a convention."""
-    accepted = result.case.result == "reject"
-    convention = is_note(result.case.flags, accepted) or (
-        diagnosis is not None and diagnosis.known and all(map(_is_convention, diagnosis.parts))
-    )
+    """A failure is a note where what is accepted, or all that is wrong, is a convention."""
+    accepted = result.case.result == "reject" and is_note(result.case.flags, True)
+    parts = diagnosis.parts if diagnosis and diagnosis.known else ()
+    convention = accepted or (bool(parts) and all(map(_is_convention, parts)))
     return result._replace(outcome="noted") if _failed(result) and convention else result
 
 

@@ -136,6 +136,7 @@ FAULTS = {
     "accuracy of equal rewards": pairs("accuracy-tie", "np.mean(differences > 0)", "np.mean(differences >= 0)"),
     "half a point for ties": pairs(
         "accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean((np.sign(margins_of(inputs)) + 1) / 2)"),
+    "accuracy of the mean": pairs("accuracy-of-means", "np.mean(margins_of(inputs) > 0)", "float(np.mean(margins_of(inputs)) > 0)"),
     # beta
     "DPO without beta": objectives("beta-dropped", DPO, "bradley_terry(margin)"),
     "DPO's slope without beta": pairs("beta-dropped", "slopes = beta * (wrong", "slopes = (wrong"),
@@ -383,6 +384,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "accuracy of ties": ("with ties counted as accurate",),
     "accuracy of equal rewards": ("with ties counted as accurate",),
     "half a point for ties": ("with ties counted as half accurate",),
+    "accuracy of the mean": ("with the accuracy of the mean margin",),
     "DPO without beta": ("at beta 1: beta is dropped",),
     "DPO's slope without beta": ("with the gradients' factor beta dropped",),
     "distillation without beta": ("at beta 1: beta is dropped",),

@@ -283,7 +283,8 @@ def pair_cases(extra=None):
         ),
         (
             "batch",
-            "batch-sum per-example sign beta-dropped beta-changed reference-gradient gradient-lost",
+            "batch-sum per-example sign beta-dropped beta-changed reference-gradient gradient-lost "
+            "accuracy-of-means",
             "five pairs",
             logps(5, 1),
         ),
@@ -444,7 +445,7 @@ def ipo_file(dialect, equation, source, target, per_token):
     }
     asked = [
         (name, f"{flags} target squared", *rest)
-        for name, flags, *rest in without(pair_cases(lengths), "accuracy-tie")
+        for name, flags, *rest in without(pair_cases(lengths), "accuracy-tie", "accuracy-of-means")
     ]
     asked.append(
         (
@@ -553,9 +554,8 @@ def ensemble_file(dialect, equation, source, oracle, *other):
             rewards(2, logps(4, 9), 9),
         ),
     ]
-    made = cases_of(
-        oracle, None, without(asked, "accuracy-tie", *other), {}, without_grads=("crossed",)
-    )
+    asked = without(asked, "accuracy-tie", "accuracy-of-means", *other)
+    made = cases_of(oracle, None, asked, {}, without_grads=("crossed",))
     return vector_file(
         "ensemble", dialect, equation, source, [*made, *refused({}, scored(logps(4, 3), 3))], SCALAR
     )
@@ -585,7 +585,7 @@ def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, 
     flags = "gamma-dropped kl-sign"
     asked = [
         (name, f"{f} {flags}", comment, inputs, {"gamma": 0.25})
-        for name, f, comment, inputs in without(pair_cases(extend), "accuracy-tie", "per-example")
+        for name, f, comment, inputs in without(pair_cases(extend), *NO_METRICS)
     ]
     asked += [
         ("strong", f"{flags} kl-reversed", "gamma 4", extend(logps(3, 11), 11), {"gamma": 4.0}),
@@ -684,6 +684,7 @@ def reward_file(dialect, equation, source, margin):
     return vector_file("reward", dialect, equation, source, made, SCALAR)
 
 
+NO_METRICS = ("accuracy-tie", "accuracy-of-means", "per-example")
 SAMPLES = (*POLICY, "policy_sample_logps")
 DISTRIBUTIONS = (*POLICY, "policy_distribution_logps")
 SMOOTH = {"label_smoothing": E}

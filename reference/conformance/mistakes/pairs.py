@@ -125,6 +125,10 @@ def accurate(count: Callable, made: Values, params: Values, inputs: Values) -> V
     return {"metrics": made["metrics"] | accuracy}
 
 
+def of_mean_margin(made: Values, params: Values, inputs: Values) -> Values:
+    return accurate(lambda h: np.mean(h) > 0, made, params, inputs)
+
+
 def one_by_one(function: Function) -> Function:
     """The loss of each pair alone, then the mean."""
 
@@ -347,6 +351,7 @@ PAIRS = (
         then(partial(accurate, lambda h: h >= 0))),
     Mistake("with ties counted as half accurate", "accuracy-tie",
         then(partial(accurate, lambda h: (np.sign(h) + 1) / 2))),
+    Mistake("with the accuracy of the mean margin", "accuracy-of-means", then(of_mean_margin)),
     Mistake("with a lone value repeated", "broadcast", on(repeated)),
     Mistake("with arrays cut to the shortest", "broadcast", on(cut)),
     Mistake("over beta squared", "scale", then(lambda made, p, x: times(made, p["beta"] ** -2))),

@@ -139,6 +139,19 @@ def running(kind: str, weights: np.ndarray, logps: np.ndarray) -> float:
     return float(sum_so_far)
 
 
+def without_shift(function: Function) -> Function:
+    """Every label, that of slot 0 too, is read from the logits at its own position."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        names = ("input_ids", "completion_mask")
+        later = {name: np.pad(inputs[name], ((0, 0), (1, 0))) for name in names}
+        logits = np.pad(inputs["logits"], ((0, 0), (0, 1), (0, 0)))
+        made = function(params, inputs | later | {"logits": logits})
+        return made | {"grads": {"logits": made["grads"]["logits"][:, :-1]}}
+
+    return mistaken
+
+
 def as_plain_sequence(params: Values, inputs: Values) -> Values:
     """Every token is predicted by the position before it, the first rejected one too."""
     chosen, rejected = (summed_over(inputs, segment) for segment in (1, 2))
@@ -213,6 +226,7 @@ TOKENS = (
     Mistake("with one token fewer counted", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
+    Mistake("with labels not shifted, the first too", "shift", without_shift),
     Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
     Mistake("with logits times {c}", "overflow", temperature),
     Mistake("with the first token not scored", "mask-dropped", masked(all_but_first)),
