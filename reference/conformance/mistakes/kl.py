@@ -29,7 +29,7 @@ def another(kl_of: Callable, slope_of: Callable) -> Callable[[Function], Functio
 
 
 def summed(values: Callable) -> Callable:
-    """A KL of distributions from its terms, and nothing for samples, which have no outcomes."""
+    """A KL of distributions from its terms, where the reference allows an outcome."""
     return lambda ref, policy: np.sum(np.where(np.exp(ref) > 0, values(ref, policy), 0.0), axis=-1)
 
 
