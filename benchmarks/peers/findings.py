@@ -133,6 +133,30 @@ def banned_token(adapter: Any) -> float:
     return float(adapter.evaluate("logps", "sum", {}, inputs)["logps"][0])
 
 
+def banned_prompt(adapter: Any) -> float:
+    """A prompt whose second token has probability 0, and a response of one token of 1/2.
+
+    The row stands twice, as a chosen and a rejected response.
+    """
+    logits = np.array([[0.0, 0.0, -np.inf], [-np.inf, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    row = {"input_ids": [1, 2, 1], "completion_mask": [0, 0, 1], "attention_mask": [1, 1, 1]}
+    inputs = {name: np.array([values] * 2) for name, values in row.items()}
+    answer = adapter.evaluate("logps", "sum", {}, inputs | {"logits": np.array([logits] * 2)})
+    return float(np.asarray(answer["logps"])[0])
+
+
+def tunix_banned_prompt() -> float:
+    from benchmarks.peers.tunix import adapter
+
+    return banned_prompt(adapter)
+
+
+def openrlhf_banned_prompt() -> float:
+    from benchmarks.peers.openrlhf import adapter
+
+    return banned_prompt(adapter)
+
+
 def torchtune_banned() -> float:
     from benchmarks.peers.torchtune import adapter
 
@@ -246,6 +270,78 @@ def openrlhf_rows() -> list[str]:
     return ["|".join(tokenizer.convert_ids_to_tokens(part)) for part in ids]
 
 
+def sequence(adapter: Any, tokens: int) -> float:
+    """A prompt of one token, then tokens of probability 1/2, 1/4, 1/8, ..., and their mean."""
+    odds = [np.log([0.5 - p / 2, p, 0.5 - p / 2]) for p in 0.5 ** np.arange(1, tokens + 2)]
+    ids, mask = np.ones((1, tokens + 1), int), np.array([[0] + [1] * tokens])
+    inputs = {"input_ids": ids, "completion_mask": mask, "attention_mask": ids}
+    answer = adapter.evaluate("logps", "mean", {}, inputs | {"logits": np.array([odds])})
+    return round(float(np.asarray(answer["logps"])[0]), 4)
+
+
+def x_transformers_mask() -> float:
+    from benchmarks.peers.x_transformers import adapter
+
+    return sequence(adapter, 2)
+
+
+def x_transformers_mean() -> float:
+    from benchmarks.peers.x_transformers import adapter
+
+    inputs = pair(2.0, -1.0, chosen_lengths=[4], rejected_lengths=[4])
+    return loss(adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs))
+
+
+def self_rewarding_shift() -> float:
+    from benchmarks.peers.self_rewarding import adapter
+
+    return sequence(adapter, 1)
+
+
+def torchrl_tokens() -> float:
+    import torch
+
+    from benchmarks.peers.torchrl import PADDING, GPT2RewardModel, batch
+
+    rewards = ([[1.0, 3.0]], [[0.0, 0.0]])
+    rows = [batch(i, torch.tensor(values)) for i, values in enumerate(rewards)]
+    return round(GPT2RewardModel._compute_reward_loss(*rows, PADDING).item(), 4)
+
+
+def torchrl_lengths() -> float:
+    from benchmarks.peers.torchrl import adapter
+
+    scores = {"score_chosen": np.array([1.0]), "score_rejected": np.array([0.0, 5.0])}
+    return loss(adapter.evaluate("reward", "bradley-terry", {}, scores))
+
+
+def mlx_accuracy() -> float:
+    from benchmarks.peers.mlx_lm_lora import adapter
+
+    both = [pair(3.0, 0.0), pair(-1.0, 0.0)]
+    inputs = {name: np.concatenate([one[name] for one in both]) for name in POLICY + REFERENCE}
+    answer = adapter.evaluate("dpo", "plain", {"beta": 1.0}, inputs)
+    return answer["metrics"]["rewards/accuracies"]
+
+
+def mlx_penalty() -> float:
+    from benchmarks.peers.mlx_lm_lora import preference
+
+    return loss(preference("dpop", {"beta": 0.1}, pair(-1.0, 0.0)))
+
+
+def mlx_banned_prompt() -> float:
+    from benchmarks.peers.mlx_lm_lora import adapter
+
+    return banned_prompt(adapter)
+
+
+def ms_swift_repeated() -> float:
+    from benchmarks.peers.ms_swift import adapter
+
+    return repeated(adapter)
+
+
 SMOOTHED = """h = ln 3 and beta 1, so that sigmoid(beta h) = 3/4; e = 1/4.
 plain: ln(4/3) = .2877. cDPO: .75 x .2877 + .25 x ln 4 = .2158 + .3466 = .5623."""
 
@@ -255,6 +351,10 @@ The other row has no scored token: 0/0. The kit's convention is 0, and no gradie
 
 BANNED = """One response token of probability 1/2: ln(1/2) = -.6931. Token 0 has probability 0.
 A prompt's label is replaced by token 0, whose log-probability is -inf, and masked by a factor:
+-inf x 0 = NaN."""
+
+BANNED_PROMPT = """One response token of probability 1/2: ln(1/2) = -.6931.
+A prompt's token has probability 0. Its log-probability, -inf, is masked by a factor:
 -inf x 0 = NaN."""
 
 REPEATED = """One chosen response (its log-ratio ln 3, beta 1) and two rejected ones (0).
@@ -416,6 +516,19 @@ e^89 = 4.5e38 is above float32's largest number, 3.4e38.""",
     ),
     Finding(
         adapter="openrlhf:adapter",
+        title="A prompt's token of probability 0 makes the response's log-probability NaN",
+        kind="edge case",
+        documentation="`DPOTrainer._get_batch_logps`: prompts are masked.",
+        code=(
+            "It multiplies by the mask. A model with banned tokens gives the prompt, which it did "
+            "not write, probability 0."
+        ),
+        by_hand=BANNED_PROMPT,
+        ask_library=openrlhf_banned_prompt,
+        answer=math.nan,
+    ),
+    Finding(
+        adapter="openrlhf:adapter",
         title="One log-probability beside several is repeated",
         kind="convention",
         documentation="Each is one value a pair; shapes are not said to be checked.",
@@ -462,6 +575,19 @@ What differs from </s>: <s> c d.
 Due: c d </s>.""",
         ask_library=tunix_rows,
         answer=["<s> a b", "<s> c d"],
+    ),
+    Finding(
+        adapter="tunix:adapter",
+        title="A prompt's token of probability 0 makes the response's log-probability NaN",
+        kind="edge case",
+        documentation="`compute_logps`: the log-probabilities of completions.",
+        code=(
+            "It multiplies by the completion's mask. `dpo_loss_fn` keeps the completion's logits "
+            "alone, so that there it is padding that must not have probability 0."
+        ),
+        by_hand=BANNED_PROMPT,
+        ask_library=tunix_banned_prompt,
+        answer=math.nan,
     ),
     Finding(
         adapter="tunix:adapter",
@@ -524,6 +650,131 @@ ipo: (.2 - 5)^2 = 23.04; the sigmoid loss of averages is ln(1 + e^-.02) = .6832.
         by_hand=BANNED,
         ask_library=llamafactory_banned,
         answer=math.nan,
+    ),
+    Finding(
+        adapter="ms_swift:adapter",
+        title="One log-probability beside several is repeated",
+        kind="convention",
+        documentation="Each is one value a pair; shapes are not said to be checked.",
+        code=(
+            "`DPOTrainer.dpo_loss` subtracts tensors, and PyTorch repeats one of a single value. "
+            "The kit asks for an error."
+        ),
+        by_hand=REPEATED,
+        ask_library=ms_swift_repeated,
+        answer=0.2877,
+    ),
+    Finding(
+        adapter="mlx_lm_lora:adapter",
+        title="The accuracy is that of the batch's mean rewards",
+        kind="defect",
+        documentation="The metric is called `accuracies`, and is averaged.",
+        code=(
+            "`dpo_loss` averages the rewards of chosen and of rejected first, and compares the two "
+            "numbers: a batch is right or wrong as a whole."
+        ),
+        by_hand="""Two pairs, h = 3 and h = -1; beta 1. One of two is right: 1/2.
+Mean rewards: chosen (3 - 1)/2 = 1, rejected 0. 1 > 0: 1.""",
+        ask_library=mlx_accuracy,
+        answer=1.0,
+    ),
+    Finding(
+        adapter="mlx_lm_lora:adapter",
+        title="The penalty of `dpop` stands outside the sigmoid",
+        kind="defect",
+        documentation="`loss_type` `dpop`, `delta` 50: DPO-positive (Pal et al., 2024).",
+        code=(
+            "`dpo_loss`: -(log sigmoid(beta h) - delta penalty). The paper has "
+            "-log sigmoid(beta (h - lambda penalty)): there the penalty is weighed by beta, and "
+            "its slope is at most that of the sigmoid."
+        ),
+        by_hand="""The chosen log-ratio is -1, the rejected 0; beta .1, delta 50: penalty 1.
+The paper: ln(1 + e^(.1 x 51)) = 5.1061.
+Outside: ln(1 + e^.1) + 50 = 50.7444.""",
+        ask_library=mlx_penalty,
+        answer=50.7444,
+    ),
+    Finding(
+        adapter="mlx_lm_lora:adapter",
+        title="A prompt's token of probability 0 makes the response's log-probability NaN",
+        kind="edge case",
+        documentation="nothing about it.",
+        code="`get_token_scores` multiplies by the mask.",
+        by_hand=BANNED_PROMPT,
+        ask_library=mlx_banned_prompt,
+        answer=math.nan,
+    ),
+    Finding(
+        adapter="x_transformers:adapter",
+        title="The mask is not shifted with the labels",
+        kind="defect",
+        documentation="`DPO.forward` takes `prompt_mask` of the sequences.",
+        code=(
+            "`masked_mean` cuts a mask that is one longer than the log-probabilities at its end; "
+            "these are of the tokens from the second on. So the first token of a response is not "
+            "scored, and the token behind its last one is."
+        ),
+        by_hand="""A prompt of one token, then tokens of probability 1/2 and 1/4, and the row ends.
+Due: (ln(1/2) + ln(1/4))/2 = -1.0397.
+Masks prompt, response, response without the last: the second label alone, ln(1/4) = -1.3863.""",
+        ask_library=x_transformers_mask,
+        answer=-1.3863,
+    ),
+    Finding(
+        adapter="x_transformers:adapter",
+        title="DPO of log-probabilities that are averaged over tokens",
+        kind="convention",
+        documentation="`DPO.forward` follows Appendix B of the DPO paper, which is of sequences.",
+        code=(
+            "`masked_mean` where others add. The same beta is weaker by the length of the "
+            "responses. `self-rewarding-lm-pytorch` does the same."
+        ),
+        by_hand="""Log-ratios +2 and -1, each over 4 tokens; beta 1.
+Added: h = 3, ln(1 + e^-3) = .0486.
+Three of four tokens are scored, each 1/2 and -1/4: means 1/2 and -1/4.
+h = 3/4: ln(1 + e^-.75) = .3869.""",
+        ask_library=x_transformers_mean,
+        answer=0.3869,
+    ),
+    Finding(
+        adapter="self_rewarding:adapter",
+        title="Labels are not shifted against logits",
+        kind="defect",
+        documentation="`DPO.forward` follows Appendix B of the DPO paper.",
+        code=(
+            "`log_prob_from_model_and_seq` reads the log-probability of each token from the logits "
+            "at its own position, which predict the next one. The library's own SFT shifts."
+        ),
+        by_hand="""A prompt of one token; a response of one, of probability 1/2 behind the prompt.
+Due: ln(1/2) = -.6931. Behind itself its probability is 1/4: ln(1/4) = -1.3863.""",
+        ask_library=self_rewarding_shift,
+        answer=-1.3863,
+    ),
+    Finding(
+        adapter="torchrl:adapter",
+        title="The loss is averaged over the tokens from where the responses differ",
+        kind="convention",
+        documentation="`compute_reward_loss` compares two batches, one chosen, one rejected.",
+        code=(
+            "`_compute_reward_loss` compares the rewards at every position from the first token "
+            "that differs to the end of the longer response, not at the last token alone. "
+            "Responses of one token pass all cases."
+        ),
+        by_hand="""Responses of two tokens; rewards 1 and 3 against 0 and 0.
+The last token: ln(1 + e^-3) = .0486. Both: (.3133 + .0486)/2 = .1809.""",
+        ask_library=torchrl_tokens,
+        answer=0.1809,
+    ),
+    Finding(
+        adapter="torchrl:adapter",
+        title="Rejected responses without a chosen one are left out",
+        kind="convention",
+        documentation="nothing about it.",
+        code="`_compute_reward_loss` goes over the chosen batch. The kit asks for an error.",
+        by_hand="""One chosen response (1), two rejected ones (0 and 5): 1 - 0 = 1.
+ln(1 + 1/e) = .3133.""",
+        ask_library=torchrl_lengths,
+        answer=0.3133,
     ),
 )
 

@@ -30,9 +30,9 @@ def dpo(loss_type: str, params: Values, inputs: Values) -> Values:
     loss_fn = LigerFusedLinearDPOLoss(
         beta=params["beta"], compiled=False, loss_type=loss_type, label_smoothing=smoothing
     )
-    head, targets = torch.eye(2), torch.zeros(len(rows.logits), 1, dtype=torch.long)
-    reference = {"ref_input": rows.ref_logits[:, :1], "ref_weight": head}
-    loss, aux = loss_fn(head, rows.logits[:, :1], targets, **reference)
+    head, targets = torch.eye(2), torch.where(rows.completion_mask[:, 1:] == 1, 0, -100)
+    reference = {"ref_input": rows.ref_logits[:, :-1], "ref_weight": head}
+    loss, aux = loss_fn(head, rows.logits[:, :-1], targets, **reference)
     metrics = means(chosen=aux[-2], rejected=aux[-1])
     return {"loss": loss.item(), "grads": gradients(loss, rows.leaves), "metrics": metrics}
 

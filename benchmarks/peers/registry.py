@@ -8,6 +8,9 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 TRL024 = Path(sys.prefix, "trl024")
 """The folder of the TRL that LLaMA-Factory needs; the other libraries do not see it."""
+TRL029 = Path(sys.prefix, "trl029")
+"""That of ms-swift."""
+OWN_TRL = {"llamafactory": ("0.24.0", TRL024), "ms-swift": ("0.29.1", TRL029)}
 
 
 class Peer(NamedTuple):
@@ -53,8 +56,8 @@ class Peer(NamedTuple):
             self.version()
         except PackageNotFoundError:
             return self.package
-        needs_old_trl = self.package == "llamafactory" and not TRL024.is_dir()
-        return "trl 0.24.0 in trl024" if needs_old_trl else ""
+        version, folder = OWN_TRL.get(self.package, ("", HERE))
+        return "" if folder.is_dir() else f"trl {version} in {folder.name}"
 
     def version(self) -> str:
         return version(self.package)
@@ -165,6 +168,56 @@ PEERS = (
             "reward/bradley-terry": "`PairwiseTrainer`",
             "logps/sum": "`get_batch_logps`",
         },
+        follows={"ipo/token-mean": ["dpo/length-normalised"]},
+    ),
+    Peer(
+        library="ms-swift (TRL 0.29.1)",
+        package="ms-swift",
+        adapter="ms_swift:adapter",
+        claims={
+            "dpo/plain": "`DPOTrainer`, `loss_type` `sigmoid`",
+            "dpo/conservative": "`dpo_loss`: `label_smoothing` with `sigmoid`",
+            "dpo/robust": "`loss_type` `robust`",
+            "ipo/token-mean": "`_get_ipo_sequence_logps`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="mlx-lm-lora",
+        package="mlx-lm-lora",
+        adapter="mlx_lm_lora:adapter",
+        claims={
+            "dpo/plain": "`dpo_loss`, `loss_type` `sigmoid`",
+            "ipo/token-mean": "`compute_score`: averaged where `loss_type` is `ipo`",
+            "logps/sum": "`get_token_scores`, `compute_score`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="x-transformers",
+        package="x-transformers",
+        adapter="x_transformers:adapter",
+        claims={
+            "dpo/plain": "`DPO.forward`: follows Appendix B of the DPO paper",
+            "logps/mean": "`log_prob_from_model_and_seq`, `masked_mean`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="self-rewarding-lm-pytorch",
+        package="self-rewarding-lm-pytorch",
+        adapter="self_rewarding:adapter",
+        claims={
+            "dpo/plain": "`DPO.forward`: follows Appendix B of the DPO paper",
+            "logps/mean": "`log_prob_from_model_and_seq`, `masked_mean`",
+        },
+        follows={},
+    ),
+    Peer(
+        library="TorchRL",
+        package="torchrl",
+        adapter="torchrl:adapter",
+        claims={"reward/bradley-terry": "`GPT2RewardModel.compute_reward_loss`"},
         follows={},
     ),
 )

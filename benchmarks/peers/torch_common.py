@@ -79,3 +79,14 @@ def rows_of(inputs: Values) -> Rows:
 
     mask = logit_positions.roll(1, 1).long()
     return Rows(leaves, ref, logits(list(leaves.values())), logits(ref), mask)
+
+
+class Turns(torch.nn.Module):
+    """A language model that returns these logits, one after the other."""
+
+    def __init__(self, *logits: torch.Tensor):
+        super().__init__()
+        self.left = list(logits)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.left.pop(0)[:, : tokens.shape[1]]

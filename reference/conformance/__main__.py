@@ -8,16 +8,11 @@ from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 
 from reference.conformance.cases import load_cases
-from reference.conformance.judge import DTYPES, Adapter
+from reference.conformance.judge import DTYPES, Adapter, dtype_of
 from reference.conformance.lines import CommandAdapter
-from reference.conformance.report import (
-    as_json,
-    cases_named,
-    load_adapter,
-    read_expected_failures,
-    run,
-    table,
-)
+from reference.conformance.loading import cases_named, load_adapter, read_expected_failures
+from reference.conformance.record import record
+from reference.conformance.report import run, table
 
 NAME = "python -m reference.conformance"
 WHAT = (
@@ -67,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             return _cannot_run(" ".join(str(error).split()))
         report = run(adapter, cases, frozenset(xfail), options.dtype)
-    _print(json.dumps(as_json(report)) if options.json else table(report))
+    if options.json:
+        named, dtype = options.adapter or options.command, options.dtype or dtype_of(adapter)
+        _print(json.dumps(record(report, named, dtype)))
+    else:
+        _print(table(report))
     if all(result.outcome == "skipped" for result in report.results):
         return _cannot_run("nothing was tested: none of these cases is supported")
     return 1 if report.unexpected else 0

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from reference.conformance.cases import Case, Tolerance
-from reference.conformance.dialects import DIALECTS
 
 DTYPES = ("float64", "float32", "bfloat16")
 OPTIONAL = ("per_example", "grads", "metrics")
@@ -77,7 +76,7 @@ def judge(adapter: Adapter, case: Case, dtype: str | None = None) -> Result:
     except RAISED as error:
         return Result(case, "errored", _words(error))
     try:
-        answer = _answer(adapter, case)
+        answer = answer_of(adapter, case)
     except RAISED as error:
         return _raised(case, error)
     if case.result == "reject":
@@ -121,60 +120,42 @@ def differences(case: Case, answer: Any, dtype: str) -> Iterator[str]:
     if not isinstance(answer, dict):
         yield f"the answer is of type {type(answer).__name__}, where a dict of outputs is due"
         return
-    reported = _reported(answer)
-    for name, expected in _leaves(case.expected):
-        value, kind = reported.get(name), "grads" if name.startswith("grads.") else "values"
-        if value is None:
+    values = reported(answer)
+    for name, expected in leaves(case.expected):
+        if name not in values:
             yield from () if _optional(name) else (f"{name} is missing",)
-        elif isinstance(expected, str | list):
-            yield from (
-                ()
-                if _plain(value) == expected
-                else (f"{name}: {_plain(value)!r}, not {expected!r}",)
-            )
         else:
-            yield from _distance(name, np.asarray(expected), value, case.tolerance[dtype][kind])
+            yield from difference(case, name, expected, values[name], dtype)
 
 
-def followed(adapter: Adapter, failed: list[Case], dtype: str | None = None) -> list[str]:
-    """The dialects that an implementation follows in place of the one that it claims.
-
-    Such a dialect explains the values and gradients of all the failed cases. A case in which only
-    metrics are wrong says nothing about the dialect.
+def difference(case: Case, name: str, expected: Any, value: Any, dtype: str) -> Iterator[str]:
+    """How one output differs, if it does.
 
     Args:
-        adapter: the implementation.
-        failed: the cases of one dialect that it failed.
-        dtype: how exact the answers must be, in place of what the adapter says of itself.
+        case: the case, whose tolerances apply.
+        name: of the output, as `leaves` has it.
+        expected: what it should be.
+        value: what the implementation returned.
+        dtype: one of `DTYPES`.
 
     Returns:
-        Names of dialects of the same objective.
+        No text, or one.
     """
-    objective, claimed = failed[0].objective, failed[0].dialect
-    telling = [case for case in failed if not _explains(claimed, adapter, case, dtype)]
-    others = [name for kind, name in DIALECTS if telling and kind == objective and name != claimed]
-    return [
-        name for name in others if all(_explains(name, adapter, case, dtype) for case in telling)
-    ]
-
-
-def _explains(dialect: str, adapter: Adapter, case: Case, dtype: str | None) -> bool:
-    try:
-        expected = DIALECTS[case.objective, dialect](case.params, case.inputs)
-        answer = _answer(adapter, case)
-    except RAISED:
-        return False
-    other = {name: value for name, value in expected.items() if name != "metrics"}
-    return not any(differences(case._replace(expected=other), answer, dtype or dtype_of(adapter)))
+    if isinstance(expected, str | list):
+        if _plain(value) != expected:
+            yield f"{name}: {_plain(value)!r}, not {expected!r}"
+        return
+    kind = "grads" if name.startswith("grads.") else "values"
+    yield from _distance(name, np.asarray(expected), value, case.tolerance[dtype][kind])
 
 
 def _unchecked(case: Case, answer: Any) -> tuple[str, ...]:
     """The optional outputs that an answer does not have."""
-    optional = [name for name, _ in _leaves(case.expected) if _optional(name)]
-    return tuple(name for name in optional if name not in _reported(answer))
+    optional = [name for name, _ in leaves(case.expected) if _optional(name)]
+    return tuple(name for name in optional if name not in reported(answer))
 
 
-def _answer(adapter: Adapter, case: Case) -> Any:
+def answer_of(adapter: Adapter, case: Case) -> Any:
     """The answer for copies of the case's values: an implementation may change its inputs."""
     return adapter.evaluate(
         case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
@@ -212,16 +193,17 @@ def _numbers(value: Any) -> np.ndarray:
     return array.astype(float)
 
 
-def _reported(answer: Any) -> dict[str, Any]:
-    leaves = _leaves(answer) if isinstance(answer, dict) else ()
-    return {name: value for name, value in leaves if value is not None}
+def reported(answer: Any) -> dict[str, Any]:
+    """The outputs that an answer has, by the names of `leaves`."""
+    named = leaves(answer) if isinstance(answer, dict) else ()
+    return {name: value for name, value in named if value is not None}
 
 
-def _leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`{"grads": {"logits": x}}` as `("grads.logits", x)`."""
     for name, value in outputs.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -236,7 +218,8 @@ def _distance(name: str, expected: np.ndarray, answer: Any, tolerance: Tolerance
         yield f"{name}: shape {list(numbers.shape)}, not {list(expected.shape)}"
         return
     largest = np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected))
-    wrong = ~np.isclose(numbers, expected, rtol=0.0, atol=tolerance.rtol * largest + tolerance.atol)
+    atol = tolerance.rtol * largest + tolerance.atol
+    wrong = ~np.isclose(numbers, expected, rtol=0.0, atol=atol)
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f"{name}{list(index)}" if index else name

@@ -21,6 +21,7 @@ from reference.objectives import (
 )
 
 Values = dict[str, Any]
+Loss = Callable[[Values, Values], Values]
 
 
 def plain_dpo(params: Values, inputs: Values) -> Values:
@@ -40,7 +41,7 @@ def conservative_dpo(params: Values, inputs: Values) -> Values:
 
     Source: Mitchell (2023), cDPO.
     """
-    e = params.get("label_smoothing", 0.0)
+    e = params["label_smoothing"]
     return _smoothed_dpo(params, inputs, 1 - e, e)
 
 
@@ -51,7 +52,7 @@ def robust_dpo(params: Values, inputs: Values) -> Values:
 
     Source: Chowdhury et al. (2024).
     """
-    e = params.get("label_smoothing", 0.0)
+    e = params["label_smoothing"]
     return _smoothed_dpo(params, inputs, (1 - e) / (1 - 2 * e), -e / (1 - 2 * e))
 
 
@@ -62,53 +63,59 @@ def summed_ipo(target: float, params: Values, inputs: Values) -> Values:
 
     Source: section 7.1 with target 1; Azar et al. (2024), Eq. 17, with 1/2.
     """
-    margins, tau = _margins(inputs), params["beta"] / target
-    return _over_pairs([ipo(h, tau) for h in margins], 2 * (margins - 1 / tau))
+    margins, tau = margins_of(inputs), params["beta"] / target
+    return over_pairs([ipo(h, tau) for h in margins], 2 * (margins - 1 / tau))
 
 
-def token_mean_ipo(params: Values, inputs: Values) -> Values:
-    """IPO of log-probabilities that are averaged over the tokens of each response.
+def per_token(loss: Loss, params: Values, inputs: Values) -> Values:
+    """A loss of log-probabilities that are averaged over the tokens of each response.
 
-    (h - 1/(2 beta))^2
+    Where a case has no lengths, a response has one token.
 
-    Source: the code of TRL and LLaMA-Factory.
+    Source: of IPO, the code of TRL and LLaMA-Factory.
     """
-    lengths = {name: inputs[f"{name}_lengths"] for name in ("chosen", "rejected")}
-    logps = dict(zip(POLICY + REFERENCE, _alike(inputs, POLICY + REFERENCE), strict=True))
-    means = {name: values / lengths[name.split("_")[1]] for name, values in logps.items()}
-    made = summed_ipo(0.5, params, means)
-    grads = {name: grad / lengths[name.split("_")[1]] for name, grad in made["grads"].items()}
-    return made | {"grads": grads}
+    names = POLICY + REFERENCE
+    lengths = {name: inputs.get(f"{name.split('_')[1]}_lengths", 1) for name in names}
+    logps = dict(zip(names, _alike(inputs, names), strict=True))
+    made = loss(params, inputs | {name: logps[name] / lengths[name] for name in names})
+    return made | {"grads": {name: grad / lengths[name] for name, grad in made["grads"].items()}}
 
 
 def distil(params: Values, inputs: Values) -> Values:
     """Reward model distillation.
 
+    (rho - beta h)^2
+
+    Source: Eq. 7.
+    """
+    return rpo_sq(params | {"reward_scale": 1.0}, inputs)
+
+
+def rpo_sq(params: Values, inputs: Values) -> Values:
+    """Reward model distillation with a scale of the rewards.
+
     (reward_scale rho - beta h)^2
 
-    Source: Eq. 7 with reward_scale 1; NeMo-Aligner's rpo_sq with any.
+    Source: NeMo-Aligner's rpo_sq.
     """
-    beta, margins = params["beta"], _margins(inputs)
-    rewards = params.get("reward_scale", 1.0) * _reward_margins(inputs)
+    beta, margins = params["beta"], margins_of(inputs)
+    rewards = params["reward_scale"] * reward_margins(inputs)
     losses = [distillation(h, rho, beta) for h, rho in zip(margins, rewards, strict=True)]
-    made = _over_pairs(losses, -2 * beta * (rewards - beta * margins))
-    return made | {"metrics": _implicit_rewards(beta, inputs)}
+    made = over_pairs(losses, -2 * beta * (rewards - beta * margins))
+    return made | {"metrics": implicit_rewards(beta, inputs)}
 
 
-def rebel(params: Values, inputs: Values) -> Values:
-    """REBEL, which is Eq. 7 over beta^2.
+def over_beta_squared(loss: Loss, params: Values, inputs: Values) -> Values:
+    """A loss over beta^2; of Eq. 7 this is REBEL.
 
     (h - eta rho)^2,  eta = 1/beta
 
     Source: the code of Gao et al. (2024).
     """
-    made, scale = distil(params, inputs), params["beta"] ** -2
+    made, scale = loss(params, inputs), params["beta"] ** -2
     grads = {name: scale * grad for name, grad in made["grads"].items()}
-    return made | {
-        "loss": scale * made["loss"],
-        "per_example": scale * made["per_example"],
-        "grads": grads,
-    }
+    scaled = {name: scale * made[name] for name in ("loss", "per_example")}
+    return made | scaled | {"grads": grads}
 
 
 def distil_ensemble(weigh: Callable, params: Values, inputs: Values) -> Values:
@@ -120,10 +127,9 @@ def distil_ensemble(weigh: Callable, params: Values, inputs: Values) -> Values:
 
     Source: Eq. 11, footnote 5; ours for hull and mean.
     """
-    beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
+    beta, margins, rewards = params["beta"], margins_of(inputs), reward_margins(inputs)
     residuals = weigh(margins, rewards, beta) @ rewards - beta * margins
-    made = _over_pairs(residuals**2, -2 * beta * residuals)
-    return {name: made[name] for name in ("loss", "grads")}
+    return over_pairs(residuals**2, -2 * beta * residuals)
 
 
 def nearest_per_pair(params: Values, inputs: Values) -> Values:
@@ -133,49 +139,63 @@ def nearest_per_pair(params: Values, inputs: Values) -> Values:
 
     Source: Eq. 11, read pair by pair.
     """
-    beta, margins, rewards = params["beta"], _margins(inputs), _reward_margins(inputs)
+    return one_per_pair(np.argmin, params, inputs)
+
+
+def one_per_pair(choose: Callable, params: Values, inputs: Values) -> Values:
+    """Eq. 7 for the reward model that `choose(squares, axis=0)` selects for each pair."""
+    beta, margins, rewards = params["beta"], margins_of(inputs), reward_margins(inputs)
     residuals = rewards - beta * margins
-    nearest = residuals[np.argmin(residuals**2, axis=0), np.arange(len(margins))]
-    return _over_pairs(nearest**2, -2 * beta * nearest)
+    nearest = residuals[choose(residuals**2, axis=0), np.arange(len(margins))]
+    return over_pairs(nearest**2, -2 * beta * nearest)
 
 
-def sampled_kl(params: Values, inputs: Values) -> Values:
-    """p-DPO, with the KL estimated on S samples of the reference.
+def sampled_kl(loss: Loss, params: Values, inputs: Values) -> Values:
+    """A loss of pairs that is made pessimistic with the KL estimated on S samples of the reference.
 
-    dpo + gamma mean_s [log pi_ref(y_s) - log pi(y_s)]
+    loss + gamma mean_s [log pi_ref(y_s) - log pi(y_s)]
 
     Source: Eq. 11, 13.
     """
     ref, policy = inputs["ref_sample_logps"], inputs["policy_sample_logps"]
     kl = np.mean([sampled_forward_kl(r, p) for r, p in zip(ref, policy, strict=True)])
     slope = np.full(len(policy), -params["gamma"] / len(policy))
-    return _with_kl(params, inputs, kl, {"policy_sample_logps": slope})
+    return _with_kl(loss(params, inputs), params, kl, {"policy_sample_logps": slope})
 
 
-def exact_kl(params: Values, inputs: Values) -> Values:
-    """p-DPO, with the exact KL of distributions over Y outcomes at X prompts.
+def exact_kl(loss: Loss, params: Values, inputs: Values) -> Values:
+    """The same with the exact KL of distributions over Y outcomes at X prompts.
 
-    dpo + gamma mean_x KL(pi_ref || pi)
+    loss + gamma mean_x KL(pi_ref || pi)
 
     Source: Eq. 9, 13.
     """
     ref, policy = inputs["ref_distribution_logps"], inputs["policy_distribution_logps"]
     slope = -params["gamma"] * np.exp(ref) / len(ref)
-    return _with_kl(
-        params, inputs, np.mean(forward_kl(ref, policy)), {"policy_distribution_logps": slope}
-    )
+    kl = np.mean(forward_kl(ref, policy))
+    return _with_kl(loss(params, inputs), params, kl, {"policy_distribution_logps": slope})
 
 
 def reward(params: Values, inputs: Values) -> Values:
-    """The loss of a reward model, with a margin that is 0 where the case has none.
+    """The loss of a reward model.
+
+    -log sigmoid(r(y_w) - r(y_l))
+
+    Source: Eq. 2.
+    """
+    return reward_beyond(params, inputs | {"margins": 0.0})
+
+
+def reward_beyond(params: Values, inputs: Values) -> Values:
+    """The same with a margin for each pair.
 
     -log sigmoid(r(y_w) - r(y_l) - margin)
 
-    Source: Eq. 2; Llama 2, Eq. 2.
+    Source: Llama 2, Eq. 2.
     """
-    differences = _reward_margins(inputs)
-    shifted = differences - inputs.get("margins", 0.0)
-    losses, slopes = [bradley_terry(d) for d in shifted], -_sigmoid(-shifted) / len(shifted)
+    differences = reward_margins(inputs)
+    shifted = differences - inputs["margins"]
+    losses, slopes = [bradley_terry(d) for d in shifted], -sigmoid(-shifted) / len(shifted)
     return {
         "loss": np.mean(losses),
         "per_example": np.array(losses),
@@ -193,17 +213,17 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 def _smoothed_dpo(params: Values, inputs: Values, right: float, wrong: float) -> Values:
     """right dpo(h) + wrong dpo(-h)."""
-    beta, margins = params["beta"], _margins(inputs)
+    beta, margins = params["beta"], margins_of(inputs)
     losses = [right * dpo(h, beta) + wrong * dpo(-h, beta) for h in margins]
-    slopes = beta * (wrong * _sigmoid(beta * margins) - right * _sigmoid(-beta * margins))
-    return _over_pairs(losses, slopes) | {"metrics": _implicit_rewards(beta, inputs)}
+    slopes = beta * (wrong * sigmoid(beta * margins) - right * sigmoid(-beta * margins))
+    return over_pairs(losses, slopes) | {"metrics": implicit_rewards(beta, inputs)}
 
 
-def _margins(inputs: Values) -> np.ndarray:
+def margins_of(inputs: Values) -> np.ndarray:
     return log_ratio_margin(*_alike(inputs, POLICY + REFERENCE))
 
 
-def _reward_margins(inputs: Values) -> np.ndarray:
+def reward_margins(inputs: Values) -> np.ndarray:
     chosen, rejected = _alike(inputs, ("score_chosen", "score_rejected"))
     return chosen - rejected
 
@@ -218,29 +238,28 @@ def _alike(inputs: Values, names: tuple[str, ...]) -> list[np.ndarray]:
     return arrays
 
 
-def _over_pairs(losses: Any, slopes: np.ndarray) -> Values:
+def over_pairs(losses: Any, slopes: np.ndarray) -> Values:
     """Outputs from the loss of each pair and its derivative in h. The reference has gradient 0."""
     slopes = slopes / len(slopes)
     grads = dict(zip(POLICY + REFERENCE, (slopes, -slopes, 0 * slopes, 0 * slopes), strict=True))
     return {"loss": np.mean(losses), "per_example": np.array(losses), "grads": grads}
 
 
-def _implicit_rewards(beta: float, inputs: Values) -> Values:
+def implicit_rewards(beta: float, inputs: Values) -> Values:
     """Batch means of beta log(pi / pi_ref); a margin of 0 is not accurate."""
     ratios = [inputs[policy] - inputs[ref] for policy, ref in zip(POLICY, REFERENCE, strict=True)]
     return {
         "rewards/chosen": beta * np.mean(ratios[0]),
         "rewards/rejected": beta * np.mean(ratios[1]),
-        "rewards/margins": beta * np.mean(_margins(inputs)),
-        "rewards/accuracies": np.mean(_margins(inputs) > 0),
+        "rewards/margins": beta * np.mean(margins_of(inputs)),
+        "rewards/accuracies": np.mean(margins_of(inputs) > 0),
     }
 
 
-def _with_kl(params: Values, inputs: Values, kl: float, grads: Values) -> Values:
-    made = plain_dpo(params, inputs)
+def _with_kl(made: Values, params: Values, kl: float, grads: Values) -> Values:
     loss = pessimistic(made["loss"], kl, params["gamma"])
     return {"loss": loss, "grads": made["grads"] | grads, "metrics": {"kl": kl}}
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -x))

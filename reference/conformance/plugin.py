@@ -4,14 +4,16 @@ pytest finds this module by the package's entry point. Nothing else imports it, 
 pytest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from reference.conformance.cases import Case, load_cases
-from reference.conformance.judge import Adapter, judge
-from reference.conformance.report import load_adapter, read_expected_failures
+from reference.conformance.judge import Adapter
+from reference.conformance.loading import load_adapter, read_expected_failures
+from reference.conformance.report import Report, run, sentences
 
 ASKED = pytest.StashKey[tuple[Adapter, frozenset[str]]]()
 
@@ -60,29 +62,33 @@ class Cases(pytest.Collector):
     def collect(self) -> Iterator["CaseItem"]:
         """One item for each case."""
         adapter, expected = self.config.stash[ASKED]
+        judged = cache(lambda dialect: run(adapter, load_cases(*dialect)))
         for case in load_cases():
-            item = CaseItem.from_parent(self, name=case.id, adapter=adapter, case=case)
+            item = CaseItem.from_parent(self, name=case.id, case=case, judged=judged)
             if case.id in expected:
                 item.add_marker(pytest.mark.xfail)
             yield item
 
 
 class CaseItem(pytest.Item):
-    """One case as a test."""
+    """One case as a test; the first of a dialect judges them all, so that it can be diagnosed."""
 
-    def __init__(self, *, adapter: Adapter, case: Case, **rest):
+    def __init__(self, *, case: Case, judged: Callable[[tuple[str, str]], Report], **rest):
         super().__init__(**rest)
-        self.adapter, self.case = adapter, case
+        self.case, self.judged = case, judged
 
     def runtest(self) -> None:
-        """Judges the case: it is skipped where it is not supported."""
-        result = judge(self.adapter, self.case)
+        """Reports what came of the case: it is skipped where it is not supported."""
+        report = self.judged((self.case.objective, self.case.dialect))
+        result = next(r for r in report.results if r.case.id == self.case.id)
         if result.outcome == "skipped":
             pytest.skip("not supported")
-        if result.outcome != "passed":
-            raise NonConformance(
-                f"{', '.join(self.case.flags)}: {self.case.comment}\n{result.detail}"
-            )
+        lines = [line for diagnosis in report.diagnoses for line in sentences(diagnosis)]
+        if result.outcome == "noted":
+            self.user_properties.append(("note", f"{self.case.comment}; {result.detail}"))
+        elif result.outcome != "passed":
+            self.user_properties += [("diagnosis", line.strip()) for line in lines]
+            raise NonConformance("\n".join([self.case.comment, result.detail, *lines]))
 
     def repr_failure(self, excinfo, style=None):
         return (

@@ -1,16 +1,15 @@
-"""All cases are put to one implementation, and the results are reported."""
+"""All cases are put to one implementation: what came of them, what it computes, and the text."""
 
-import sys
-from collections import Counter, defaultdict
-from importlib import import_module
+from collections import Counter
 from itertools import groupby
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from reference.conformance.cases import Case, load_cases
-from reference.conformance.judge import RAISED, Adapter, Result, dtype_of, followed, judge
+from reference.conformance.cases import Case
+from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part, diagnose
+from reference.conformance.flags import FLAGS, is_note
+from reference.conformance.judge import Adapter, Result, dtype_of, judge
 
-OUTCOMES = ("passed", "failed", "skipped", "errored")
+OUTCOMES = ("passed", "noted", "failed", "skipped", "errored")
 BAD = ("failed", "errored")
 
 
@@ -18,13 +17,13 @@ class Report(NamedTuple):
     """The results of one implementation.
 
     Attributes:
-        results: one for each case.
-        follows: what it does in place of what it claims, both as `objective/dialect`.
+        results: one for each case; "noted" is a failure that is a convention.
+        diagnoses: what it computes in place of what it claims, one for each failing dialect.
         expected_failures: ids of cases that are known to fail.
     """
 
     results: list[Result]
-    follows: dict[str, list[str]]
+    diagnoses: list[Diagnosis]
     expected_failures: frozenset[str]
 
     @property
@@ -42,6 +41,11 @@ class Report(NamedTuple):
             for r in self.results
             if r.outcome == "passed" and r.case.id in self.expected_failures
         ]
+
+    @property
+    def follows(self) -> dict[str, list[str]]:
+        """The dialects that it follows in place of those that it claims, whatever its metrics."""
+        return {d.dialect: names for d in self.diagnoses if (names := _followed(d))}
 
 
 def run(
@@ -62,64 +66,15 @@ def run(
         The report.
     """
     results = [judge(adapter, case, dtype) for case in cases]
-    wrong = [r for r in results if r.outcome == "failed" and r.case.result == "value"]
-    follows = {}
-    for name, group in groupby(sorted(wrong, key=_dialect), key=_dialect):
-        if dialects := followed(adapter, [r.case for r in group], dtype):
-            follows[name] = [f"{name.split('/')[0]}/{dialect}" for dialect in dialects]
-    return Report(results, follows, expected_failures)
-
-
-def load_adapter(path: str) -> Adapter:
-    """Import an adapter.
-
-    Args:
-        path: `module:attribute`.
-
-    Returns:
-        The adapter.
-
-    Raises:
-        ValueError: there is no such module or attribute, or it is no adapter.
-    """
-    module, colon, attribute = path.partition(":")
-    if not colon:
-        raise ValueError(f"{path}: must be module:attribute")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        adapter = getattr(import_module(module), attribute)
-        dtype_of(adapter)
-    except RAISED as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
-    lacking = [
-        name for name in ("supports", "evaluate") if not callable(getattr(adapter, name, None))
-    ]
-    if lacking:
-        raise ValueError(f"{path}: has no {' and no '.join(lacking)}")
-    return adapter
-
-
-def read_expected_failures(path: Path, cases: list[Case]) -> frozenset[str]:
-    """Read the ids of cases that are known to fail.
-
-    Args:
-        path: a file with one case id a line, where `#` begins a comment.
-        cases: all cases.
-
-    Returns:
-        The ids.
-
-    Raises:
-        ValueError: an id is unknown; the text names its line.
-    """
-    known, listed = {case.id for case in cases}, set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name = line.partition("#")[0].strip()
-        if name and name not in known:
-            raise ValueError(f"{path}:{number}: no case {name!r}")
-        listed.add(name)
-    return frozenset(listed - {""})
+    diagnoses: dict[str, Diagnosis] = {}
+    for name, group in groupby(sorted(results, key=_dialect), key=_dialect):
+        judged = list(group)
+        failed = {r.case.id for r in judged if r.outcome == "failed"}
+        asked = [r.case for r in judged]
+        found = diagnose(adapter, asked, failed, dtype or dtype_of(adapter)) if failed else None
+        diagnoses |= {name: found} if found else {}
+    noted = [_noted(result, diagnoses.get(_dialect(result))) for result in results]
+    return Report(noted, list(diagnoses.values()), expected_failures)
 
 
 def table(report: Report) -> str:
@@ -129,19 +84,14 @@ def table(report: Report) -> str:
         report: what `run` returned.
 
     Returns:
-        One line for each objective, dialect and flag, then the unexpected failures, then the
-        dialects that are followed in place of the claimed ones, then the totals.
+        One line for each objective and dialect, then the unexpected failures, then what is computed
+        in place of what is claimed, then the totals.
     """
-    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    for result in report.results:
-        for flag in result.case.flags or ("-",):
-            counts[_name(result.case), flag][result.outcome] += 1
-    lines = [f"{'objective/dialect':<26}{'flag':<26}" + "".join(f"{name:>9}" for name in OUTCOMES)]
-    for (name, flag), outcomes in counts.items():
+    lines = [f"{'objective/dialect':<26}" + "".join(f"{name:>9}" for name in OUTCOMES)]
+    for name, group in groupby(sorted(report.results, key=_dialect), key=_dialect):
+        outcomes = Counter(result.outcome for result in group)
         if outcomes["skipped"] < outcomes.total():
-            lines.append(
-                f"{name:<26}{flag:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES)
-            )
+            lines.append(f"{name:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES))
     return "\n".join([*lines, "", *_findings(report), summary(report)])
 
 
@@ -161,47 +111,66 @@ def summary(report: Report) -> str:
     return f"{len(report.results)} cases: {line}{note}"
 
 
-def as_json(report: Report) -> dict[str, Any]:
-    """The report for programs.
+def sentences(diagnosis: Diagnosis) -> list[str]:
+    """A diagnosis in words.
 
     Args:
-        report: what `run` returned.
+        diagnosis: what `diagnose` returned.
 
     Returns:
-        results, follows, totals, unexpected and mended, as plain JSON.
+        One line for what is computed, or one for each group of wrong outputs, then how to mend it.
     """
-    outcomes = [result.outcome for result in report.results]
-    return {
-        "results": [_result_as_json(result, report) for result in report.results],
-        "follows": report.follows,
-        "totals": {name: outcomes.count(name) for name in OUTCOMES},
-        "unexpected": [result.case.id for result in report.unexpected],
-        "mended": report.mended,
-    }
+    lines = [_sentence(diagnosis, part) for part in diagnosis.parts]
+    return lines + [f"    {name}: {FLAGS[name].remedy}" for name in diagnosis.flags]
 
 
-def _result_as_json(result: Result, report: Report) -> dict[str, Any]:
-    return {
-        "id": result.case.id,
-        "objective": result.case.objective,
-        "dialect": result.case.dialect,
-        "flags": result.case.flags,
-        "outcome": result.outcome,
-        "expected_failure": result.case.id in report.expected_failures,
-        "detail": result.detail,
-        "unchecked": result.unchecked,
-    }
+def _sentence(diagnosis: Diagnosis, part: Part) -> str:
+    names = " or ".join(hypothesis.name for hypothesis in part.hypotheses)
+    if part.outputs == (REFUSALS,):
+        like = f", as {names}" if names else ""
+        return f"{diagnosis.dialect} accepts what it should refuse{like}"
+    if not part.hypotheses:
+        what = f"{', '.join(part.outputs)}: unknown, no named mistake does this"
+        return f"{diagnosis.dialect}: {what}; the smallest failing case is {diagnosis.smallest}"
+    if diagnosis.whole:
+        return f"{diagnosis.dialect} in fact computes {names}"
+    return f"{diagnosis.dialect}: {', '.join(part.outputs)} as of {names}"
+
+
+def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:
+    """A failure is a note where what is accepted, or all that is wrong, is a convention."""
+    accepted = result.case.result == "reject" and is_note(result.case.flags, True)
+    parts = diagnosis.parts if diagnosis and diagnosis.known else ()
+    convention = accepted or (bool(parts) and all(map(_is_convention, parts)))
+    return result._replace(outcome="noted") if _failed(result) and convention else result
+
+
+def _is_convention(part: Part) -> bool:
+    return all(is_note(h.flags, part.outputs == (REFUSALS,)) for h in part.hypotheses)
+
+
+def _failed(result: Result) -> bool:
+    return result.outcome == "failed"
+
+
+def _followed(diagnosis: Diagnosis) -> list[str]:
+    first, *rest = diagnosis.parts
+    small = all(o.startswith("metrics") or o == REFUSALS for part in rest for o in part.outputs)
+    return [h.name for h in first.hypotheses if not h.cost] if small else []
 
 
 def _findings(report: Report) -> list[str]:
     lines = []
     for result in report.unexpected:
-        flags = ", ".join(result.case.flags)
-        lines.append(f"{result.outcome.upper()} {result.case.id} ({flags}): {result.case.comment}")
+        lines.append(f"{result.outcome.upper()} {result.case.id}: {result.case.comment}")
         lines.append(f"    {result.detail}")
     lines += [
-        f"{name} in fact follows {' or '.join(others)}" for name, others in report.follows.items()
+        f"NOTED {r.case.id}: {r.case.comment}; {r.detail}"
+        for r in report.results
+        if r.outcome == "noted"
     ]
+    said = (line for diagnosis in report.diagnoses for line in sentences(diagnosis))
+    lines += dict.fromkeys(said)  # one remedy for all dialects
     lines += [f"MENDED {name}: an expected failure that passed" for name in report.mended]
     unchecked = Counter(name for r in report.results for name in r.unchecked)
     if unchecked:
@@ -209,30 +178,11 @@ def _findings(report: Report) -> list[str]:
             "not reported, so not checked: "
             + ", ".join(f"{n} x {name}" for name, n in unchecked.items())
         )
-    unsupported = sorted({_name(r.case) for r in report.results if r.outcome == "skipped"})
+    unsupported = sorted({_dialect(r) for r in report.results if r.outcome == "skipped"})
     if unsupported:
         lines.append("not supported: " + ", ".join(unsupported))
     return lines
 
 
-def _name(case: Case) -> str:
-    return f"{case.objective}/{case.dialect}"
-
-
 def _dialect(result: Result) -> str:
-    return _name(result.case)
-
-
-def cases_named(name: str | None) -> list[Case]:
-    """The cases that `--only` selects.
-
-    Args:
-        name: `objective` or `objective/dialect`; None selects all.
-
-    Returns:
-        The cases.
-
-    Raises:
-        ValueError: there are none.
-    """
-    return load_cases(*name.split("/", 1)) if name else load_cases()
+    return f"{result.case.objective}/{result.case.dialect}"

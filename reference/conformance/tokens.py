@@ -1,9 +1,11 @@
 """Level 2: from logits, labels and masks to sequence log-probabilities, with their gradients.
 
 Each function takes the params and inputs of a case and returns its outputs. Gradients are derived
-by hand.
+by hand. `ahead` and `add` are for `mistakes/`: how many positions too late a label's logits are
+read, and how the log-probabilities of tokens are added.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,12 @@ import numpy as np
 Values = dict[str, Any]
 
 
-def summed(params: Values, inputs: Values) -> Values:
+def total(weights: np.ndarray, logps: np.ndarray) -> float:
+    """The sum of weight times log-probability over the tokens [T] of a row."""
+    return np.dot(weights, logps)
+
+
+def summed(params: Values, inputs: Values, ahead: int = 0, add: Callable = total) -> Values:
     """The log-probability of each response, summed over tokens; 0 where the mask marks none.
 
     log pi(y | x) = sum_t mask_t log softmax(logits_{t-1})[id_t]
@@ -19,18 +26,17 @@ def summed(params: Values, inputs: Values) -> Values:
     Source: section 3.1.
     """
     mask = inputs["completion_mask"][:, 1:]
-    return _scored(inputs, {"logps": mask}, _before(mask))
+    return _scored(inputs, {"logps": mask}, _before(mask, ahead), add)
 
 
-def averaged(params: Values, inputs: Values) -> Values:
+def averaged(params: Values, inputs: Values, ahead: int = 0, add: Callable = total) -> Values:
     """`summed` divided by the number of tokens that the mask marks; 0 where it marks none."""
     mask = inputs["completion_mask"][:, 1:]
-    return _scored(
-        inputs, {"logps": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}, _before(mask)
-    )
+    weights = {"logps": mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)}
+    return _scored(inputs, weights, _before(mask, ahead), add)
 
 
-def shared_prefix(params: Values, inputs: Values) -> Values:
+def shared_prefix(params: Values, inputs: Values, ahead: int = 0, add: Callable = total) -> Values:
     """The log-probabilities of both responses of rows `[prompt | chosen | rejected]`.
 
     Segments are 0, 1 and 2, and -1 for padding. The last position of the prompt predicts the
@@ -39,17 +45,19 @@ def shared_prefix(params: Values, inputs: Values) -> Values:
     segments = inputs["segments"]
     last = np.sum(segments == 0, axis=1, keepdims=True) - 1
     starts = segments[:, 1:] != segments[:, :-1]
-    logit_positions = np.where(starts, last, _before(starts))
+    logit_positions = np.where(starts, last, _before(starts, ahead))
     weights = {"chosen_logps": segments[:, 1:] == 1, "rejected_logps": segments[:, 1:] == 2}
-    return _scored(inputs, weights, logit_positions)
+    return _scored(inputs, weights, logit_positions, add)
 
 
-def _before(mask: np.ndarray) -> np.ndarray:
-    """The position before each of positions 1, 2, ..."""
-    return np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+def _before(mask: np.ndarray, ahead: int) -> np.ndarray:
+    """The position before each of positions 1, 2, ..., or `ahead` further on."""
+    return np.broadcast_to(np.arange(mask.shape[1]) + ahead, mask.shape)
 
 
-def _scored(inputs: Values, weights: Values, logit_positions: np.ndarray) -> Values:
+def _scored(
+    inputs: Values, weights: Values, logit_positions: np.ndarray, add: Callable
+) -> Values:
     """Weighted sums of the log-probabilities of slots 1.., and the gradient of their total."""
     rows = np.arange(len(logit_positions))[:, None]
     logits, ids = inputs["logits"][rows, logit_positions], inputs["input_ids"][:, 1:]
@@ -58,7 +66,7 @@ def _scored(inputs: Values, weights: Values, logit_positions: np.ndarray) -> Val
     tokens = np.take_along_axis(logps, ids[..., None], axis=-1)[..., 0]
     sums = {
         name: np.array(
-            [np.dot(w, np.where(w, t, 0.0)) for w, t in zip(weight, tokens, strict=True)]
+            [add(w, np.where(w, t, 0.0)) for w, t in zip(weight, tokens, strict=True)]
         )
         for name, weight in weights.items()
     }

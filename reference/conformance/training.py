@@ -69,12 +69,16 @@ def _token_inputs(table: np.ndarray, inputs: Values, name: str, rows: Any = slic
 
 def _loss_inputs(policy: Values, ref: Values, inputs: Values, rows: np.ndarray) -> Values:
     scores = {name: inputs[name][..., rows] for name in ROWS if name in inputs}
+    lengths = {
+        f"{name}_lengths": inputs[f"{name}_mask"][rows, 1:].sum(axis=1)
+        for name in ("chosen", "rejected")
+    }
     logps = {
         f"{who}_{name}_logps": values[name][rows]
         for who, values in (("policy", policy), ("ref", ref))
         for name in ("chosen", "rejected")
     }
-    return logps | scores
+    return logps | scores | lengths
 
 
 def _table_grad(

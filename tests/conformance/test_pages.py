@@ -69,10 +69,7 @@ def test_guides_adapter_is_short_and_works(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     report = run(module.adapter, load_cases("dpo"))
-    assert [
-        r.case.id for r in report.results if r.outcome == "passed" and r.case.dialect != "robust"
-    ]
-    broadcast = {f"dpo/{dialect}/one-for-four" for dialect in ("plain", "conservative")}
-    assert {
-        r.case.id for r in report.unexpected
-    } == broadcast  # torchtune's own finding: PyTorch broadcasts
+    outcomes = {r.case.id: r.outcome for r in report.results if r.case.dialect != "robust"}
+    noted = {name for name, outcome in outcomes.items() if outcome == "noted"}
+    assert noted == {f"dpo/{dialect}/one-for-four" for dialect in ("plain", "conservative")}
+    assert set(outcomes.values()) == {"passed", "noted"} and not report.unexpected

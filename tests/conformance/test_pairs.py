@@ -21,6 +21,7 @@ from tests.conformance.vectors import (
 POLICY = ("policy_chosen_logps", "policy_rejected_logps")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 E = 0.125
+MORE_SMOOTHING = {"label_smoothing": 0.375}
 
 
 def softplus(x):
@@ -282,7 +283,8 @@ def pair_cases(extra=None):
         ),
         (
             "batch",
-            "batch-sum per-example sign beta-dropped reference-gradient",
+            "batch-sum per-example sign beta-dropped beta-changed reference-gradient gradient-lost "
+            "accuracy-of-means",
             "five pairs",
             logps(5, 1),
         ),
@@ -398,7 +400,7 @@ OVERFLOW = [
     ),
     (
         "beta",
-        "beta-dropped",
+        "beta-dropped beta-changed",
         "beta 2, where most other cases have less than 1",
         one(0.5, 0.25),
         {"beta": 2.0},
@@ -413,9 +415,17 @@ def dpo_file(dialect, equation, source, oracle, params, flags=""):
         "implicit rewards of three pairs",
         logps(3, 4),
     )
-    asked = [
-        (name, f"{f} {flags}", *rest) for name, f, *rest in [*pair_cases(), rewards, *OVERFLOW]
-    ]
+    unequal = (
+        "lengths",
+        "sum-mean",
+        "log-ratios +2 over 20 tokens and -1 over 10 are added, not averaged",
+        one(2.0, -1.0) | {"chosen_lengths": np.array([20]), "rejected_lengths": np.array([10])},
+    )
+    asked = [*pair_cases(), rewards, unequal, *OVERFLOW]
+    if params:
+        smoother = ("label-smoothing", "", "e = 3/8, elsewhere 1/8", logps(3, 14), MORE_SMOOTHING)
+        asked.append(smoother)
+    asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in asked]
     made = cases_of(oracle, implicit_rewards, asked, params)
     zero = open_question(
         "beta-zero", "beta = 0 leaves nothing to learn", params | {"beta": 0.0}, one(2.0, -1.0)
@@ -435,7 +445,7 @@ def ipo_file(dialect, equation, source, target, per_token):
     }
     asked = [
         (name, f"{flags} target squared", *rest)
-        for name, flags, *rest in without(pair_cases(lengths), "accuracy-tie")
+        for name, flags, *rest in without(pair_cases(lengths), "accuracy-tie", "accuracy-of-means")
     ]
     asked.append(
         (
@@ -544,9 +554,8 @@ def ensemble_file(dialect, equation, source, oracle, *other):
             rewards(2, logps(4, 9), 9),
         ),
     ]
-    made = cases_of(
-        oracle, None, without(asked, "accuracy-tie", *other), {}, without_grads=("crossed",)
-    )
+    asked = without(asked, "accuracy-tie", "accuracy-of-means", *other)
+    made = cases_of(oracle, None, asked, {}, without_grads=("crossed",))
     return vector_file(
         "ensemble", dialect, equation, source, [*made, *refused({}, scored(logps(4, 3), 3))], SCALAR
     )
@@ -576,7 +585,7 @@ def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, 
     flags = "gamma-dropped kl-sign"
     asked = [
         (name, f"{f} {flags}", comment, inputs, {"gamma": 0.25})
-        for name, f, comment, inputs in without(pair_cases(extend), "accuracy-tie", "per-example")
+        for name, f, comment, inputs in without(pair_cases(extend), *NO_METRICS)
     ]
     asked += [
         ("strong", f"{flags} kl-reversed", "gamma 4", extend(logps(3, 11), 11), {"gamma": 4.0}),
@@ -675,6 +684,7 @@ def reward_file(dialect, equation, source, margin):
     return vector_file("reward", dialect, equation, source, made, SCALAR)
 
 
+NO_METRICS = ("accuracy-tie", "accuracy-of-means", "per-example")
 SAMPLES = (*POLICY, "policy_sample_logps")
 DISTRIBUTIONS = (*POLICY, "policy_distribution_logps")
 SMOOTH = {"label_smoothing": E}
@@ -685,12 +695,14 @@ FILES = {
     "dpo/conservative": lambda: dpo_file(
         "conservative",
         "mean_b -(1 - e) log sigmoid(beta h_b) - e log sigmoid(-beta h_b), e = label_smoothing",
-        "Mitchell (2023), cDPO", conservative, SMOOTH, "label-smoothing-ignored"),
+        "Mitchell (2023), cDPO", conservative, SMOOTH,
+        "label-smoothing-ignored label-smoothing-misused"),
     "dpo/robust": lambda: dpo_file(
         "robust",
         "mean_b [-(1 - e) log sigmoid(beta h_b) + e log sigmoid(-beta h_b)] / (1 - 2e),"
         " e = label_smoothing",
-        "Chowdhury et al. (2024)", robust, SMOOTH, "label-smoothing-ignored"),
+        "Chowdhury et al. (2024)", robust, SMOOTH,
+        "label-smoothing-ignored label-smoothing-misused"),
     "ipo/paper": lambda: ipo_file(
         "paper", "mean_b (h_b - 1/beta)^2; the paper calls beta tau", "section 7.1", 1, False),
     "ipo/sum": lambda: ipo_file(

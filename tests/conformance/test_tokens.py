@@ -111,6 +111,14 @@ def banned(inputs):
     return inputs | {"logits": logits}
 
 
+def banned_in_the_prompt(inputs):
+    """Token 0, and the prompt's own second token, have a logit of -inf behind its first token."""
+    logits = inputs["logits"].copy()
+    logits[:, 0, 0] = -np.inf
+    logits[:, 0, inputs["input_ids"][0, 1]] = -np.inf
+    return inputs | {"logits": logits}
+
+
 def scaled(inputs, factor):
     """Whole logits, which bfloat16 holds up to 256."""
     return inputs | {"logits": np.round(inputs["logits"]) * factor}
@@ -186,6 +194,13 @@ def sequence_cases(oracle, mean):
             "a logit of -inf is a probability of 0",
             PAD,
             banned(rows(11, (2, 8), (2, 8))),
+        ),
+        (
+            "banned-in-prompt",
+            "zero-probability",
+            "what is not scored has probability 0",
+            PAD,
+            banned_in_the_prompt(rows(16, (3, 8))),
         ),
         (
             "large-logits",

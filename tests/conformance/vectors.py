@@ -6,63 +6,13 @@ import random
 import mpmath as mp
 import numpy as np
 
+from reference.conformance import flags
 from reference.conformance.cases import to_hex
 
 DIGITS = 50
 STEP = mp.mpf(10) ** -18
 
-FLAGS = {
-    "accumulation-scale": "micro-batches are added without dividing by their number",
-    "accuracy-tie": "a margin of exactly 0 is counted as accurate",
-    "batch-sum": "the pairs are added where they should be averaged",
-    "beta-dropped": "beta is not used, or not everywhere it stands",
-    "broadcast": "arrays of different lengths are accepted",
-    "character-split": "the shared prefix is cut between characters, not between turns",
-    "eos-doubled": "a second end-of-sequence token is added",
-    "eos-lost": (
-        "a complete response does not end with the end-of-sequence token, or it is not scored"
-    ),
-    "eos-on-truncated": "a truncated response is taught to end",
-    "example-min": "the ensemble's minimum is on the wrong side of the batch mean",
-    "first-rejected-token": (
-        "the first rejected token is predicted by the chosen response's last slot"
-    ),
-    "gamma-dropped": "the KL's weight is not used",
-    "half-precision-sums": "sequence log-probabilities are rounded to, or added in, half precision",
-    "hull-at-a-corner": "the simplex weights stay at a corner, or leave the simplex",
-    "kl-reversed": "KL(pi || pi_ref) in place of KL(pi_ref || pi)",
-    "kl-sign": "the KL is subtracted, or its estimate has the wrong sign",
-    "label-smoothing-ignored": "label smoothing is accepted and not used, or used in another way",
-    "last-turn": (
-        "another turn than the assistant's last is taken for the response, or other contexts are"
-        " accepted"
-    ),
-    "margin-dropped": "the pair's own margin is not used, or has the wrong sign",
-    "mask-dropped": "prompt or padding positions are scored, or counted",
-    "mean-of-means": "a token mean is taken over each micro-batch or row first",
-    "min-mean": "a mean (or maximum) over the ensemble in place of the minimum, or the reverse",
-    "missing-field": "a row without a field that it needs is accepted",
-    "nan-all-masked": "a row without any scored token gives NaN",
-    "overflow": "a large margin or logit overflows in the loss or its gradient",
-    "pad-is-eos": "padding is recognised by its token id, which is that of end-of-sequence",
-    "per-example": "values of single pairs are wrong where their mean is right",
-    "reference-gradient": "gradients flow into the reference",
-    "reference-moves": "the reference is the current policy, or is updated",
-    "reward-sign": "the rewards of chosen and rejected are swapped",
-    "scale": "the whole loss is multiplied by a constant",
-    "shift": "labels are not shifted against logits, or by two",
-    "sign": "the margin has the wrong sign",
-    "squared": "an absolute value, or a half, in place of the square",
-    "sum-mean": "token log-probabilities are averaged where they should be added, or the reverse",
-    "swapped-reference": (
-        "the reference's chosen and rejected log-probabilities are swapped, or left out"
-    ),
-    "target": "IPO's target is another one: 1/beta, 1/(2 beta), beta",
-    "truncation-side": "the wrong end of an over-long prompt is kept, or too little of it",
-    "unshifted-denominator": "the normaliser is of another position than the label's logit",
-    "white-space": "white space at the edges of a text is removed or added",
-    "zero-probability": "outcomes of probability 0 give NaN",
-}
+FLAGS = {name: flag.meaning for name, flag in flags.FLAGS.items()}
 
 SCALAR = {
     "float64": {"values": (1e-10, 1e-12), "grads": (1e-9, 1e-12)},

@@ -1,0 +1,181 @@
+"""The bugs that cases exist to catch, each with how to mend it: the README has a line for each.
+
+A flag says what a case is aimed at. It is no verdict about an implementation that fails the case;
+`diagnosis.py` has that.
+"""
+
+from typing import NamedTuple
+
+
+class Flag(NamedTuple):
+    """One kind of bug.
+
+    Attributes:
+        severity: "error"; "note", a convention, which fails no run; or "note if accepted", a note
+            where an input is accepted that should be refused, and an error where a value is wrong.
+        meaning: what is wrong.
+        remedy: how to mend it.
+    """
+
+    severity: str
+    meaning: str
+    remedy: str
+
+
+def is_note(names: tuple[str, ...], accepted: bool) -> bool:
+    """Whether flags are those of conventions alone.
+
+    Args:
+        names: the flags of a case, or of what is wrong.
+        accepted: an input was accepted that should be refused.
+
+    Returns:
+        False where there are none.
+    """
+    severities = {FLAGS[name].severity for name in names}
+    return bool(severities) and severities <= {"note", "note if accepted" if accepted else "note"}
+
+
+# fmt: off
+FLAGS = {
+    "accumulation-scale": Flag(
+        "error", "micro-batches are added without dividing by their number",
+        "divide each micro-batch's loss by their number, once"),
+    "accuracy-of-means": Flag(
+        "error", "the accuracy is that of the batch's mean margin",
+        "compare the rewards of each pair, then average"),
+    "accuracy-tie": Flag(
+        "note", "a margin of exactly 0 is counted as accurate",
+        "count a margin that is above 0, and no other"),
+    "batch-sum": Flag(
+        "error", "the pairs are added where they should be averaged",
+        "reduce over the pairs with a mean, in the loss, its gradients and the metrics"),
+    "beta-changed": Flag(
+        "error", "beta stands in another power, or times a constant",
+        "multiply the margin by beta once; IPO divides by it"),
+    "beta-dropped": Flag(
+        "error", "beta is not used, or not everywhere it stands",
+        "multiply the margin by beta before the loss; autodiff then has it in the slope too"),
+    "broadcast": Flag(
+        "note if accepted", "arrays of different lengths are accepted",
+        "compare the shapes before they are subtracted, if callers may be wrong"),
+    "character-split": Flag(
+        "error", "the shared prefix is cut between characters, not between turns",
+        "ask for an explicit prompt, or compare whole turns"),
+    "eos-doubled": Flag(
+        "error", "a second end-of-sequence token is added",
+        "add the end-of-sequence token where the text does not have it yet"),
+    "eos-lost": Flag(
+        "error",
+        "a complete response does not end with the end-of-sequence token, or it is not scored",
+        "append the end-of-sequence token to complete responses, and score it"),
+    "eos-on-truncated": Flag(
+        "error", "a truncated response is taught to end",
+        "add the end-of-sequence token before truncation, or not to what was cut"),
+    "example-min": Flag(
+        "error", "the ensemble's minimum is on the wrong side of the batch mean",
+        "average over the pairs for each model, then take the minimum (or the reverse)"),
+    "first-rejected-token": Flag(
+        "error", "the first rejected token is predicted by the chosen response's last slot",
+        "predict the first token of EACH response by the prompt's last position"),
+    "gamma-dropped": Flag(
+        "error", "the KL's weight is not used",
+        "multiply the KL by gamma, in the loss and so in its slope"),
+    "gradient-lost": Flag(
+        "error", "a response's gradient does not flow",
+        "detach the reference alone"),
+    "half-precision-sums": Flag(
+        "error", "sequence log-probabilities are rounded to, or added in, half precision",
+        "take log-softmax and its sums in float32, whatever the model computes in"),
+    "hull-at-a-corner": Flag(
+        "error", "the simplex weights stay at a corner, or leave the simplex",
+        "minimise over mixtures: non-negative weights whose sum is 1"),
+    "kl-reversed": Flag(
+        "error", "KL(pi || pi_ref) in place of KL(pi_ref || pi)",
+        "take the expectation over the reference, whose samples are stored"),
+    "kl-sign": Flag(
+        "error", "the KL is subtracted, or its estimate has the wrong sign",
+        "add gamma mean [log pi_ref(y) - log pi(y)]; one sample's estimate may be negative"),
+    "label-smoothing-ignored": Flag(
+        "error", "label smoothing is accepted and not used",
+        "use it, or refuse it: a setting without effect misleads"),
+    "label-smoothing-misused": Flag(
+        "error",
+        "label smoothing is on the wrong side, inside the logarithm, or weighs in another way",
+        "weigh -log sigmoid(beta h) with 1 - e and -log sigmoid(-beta h) with e"),
+    "last-turn": Flag(
+        "note if accepted",
+        "another turn than the assistant's last is taken for the response, or other contexts are"
+        " accepted",
+        "check that the last turn is the assistant's and that what stands before it is equal"),
+    "margin-dropped": Flag(
+        "error", "the pair's own margin is not used, or has the wrong sign",
+        "subtract the margin from the difference of the scores"),
+    "mask-dropped": Flag(
+        "error", "prompt or padding positions are scored, or counted",
+        "multiply by the mask of response tokens, shifted as the labels are"),
+    "mean-of-means": Flag(
+        "error", "a token mean is taken over each micro-batch or row first",
+        "divide by the number of tokens of the whole step"),
+    "min-mean": Flag(
+        "error", "a mean (or maximum) over the ensemble in place of the minimum, or the reverse",
+        "look at the reduction over the models: min, mean or max"),
+    "missing-field": Flag(
+        "error", "a row without a field that it needs is accepted",
+        "name the row and the field in an error"),
+    "nan-all-masked": Flag(
+        "error", "a row without any scored token gives NaN",
+        "divide by max(number of tokens, 1)"),
+    "overflow": Flag(
+        "error", "a large margin or logit overflows in the loss or its gradient",
+        "use log-sigmoid, softplus or logsumexp of the library, not exp and log"),
+    "pad-is-eos": Flag(
+        "error", "padding is recognised by its token id, which is that of end-of-sequence",
+        "mask by position or length, never by the token's id"),
+    "per-example": Flag(
+        "error", "values of single pairs are wrong where their mean is right",
+        "return the losses before the mean, in the batch's order"),
+    "reference-gradient": Flag(
+        "error", "gradients flow into the reference",
+        "compute the reference without gradients, or detach it"),
+    "reference-moves": Flag(
+        "error", "the reference is the current policy, or is updated",
+        "keep a frozen copy, or store its log-probabilities before training"),
+    "reward-sign": Flag(
+        "error", "the rewards of chosen and rejected are swapped",
+        "subtract the rejected response's reward from the chosen one's"),
+    "scale": Flag(
+        "error", "the whole loss is multiplied by a constant",
+        "compare the constant factor with the equation; it acts as a learning rate"),
+    "shift": Flag(
+        "error", "labels are not shifted against logits, or by two",
+        "drop the last logit and the first label"),
+    "sign": Flag(
+        "error", "the margin has the wrong sign",
+        "chosen less rejected, policy less reference"),
+    "squared": Flag(
+        "error", "an absolute value, or a half, in place of the square",
+        "square the difference; an extra 1/2 halves the learning rate"),
+    "sum-mean": Flag(
+        "error", "token log-probabilities are averaged where they should be added, or the reverse",
+        "add or average token log-probabilities as the equation says: beta depends on it"),
+    "swapped-reference": Flag(
+        "error", "the reference's chosen and rejected log-probabilities are swapped, or left out",
+        "subtract from each response its own reference log-probability"),
+    "target": Flag(
+        "error", "IPO's target is another one: 1/beta, 1/(2 beta), beta",
+        "look at which of 1/beta, 1/(2 beta) and tau the library means by beta"),
+    "truncation-side": Flag(
+        "error", "the wrong end of an over-long prompt is kept, or too little of it",
+        "keep the end of a prompt that is too long (or say that it is the beginning)"),
+    "unshifted-denominator": Flag(
+        "error", "the normaliser is of another position than the label's logit",
+        "take log-softmax before the shift, not after a part of it"),
+    "white-space": Flag(
+        "error", "white space at the edges of a text is removed or added",
+        "leave texts as they are; the tokenizer sees every space"),
+    "zero-probability": Flag(
+        "error", "outcomes of probability 0 give NaN",
+        "select with where, never by multiplying -inf by 0"),
+}
+# fmt: on

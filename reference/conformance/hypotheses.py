@@ -1,0 +1,184 @@
+"""What an implementation may compute in place of what it claims: dialects, with named mistakes.
+
+A hypothesis is a dialect, the claimed one or another, with up to two rows of `mistakes/`.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from itertools import chain, combinations
+from typing import Any, NamedTuple
+
+from reference.conformance import pairs, training
+from reference.conformance.dialects import DIALECTS
+from reference.conformance.lookalikes import LOOKALIKES, Lookalike
+from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING, Mistake
+
+Values = dict[str, Any]
+Function = Callable[[Values, Values], Values]
+Key = tuple[str, str]
+
+LOSSES_OF_PAIRS = ("dpo", "ipo", "distillation", "ensemble", "reward")
+BUILT: dict[Key, tuple[Callable, Key]] = {
+    ("ipo", "token-mean"): (pairs.per_token, ("ipo", "sum")),
+    ("distillation", "rebel"): (pairs.over_beta_squared, ("distillation", "d-dpo")),
+    ("pessimistic", "sampled-kl"): (pairs.sampled_kl, ("dpo", "plain")),
+    ("pessimistic", "exact-kl"): (pairs.exact_kl, ("dpo", "plain")),
+    ("training", "dpo"): (training.train, ("dpo", "plain")),
+    ("training", "d-dpo"): (training.train, ("distillation", "d-dpo")),
+    ("training", "e-dpo"): (training.train, ("ensemble", "batch-min")),
+}
+"""Dialects that are built on a loss of pairs."""
+WHOLE = {"pessimistic": KL, "training": TRAINING, "logps": TOKENS, "data": DATA}
+"""The mistakes of an objective, besides those in the loss of pairs that it is built on."""
+
+
+class Hypothesis(NamedTuple):
+    """One thing that an implementation may compute.
+
+    Attributes:
+        name: a dialect, and the names of mistakes.
+        flags: those of the mistakes.
+        function: (params, inputs) -> outputs.
+        cost: 0 for a dialect as it is; with mistakes 1 for the claimed one, 2 for another.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    function: Function
+    cost: int
+
+
+class Change(NamedTuple):
+    """A mistake in a dialect as a whole, or in the loss of pairs that it is built on."""
+
+    mistake: Mistake
+    whole: bool
+
+
+class Base(NamedTuple):
+    """A dialect before mistakes: `build(loss)`."""
+
+    name: str
+    loss: Function
+    build: Callable[[Function], Function] = lambda loss: loss
+    claimed: bool = False
+
+    def with_changes(self, *changes: Change) -> Hypothesis:
+        """The hypothesis of this dialect with these mistakes, the innermost first."""
+        loss = self.loss
+        for mistake, whole in changes:
+            loss = loss if whole else mistake.change(loss)
+        function = self.build(loss)
+        for mistake, whole in changes:
+            function = mistake.change(function) if whole else function
+        words = " and ".join(sorted({mistake.name for mistake, _ in changes}))
+        flags = tuple(mistake.flag for mistake, _ in changes)
+        name = f"{self.name} {words}" if changes else self.name
+        return Hypothesis(name, flags, function, bool(changes) * (1 if self.claimed else 2))
+
+
+Family = Callable[[float], Hypothesis]
+"""A constant -> the hypothesis with it."""
+
+
+def simple(objective: str, dialect: str) -> Iterator[Hypothesis]:
+    """Other dialects, and the claimed one with one mistake."""
+    own, others = bases(objective, dialect)
+    yield from (base.with_changes() for base in others)
+    yield from (own.with_changes(change) for change in changes(objective, dialect))
+
+
+def families(objective: str, dialect: str) -> Iterator[Family]:
+    """Hypotheses with a constant that has to be fitted; of training, whose runs are slow, none."""
+    if objective == "training":
+        return
+    own, _ = bases(objective, dialect)
+    for change in changes(objective, dialect, free=True):
+        yield partial(_with_fitted, own, change)
+    if objective in LOSSES_OF_PAIRS:
+        for key, look in LOOKALIKES.items():
+            if look.free:
+                yield partial(_with_constant, key, look)
+
+
+def compound(objective: str, dialect: str) -> Iterator[Hypothesis]:
+    """The claimed dialect with two mistakes, and others with one; of training, none."""
+    if objective == "training":
+        return
+    own, others = bases(objective, dialect)
+    rows = changes(objective, dialect)
+    yield from (own.with_changes(*two) for two in combinations(rows, 2))
+    yield from (base.with_changes(change) for base in others for change in rows)
+
+
+def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator[Hypothesis]:
+    """Hypotheses with one mistake more."""
+    rows = dict.fromkeys(change.mistake for change in changes(objective, dialect))
+    for hypothesis in mistaken:
+        for row in rows:
+            name, flags = f"{hypothesis.name} and {row.name}", (row.flag,)
+            yield Hypothesis(name, flags, row.change(hypothesis.function), 1)
+
+
+def right(objective: str, dialect: str) -> Hypothesis:
+    """The claimed dialect as it is."""
+    return bases(objective, dialect)[0].with_changes()
+
+
+def bases(objective: str, dialect: str) -> tuple[Base, list[Base]]:
+    """The claimed dialect, and the others that it may be confused with."""
+    name, key = f"{objective}/{dialect}", (objective, dialect)
+    if objective in LOSSES_OF_PAIRS:
+        others = [Base("/".join(other), loss) for other, loss in losses().items() if other != key]
+    elif key in BUILT:
+        build, claimed = BUILT[key]
+        alike = {other: loss for other, loss in losses().items() if other != claimed}
+        others = [Base(_name(key, other), loss, _with(build)) for other, loss in alike.items()]
+    else:
+        alike = {other: f for other, f in DIALECTS.items() if other[0] == objective}
+        others = [Base("/".join(other), f) for other, f in alike.items() if other != key]
+    if key not in BUILT:
+        return Base(name, DIALECTS[key], claimed=True), others
+    build, claimed = BUILT[key]
+    return Base(name, losses()[claimed], _with(build), claimed=True), others
+
+
+@cache
+def losses() -> dict[Key, Function]:
+    """The losses of pairs, those without vectors too."""
+    alike = {key: look.function for key, look in LOOKALIKES.items() if not look.free}
+    return {key: f for key, f in DIALECTS.items() if key[0] in LOSSES_OF_PAIRS} | alike
+
+
+def changes(objective: str, dialect: str, free: bool = False) -> list[Change]:
+    """The mistakes that a dialect is searched with: those with a constant, or those without."""
+    built, of_pairs = (objective, dialect) in BUILT, objective in LOSSES_OF_PAIRS
+    whole = WHOLE.get(objective, PAIRS if built else ())
+    rows = chain(
+        (Change(row, False) for row in (PAIRS if of_pairs or built else ())),
+        (Change(row, True) for row in whole),
+    )
+    return [row for row in rows if ("{c}" in row.mistake.name) == free]
+
+
+def _with(build: Callable) -> Callable[[Function], Function]:
+    return lambda loss: lambda params, inputs: build(loss, params, inputs)
+
+
+def _name(key: Key, of: Key) -> str:
+    """`training/dpo of ipo/sum`; a dialect that has a name of its own has that."""
+    build, _ = BUILT[key]
+    named = [built for built, made_of in BUILT.items() if made_of == (build, of)]
+    return "/".join(named[0]) if named else f"{'/'.join(key)} of {'/'.join(of)}"
+
+
+def _with_fitted(base: Base, change: Change, constant: float) -> Hypothesis:
+    mistake = change.mistake
+    name = mistake.name.replace("{c}", f"{constant:g}")
+    known = mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
+    return base.with_changes(change._replace(mistake=known))
+
+
+def _with_constant(key: Key, look: Lookalike, constant: float) -> Hypothesis:
+    name = f"{'/'.join(key)} at {look.free} {constant:g}"
+    return Base(name, lambda params, inputs: look.function(params, inputs, constant)).with_changes()

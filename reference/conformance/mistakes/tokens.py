@@ -1,0 +1,270 @@
+"""Mistakes between logits and the log-probabilities of responses."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from reference.conformance import tokens
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, on_case, then
+from reference.conformance.mistakes.pairs import LARGEST_EXPONENT, half
+
+NAMES = ("logps", "chosen_logps", "rejected_logps")
+EOS = 1
+"""The vectors' end-of-sequence token."""
+
+
+def masked(mask_of: Callable[[Values, Values, np.ndarray], np.ndarray]):
+    """Another mask [B, T]: `mask_of(params, inputs, mask)`."""
+    return on_case(lambda p, x: {"completion_mask": mask_of(p, x, x["completion_mask"])})
+
+
+def from_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(mask, axis=1)
+
+
+def to_last(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(mask[:, ::-1], axis=1)[:, ::-1]
+
+
+def all_but_last(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return mask * np.pad(mask[:, 1:], ((0, 0), (0, 1)))
+
+
+def all_but_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    scored = np.pad(mask[:, 1:], ((0, 0), (1, 0)))
+    return scored * np.pad(scored[:, :-1], ((0, 0), (1, 0)))
+
+
+def one_before(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.maximum(mask, np.pad(mask[:, 1:], ((0, 0), (0, 1))))
+
+
+def unshifted(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The mask of a position where that of its label is due."""
+    return np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+
+
+def before_padding(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The positions before the first token with padding's id; none of a row without one."""
+    ends = np.argmax(inputs["input_ids"][:, 1:] == pad_id(params), axis=1, keepdims=True)
+    return mask * (np.arange(mask.shape[1]) <= ends)
+
+
+def pad_id(params: Values) -> int:
+    return params.get("pad_id", 0)
+
+
+def padded(params: Values, inputs: Values) -> Values:
+    """A mask that is too short ends with zeros."""
+    missing = inputs["input_ids"].shape[1] - inputs["completion_mask"].shape[1]
+    return {"completion_mask": np.pad(inputs["completion_mask"], ((0, 0), (0, missing)))}
+
+
+def counted(count_of: Callable) -> Callable[[Function], Function]:
+    """The mean over another number of tokens: `count_of(mask)` [B, 1] of the whole mask."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        mask = inputs["completion_mask"]
+        right = np.maximum(mask[:, 1:].sum(axis=1), 1)
+        factor = right / np.maximum(count_of(mask), 1)
+        grads = made["grads"]["logits"] * factor[:, None, None]
+        return {"logps": made["logps"] * factor, "grads": {"logits": grads}}
+
+    return then(outputs)
+
+
+def where(rows_of: Callable, value: float) -> Callable[[Function], Function]:
+    """Log-probabilities of some rows are `value`; NaN is that of their gradients too.
+
+    `rows_of(inputs, scored)` [B] says which, from the scored tokens [B, T - 1].
+    """
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        changed: Values = {}
+        for name in (name for name in NAMES if name in made):
+            rows = rows_of(inputs, scored(inputs, name))
+            changed[name] = np.where(rows, value, made[name])
+            if np.any(rows) and np.isnan(value):
+                grads = np.array(made["grads"]["logits"])
+                grads[rows, :-1] = np.nan
+                changed["grads"] = {"logits": grads}
+        return changed
+
+    return then(outputs)
+
+
+def scored(inputs: Values, name: str) -> np.ndarray:
+    """The tokens [B, T - 1] of this response."""
+    if name == "logps":
+        return inputs["completion_mask"][:, 1:] == 1
+    return inputs["segments"][:, 1:] == (1 if name == "chosen_logps" else 2)
+
+
+def none(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return ~np.any(mask, axis=1)
+
+
+def banned(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """A scored position has a token of probability 0."""
+    impossible = np.any(np.isneginf(inputs["logits"][:, :-1]), axis=2)
+    return np.asarray(np.any(impossible & mask, axis=1))
+
+
+def masked_by_factor(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """Token 0 has probability 0 at a position that is not scored."""
+    return np.any(np.isneginf(inputs["logits"][:, :-1, 0]) & ~mask, axis=1)
+
+
+def masked_label(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """A token that is not scored has probability 0."""
+    labels = inputs["input_ids"][:, 1:, None]
+    logits = np.take_along_axis(inputs["logits"][:, :-1], labels, axis=2)[..., 0]
+    return np.any(np.isneginf(logits) & ~mask, axis=1)
+
+
+def large(inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.any((inputs["logits"][:, :-1].max(axis=2) > LARGEST_EXPONENT) & mask, axis=1)
+
+
+def in_half(kind: str, made: Values, params: Values, inputs: Values) -> Values:
+    return {name: half(made[name], kind) for name in NAMES if name in made}
+
+
+def running(kind: str, weights: np.ndarray, logps: np.ndarray) -> float:
+    """The sum of tokens that are added one by one in half precision."""
+    sum_so_far = np.zeros(())
+    for term in half(weights * logps, kind):
+        sum_so_far = half(sum_so_far + term, kind)
+    return float(sum_so_far)
+
+
+def without_shift(function: Function) -> Function:
+    """Every label, that of slot 0 too, is read from the logits at its own position."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        names = ("input_ids", "completion_mask")
+        later = {name: np.pad(inputs[name], ((0, 0), (1, 0))) for name in names}
+        logits = np.pad(inputs["logits"], ((0, 0), (0, 1), (0, 0)))
+        made = function(params, inputs | later | {"logits": logits})
+        return made | {"grads": {"logits": made["grads"]["logits"][:, :-1]}}
+
+    return mistaken
+
+
+def as_plain_sequence(params: Values, inputs: Values) -> Values:
+    """Every token is predicted by the position before it, the first rejected one too."""
+    chosen, rejected = (summed_over(inputs, segment) for segment in (1, 2))
+    grads = chosen["grads"]["logits"] + rejected["grads"]["logits"]
+    names = {"chosen_logps": chosen["logps"], "rejected_logps": rejected["logps"]}
+    return names | {"grads": {"logits": grads}}
+
+
+def also(name: str, segment: int) -> Callable[[Function], Function]:
+    """The log-probabilities of another segment are added to those of a response."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        more = summed_over(inputs, segment)
+        grads = made["grads"]["logits"] + more["grads"]["logits"]
+        return {name: made[name] + more["logps"], "grads": {"logits": grads}}
+
+    return then(outputs)
+
+
+def padding_as_rejected(function: Function) -> Function:
+    """Padding is scored as rejected; its first token is predicted by the prompt's last position."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        segments = inputs["segments"]
+        others = np.where(segments == 2, 1, segments)
+        padding = np.where(segments == -1, 2, others)
+        made, without, more = (
+            function(params, inputs | {"segments": s}) for s in (segments, others, padding)
+        )
+        logits = [answer["grads"]["logits"] for answer in (made, more, without)]
+        rejected = made["rejected_logps"] + more["rejected_logps"]
+        grads = {"logits": logits[0] + logits[1] - logits[2]}
+        return made | {"rejected_logps": rejected, "grads": grads}
+
+    return mistaken
+
+
+def summed_over(inputs: Values, segment: int) -> Values:
+    mask = inputs["segments"] == segment
+    return tokens.summed({}, inputs | {"completion_mask": mask.astype(int)})
+
+
+def infinite(made: Values, params: Values, inputs: Values) -> Values:
+    """exp overflows in the normaliser: a log-probability of -inf, and no probability left."""
+    rows = large(inputs, scored(inputs, "logps"))
+    return {"logps": np.where(rows, -np.inf, made["logps"])}
+
+
+def temperature(function: Function, constant: float) -> Function:
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made = function(params, inputs | {"logits": constant * inputs["logits"]})
+        return made | {"grads": {"logits": constant * made["grads"]["logits"]}}
+
+    return mistaken
+
+
+def negated(made: Values, params: Values, inputs: Values) -> Values:
+    values = {name: -made[name] for name in NAMES if name in made}
+    return values | {"grads": {"logits": -made["grads"]["logits"]}}
+
+
+def probabilities(made: Values, params: Values, inputs: Values) -> Values:
+    return {name: np.exp(made[name]) for name in NAMES if name in made}
+
+
+# fmt: off
+TOKENS = (
+    Mistake("with the padding counted", "mask-dropped", counted(lambda m: len(m[0]) - 1)),
+    Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
+    Mistake("with one token more counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
+    Mistake("with one token fewer counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
+    Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
+    Mistake("with labels not shifted, the first too", "shift", without_shift),
+    Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
+    Mistake("with logits times {c}", "overflow", temperature),
+    Mistake("with the first token not scored", "mask-dropped", masked(all_but_first)),
+    Mistake("with the prompt's last token scored", "mask-dropped", masked(one_before)),
+    Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
+    Mistake("negated", "sign", then(negated)),
+    Mistake("with probabilities, not their logarithms", "overflow", then(probabilities)),
+    Mistake("with the mask inverted", "mask-dropped", masked(lambda p, x, m: 1 - m)),
+    Mistake("with the mask ignored", "mask-dropped", masked(lambda p, x, m: np.ones_like(m))),
+    Mistake("with the prompt scored", "mask-dropped", masked(to_last)),
+    Mistake("with the padding scored", "mask-dropped", masked(from_first)),
+    Mistake("with the prompt scored as chosen", "mask-dropped", also("chosen_logps", 0)),
+    Mistake("with the padding scored as rejected", "mask-dropped", padding_as_rejected),
+    Mistake("with a short mask padded", "broadcast", on_case(padded)),
+    Mistake("with the end-of-sequence token not scored", "eos-lost",
+        masked(lambda p, x, m: m * (x["input_ids"] != EOS))),
+    Mistake("with the last token not scored", "eos-lost", masked(all_but_last)),
+    Mistake("with padding known by its id", "pad-is-eos",
+        masked(lambda p, x, m: m * (x["input_ids"] != pad_id(p)))),
+    Mistake("with a response that ends before the first padding id", "pad-is-eos",
+        masked(before_padding)),
+    Mistake("with NaN where no token is scored", "nan-all-masked", where(none, np.nan)),
+    Mistake("with NaN where a token of probability 0 could be scored", "zero-probability",
+        where(banned, np.nan)),
+    Mistake("with NaN where a masked token has probability 0", "zero-probability",
+        where(masked_label, np.nan)),
+    Mistake("with NaN where a masked token 0 has probability 0", "zero-probability",
+        where(masked_by_factor, np.nan)),
+    Mistake("with exp of large logits overflowing", "overflow", then(infinite)),
+    Mistake("with every token predicted by the one before it", "first-rejected-token",
+        lambda f: as_plain_sequence),
+    Mistake("with tokens added in bfloat16", "half-precision-sums",
+        lambda f: partial(f, add=partial(running, "bfloat16"))),
+    Mistake("with tokens added in float16", "half-precision-sums",
+        lambda f: partial(f, add=partial(running, "float16"))),
+    Mistake("with sums rounded to bfloat16", "half-precision-sums",
+        then(partial(in_half, "bfloat16"))),
+    Mistake("with sums rounded to float16", "half-precision-sums",
+        then(partial(in_half, "float16"))),
+)
+# fmt: on

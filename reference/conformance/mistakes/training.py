@@ -1,0 +1,138 @@
+"""Mistakes in training: each changes what the steps of a run are made of."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on
+
+TABLES = ("table", "ref_table")
+
+
+def step_by_step(step: Callable) -> Callable[[Function], Function]:
+    """A run whose steps are `step(function, params, inputs, table, before)` -> loss, next table.
+
+    `inputs` has the batches of one step, and `before` is the table one step ago, or the reference's
+    before the first.
+    """
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            losses: list[float] = []
+            table, before = (inputs[name] for name in TABLES)
+            for batch in inputs["batches"]:
+                one = inputs | {"batches": batch[None], "table": table}
+                loss, after = step(function, params, one, before)
+                table, before = after, table
+                losses.append(loss)
+            return {"losses": np.array(losses), "parameters": table}
+
+        return mistaken
+
+    return change
+
+
+def one_step(function: Function, params: Values, inputs: Values) -> tuple[float, np.ndarray]:
+    made = function(params, inputs)
+    return made["losses"][0], made["parameters"]
+
+
+def reference_now(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    return one_step(function, params, inputs | {"ref_table": inputs["table"]})
+
+
+def reference_behind(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    return one_step(function, params, inputs | {"ref_table": before})
+
+
+def without_first(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    loss, table = one_step(function, params, inputs)
+    first = before is inputs["ref_table"]
+    return loss, inputs["table"] if first else table
+
+
+def clipped(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    loss, table = one_step(function, params, inputs)
+    change = table - inputs["table"]
+    norm = np.linalg.norm(change) / params["learning_rate"]
+    return loss, inputs["table"] + change / max(norm, 1.0)
+
+
+def micro_steps(function: Function) -> Function:
+    """Each micro-batch is a step; the loss of a step is the mean of theirs."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        steps, parts, rows = inputs["batches"].shape
+        made = function(params, inputs | {"batches": inputs["batches"].reshape(-1, 1, rows)})
+        return made | {"losses": made["losses"].reshape(steps, parts).mean(axis=1)}
+
+    return mistaken
+
+
+def parts_averaged(split: Callable, function: Function, params: Values, inputs: Values, before):
+    """Each part of a step alone, then the mean of their losses and updates."""
+    made = [
+        one_step(function, params, inputs | {"batches": np.reshape(rows, (1, 1, -1))})
+        for rows in split(inputs["batches"][0])
+    ]
+    losses, tables = zip(*made, strict=True)
+    return np.mean(losses), np.mean(tables, axis=0)
+
+
+def scaled(factor: Callable, function: Function, params: Values, inputs: Values, before):
+    """The loss of a step times a factor of its inputs."""
+    loss, table = one_step(function, params, inputs)
+    by = factor(inputs)
+    return by * loss, inputs["table"] + by * (table - inputs["table"])
+
+
+def tokens_of(inputs: Values) -> int:
+    return inputs["chosen_mask"][np.ravel(inputs["batches"]), 1:].sum()
+
+
+def rate(power: int) -> Callable[[Function], Function]:
+    """The learning rate times a power of the number of micro-batches."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            factor = inputs["batches"].shape[1] ** power
+            return at(learning_rate=lambda rate: factor * rate)(function)(params, inputs)
+
+        return mistaken
+
+    return change
+
+
+# fmt: off
+TRAINING = (
+    Mistake("with the policy as its own reference", "reference-moves", step_by_step(reference_now)),
+    Mistake("with a reference one step behind the policy", "reference-moves",
+        step_by_step(reference_behind)),
+    Mistake("with the reference where training starts", "reference-moves",
+        on(lambda x: {"ref_table": x["table"]})),
+    Mistake("with micro-batches added, not averaged", "accumulation-scale", rate(1)),
+    Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
+    Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
+    Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
+    Mistake("with gradients clipped to norm 1", "scale", step_by_step(clipped)),
+    Mistake("with the first micro-batch of each step alone", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][:, :1]})),
+    Mistake("with the last micro-batch of each step alone", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][:, -1:]})),
+    Mistake("with micro-batches as steps of their own", "accumulation-scale", micro_steps),
+    Mistake("with the batches of the steps in reverse order", "accumulation-scale",
+        on(lambda x: {"batches": x["batches"][::-1]})),
+    Mistake("at twice the learning_rate", "accumulation-scale", at(learning_rate=lambda r: 2 * r)),
+    Mistake("at half of the learning_rate", "accumulation-scale",
+        at(learning_rate=lambda r: r / 2)),
+    Mistake("with the mean of each micro-batch's token mean", "mean-of-means",
+        step_by_step(partial(parts_averaged, list))),
+    Mistake("with the mean of each row's token mean", "mean-of-means",
+        step_by_step(partial(parts_averaged, np.ravel))),
+    Mistake("with the tokens added, not averaged", "batch-sum",
+        step_by_step(partial(scaled, tokens_of))),
+    Mistake("with the tokens added, over the number of rows", "sum-mean", step_by_step(
+        partial(scaled, lambda x: tokens_of(x) / x["batches"].size))),
+)
+# fmt: on

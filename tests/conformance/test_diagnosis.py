@@ -1,0 +1,315 @@
+"""The kit names what an implementation computes, or says that it does not know."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks.diagnosis import said_of
+from reference.conformance import load_cases, run
+from reference.conformance.diagnosis import REFUSALS
+from reference.conformance.dialects import DIALECTS
+from reference.conformance.flags import FLAGS, is_note
+from reference.conformance.lookalikes import LOOKALIKES
+from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
+from reference.conformance.report import sentences, table
+from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
+from tests.conformance.faults import LATER as LATER_FAULTS
+
+POLICY = ("policy_chosen_logps", "policy_rejected_logps")
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+def client(function, dtype="float64"):
+    """An implementation that answers every dialect by this function of params and inputs."""
+
+    def evaluate(objective, dialect, params, inputs):
+        return function(params, inputs)
+
+    return SimpleNamespace(dtype=dtype, supports=lambda o, d: True, evaluate=evaluate)
+
+
+def diagnosis(claimed, function, dtype="float64"):
+    (found,) = run(client(function, dtype), load_cases(*claimed.split("/"))).diagnoses
+    return found
+
+
+def named(claimed, function, dtype="float64"):
+    """What the outputs are, whatever is refused."""
+    parts = diagnosis(claimed, function, dtype).parts
+    return [[h.name for h in p.hypotheses] for p in parts if p.outputs != (REFUSALS,)]
+
+
+def of_margin(loss, slope):
+    """A loss written here, of h and the params, and not with the kit's own functions."""
+
+    def function(p, x):
+        h = x[POLICY[0]] - x[REFERENCE[0]] - x[POLICY[1]] + x[REFERENCE[1]]
+        d = slope(h, p) / len(h)
+        return {"loss": loss(h, p).mean(), "grads": {POLICY[0]: d, POLICY[1]: -d}}
+
+    return function
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def softplus(x):
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+SMOOTHED_ON_THE_WRONG_SIDE = of_margin(
+    lambda h, p: (
+        p["label_smoothing"] * softplus(-p["beta"] * h)
+        + (1 - p["label_smoothing"]) * softplus(p["beta"] * h)
+    ),
+    lambda h, p: p["beta"] * (sigmoid(p["beta"] * h) - p["label_smoothing"]),
+)
+
+
+def test_label_smoothing_on_the_wrong_side_is_named():
+    """Without metrics it is the same function as the loss of swapped responses."""
+    found = diagnosis("dpo/conservative", SMOOTHED_ON_THE_WRONG_SIDE)
+    first, accepted = found.parts
+    assert found.whole and accepted.outputs == (REFUSALS,)
+    assert {h.name for h in first.hypotheses} == {
+        "dpo/conservative at label_smoothing 1 - e",
+        "dpo/conservative with chosen and rejected swapped",
+    }
+    said = table(run(client(SMOOTHED_ON_THE_WRONG_SIDE), load_cases("dpo", "conservative")))
+    assert "in fact computes" in said and "label-smoothing-ignored" not in said
+
+
+@pytest.mark.parametrize(
+    ("claimed", "function", "name"),
+    [
+        (
+            "dpo/plain",
+            of_margin(
+                lambda h, p: softplus(-3 * p["beta"] * h),
+                lambda h, p: -3 * p["beta"] * sigmoid(-3 * p["beta"] * h),
+            ),
+            "dpo/plain at 3 beta",
+        ),
+        (
+            "dpo/plain",
+            of_margin(
+                lambda h, p: np.maximum(0, 1 - p["beta"] * h),
+                lambda h, p: -p["beta"] * (p["beta"] * h < 1),
+            ),
+            "dpo/hinge",
+        ),
+        (
+            "ipo/paper",
+            of_margin(lambda h, p: (h - 0.5 / p["beta"]) ** 2, lambda h, p: 2 * h - 1 / p["beta"]),
+            "ipo/sum",
+        ),
+        (
+            "dpo/plain",
+            of_margin(
+                lambda h, p: softplus(-0.25 * h), lambda h, p: -0.25 * sigmoid(-0.25 * h)
+            ),
+            "dpo/plain at beta 0.25, whatever the case says",
+        ),
+    ],
+)
+def test_a_loss_that_is_written_elsewhere_is_named(claimed, function, name):
+    assert named(claimed, function) == [[name]]
+    rounded = lambda p, x: {  # noqa: E731
+        "loss": np.float32(function(p, x)["loss"]),
+        "grads": {n: g.astype(np.float32) for n, g in function(p, x)["grads"].items()},
+    }
+    assert named(claimed, rounded, "float32") == [[name]]
+
+
+def simpo_by_hand(p, x):
+    lengths = [x.get(f"{name}_lengths", 1) for name in ("chosen", "rejected")]
+    margin = p["beta"] * (x[POLICY[0]] / lengths[0] - x[POLICY[1]] / lengths[1]) - 0.5
+    d = -p["beta"] * sigmoid(-margin) / len(margin)
+    grads = {POLICY[0]: d / lengths[0], POLICY[1]: -d / lengths[1]}
+    return {"loss": softplus(-margin).mean(), "grads": grads}
+
+
+def test_this_is_simpo():
+    assert named("dpo/plain", simpo_by_hand) == [["dpo/simpo at gamma 0.5"]]
+
+
+def slopes_of(function, p, x):
+    """Central differences of the loss in the policy's log-probabilities."""
+    grads = {}
+    for name in POLICY:
+        steps = 1e-6 * np.eye(len(x[name]))
+        ahead, behind = (
+            [function(p, x | {name: x[name] + sign * step})["loss"] for step in steps]
+            for sign in (1, -1)
+        )
+        grads[name] = (np.array(ahead) - np.array(behind)) / 2e-6
+    return grads
+
+
+PAIRS_OF_DPO = next(case for case in load_cases("dpo", "plain") if case.id.endswith("/batch"))
+LENGTHS = {f"{name}_lengths": np.array([3, 4, 5, 6, 7]) for name in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize("key", LOOKALIKES, ids="/".join)
+def test_a_lookalikes_gradient_is_its_slope(key):
+    look = LOOKALIKES[key]
+    function = partial(look.function, **({} if not look.free else {CONSTANT[key[1]]: 0.5}))
+    (case,) = [PAIRS_OF_DPO] if key[0] == "dpo" else load_cases("ensemble", "mean")[8:9]
+    x = case.inputs | (LENGTHS if key[0] == "dpo" else {})
+    for name, slope in slopes_of(function, case.params, x).items():
+        np.testing.assert_allclose(function(case.params, x)["grads"][name], slope, atol=1e-6)
+
+
+CONSTANT = {"simpo": "gamma", "positive": "penalty"}
+
+
+def test_lookalikes_by_hand():
+    """One pair: log-ratios ln 2 and -ln 2, so h = 2 ln 2; lengths 2 and 1; beta 1."""
+    two = np.log(2.0)
+    logps = np.array([[two - 4], [-two - 3], [-4.0], [-3.0]])
+    x = dict(zip(POLICY + REFERENCE, logps, strict=True))
+    x |= {"chosen_lengths": np.array([2]), "rejected_lengths": np.array([1])}
+    p = {"beta": 1.0}
+    loss = {key[1]: look.function for key, look in LOOKALIKES.items()}
+    assert loss["hinge"](p, x)["loss"] == 0 and loss["hinge"]({"beta": 0.1}, x)["loss"] > 0
+    assert np.isclose(loss["length-normalised"](p, x)["loss"], np.log(1 + 2**-1.5))
+    assert np.isclose(loss["simpo"](p, x, 0.0)["loss"], np.log1p(np.exp(2 - 3 - 1.5 * two)))
+    assert np.isclose(loss["forward-kl-link"](p, x)["loss"], np.log1p(np.exp(-(2 - 0.5))))
+    assert np.isclose(loss["positive"](p, x, 9.0)["loss"], np.log1p(1 / 4))
+    x[POLICY[0]] = np.array([-4 - two])
+    assert np.isclose(loss["positive"](p, x, 9.0)["loss"], np.log1p(np.exp(9 * two)))
+
+
+def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
+    odd = of_margin(lambda h, p: np.abs(h) ** 3, lambda h, p: 3 * h * np.abs(h))
+    found = diagnosis("dpo/plain", odd)
+    assert not found.known and found.parts[0].hypotheses == ()
+    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith("dpo/plain/one-pair")
+
+
+def test_a_constant_that_nothing_determines_is_no_name():
+    """A loss of 0 is that of SimPO at any gamma that is negative enough."""
+    zero = of_margin(lambda h, p: 0 * h, lambda h, p: 0 * h)
+    assert not diagnosis("dpo/plain", zero).known
+
+
+def test_two_mistakes_are_named():
+    both = of_margin(
+        lambda h, p: softplus(p["beta"] ** 2 * h),
+        lambda h, p: p["beta"] ** 2 * sigmoid(p["beta"] ** 2 * h),
+    )
+    name = "dpo/plain at beta squared and with chosen and rejected swapped"
+    assert named("dpo/plain", both) == [[name]]
+
+
+def test_the_right_outputs_are_left_out():
+    """A loss that is added where its gradient is averaged."""
+
+    def function(p, x):
+        made = DIALECTS["dpo", "plain"](p, x)
+        return made | {"loss": made["loss"] * len(x[POLICY[0]])}
+
+    found = diagnosis("dpo/plain", function)
+    assert [part.outputs for part in found.parts] == [("loss",)] and not found.whole
+    told = "dpo/plain: loss as of dpo/plain with the pairs added, not averaged"
+    assert sentences(found)[0] == told
+
+
+def repeating(p, x):
+    """As PyTorch: one value beside several is repeated."""
+    names = POLICY + REFERENCE
+    return DIALECTS["dpo", "plain"](
+        p, x | dict(zip(names, np.broadcast_arrays(*(x[n] for n in names)), strict=True))
+    )
+
+
+def test_broadcasting_is_a_note():
+    report = run(client(repeating), load_cases("dpo", "plain"))
+    noted = [r.case.id for r in report.results if r.outcome == "noted"]
+    assert noted == ["dpo/plain/one-for-four"] and not report.unexpected
+    (found,) = report.diagnoses
+    assert found.flags == ("broadcast",)
+    assert [h.name for h in found.parts[0].hypotheses] == ["dpo/plain with a lone value repeated"]
+
+
+def test_a_convention_of_a_metric_is_a_note_in_cases_of_other_flags_too():
+    def function(p, x):
+        made = DIALECTS["dpo", "plain"](p, x)
+        h = x[POLICY[0]] - x[REFERENCE[0]] - x[POLICY[1]] + x[REFERENCE[1]]
+        return made | {"metrics": made["metrics"] | {"rewards/accuracies": np.mean(h >= 0)}}
+
+    report = run(client(function), load_cases("dpo", "plain"))
+    noted = {r.case.id.rpartition("/")[2] for r in report.results if r.outcome == "noted"}
+    assert noted == {"ties", "policy-is-reference"} and not report.unexpected
+
+
+def test_a_note_beside_an_error_is_still_one():
+    def function(p, x):
+        return repeating(p | {"beta": 2 * p["beta"]}, x)
+
+    report = run(client(function), load_cases("dpo", "plain"))
+    outcomes = {r.case.id.rpartition("/")[2]: r.outcome for r in report.results}
+    assert outcomes["one-for-four"] == "noted" and outcomes["batch"] == "failed"
+    assert report.unexpected
+
+
+@pytest.mark.parametrize(
+    ("names", "accepted", "note"),
+    [
+        (("broadcast",), True, True),
+        (("broadcast",), False, False),
+        (("last-turn",), True, True),
+        (("last-turn",), False, False),
+        (("accuracy-tie",), False, True),
+        (("accuracy-tie", "sign"), False, False),
+        (("missing-field",), True, False),
+        ((), True, False),
+    ],
+)
+def test_severity(names, accepted, note):
+    assert is_note(names, accepted) == note
+
+
+def test_every_mistake_has_a_flag_and_a_name_of_its_own():
+    for table_of in (PAIRS, KL, TOKENS, DATA, TRAINING):
+        assert {mistake.flag for mistake in table_of} <= set(FLAGS)
+        names = [mistake.name for mistake in table_of]
+        assert len(set(names)) == len(names)
+
+
+def test_every_bug_has_names():
+    assert set(NAMES) == set(FAULTS) and set(LATER_FAULTS) <= set(FAULTS)
+
+
+FEW = (
+    "preference's sign",
+    "references swapped",
+    "IPO without beta",
+    "KL reversed",
+    "last token not scored",
+    "cut at the first mark",
+    "hull's cone",
+)
+
+
+def verdict(name):
+    return "unknown" if name in UNKNOWN else "named"
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_seeded_bugs(name):
+    assert said_of(name).verdict == verdict(name)
+
+
+def test_nine_of_ten_seeded_bugs_have_names():
+    assert len(UNKNOWN) <= 0.1 * len(FAULTS)
+
+
+@pytest.mark.slow
+def test_seeded_bugs_are_named():
+    """A third of them, and those written later; benchmarks.diagnosis has all."""
+    names = dict.fromkeys([*list(FAULTS)[::3], *LATER_FAULTS])
+    assert {name: said_of(name).verdict for name in names} == {n: verdict(n) for n in names}
