@@ -194,6 +194,9 @@ def test_a_shard_is_no_link_out_of_its_folder_except_into_the_hubs_cache(tmp_pat
     (snapshot / names[0]).unlink()
     (snapshot / names[0]).symlink_to(tmp_path / "secret/x")
     refused(lambda: weight_files(snapshot), names[0], "leads out of the folder")
+    (snapshot / names[0]).unlink()
+    (snapshot / names[0]).symlink_to(names[0])
+    refused(lambda: weight_files(snapshot), names[0])
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
