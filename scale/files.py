@@ -76,7 +76,10 @@ def remove_temporaries(folder: Path, name: str = "*") -> None:
         name: A pattern of their names.
     """
     for path in folder.glob(f".{'[0-9a-f]' * 32}-{name}"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

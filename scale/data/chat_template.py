@@ -1,6 +1,7 @@
 """A chat template is foreign code: it runs in the sandbox of `transformers`, within bounds."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ def template_of(theirs: Any, source: str) -> str | None:
         return None
     with as_input_error(Path(source)):
         template = theirs.get_chat_template()
-        tokens = list(Environment().lex(template))
-    if any((kind, text) == ("operator", "**") for _, kind, text in tokens):
+        lexed = Environment().lex(template)
+        texts = [(kind, text) for _, kind, text in lexed if kind != "whitespace"]
+    powers = (before for (_, before), own in pairwise(texts) if own == ("operator", "**"))
+    if any(before not in ("(", ",") for before in powers):  # there it is `f(**options)`
         raise InputError(f"{source}: the chat template computes a power, which may take for ever")
     return STILL_CLOCK + template if "strftime_now" in template else template
 

@@ -108,10 +108,10 @@ def number(settings: Settings, name: str, default: float | None, path: Path) -> 
 
 def flag(settings: Settings, name: str, path: Path) -> bool:
     """A setting that is true or false; false where it is missing."""
-    value = settings.get(name, False)
-    if not isinstance(value, bool):
+    value = settings.get(name)
+    if not isinstance(value, bool | None):
         raise InputError(f"{path}: {name} must be true or false, not {value!r}")
-    return value
+    return bool(value)
 
 
 def check(settings: Settings, path: Path) -> None:

@@ -84,7 +84,9 @@ def shard_files(path: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
             raise InputError(f"{path / INDEX}: weight_map: {name!r} is no name of a file beside it")
-        if (here / name).resolve().parent not in (here, blobs):
+        with as_input_error(path / name):
+            place = (here / name).resolve().parent  # of a link to itself there is none
+        if place not in (here, blobs):
             raise InputError(f"{path / name}: a link that leads out of the folder")
     return [path / name for name in sorted(set(names))]
 
