@@ -1,4 +1,4 @@
-"""Mistakes in losses of pairs, and in the KL of pessimistic ones."""
+"""Mistakes in losses of pairs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +12,6 @@ from reference.conformance.pairs import POLICY, REFERENCE
 
 SCORES = ("score_chosen", "score_rejected")
 SWAP = {"chosen": "rejected", "rejected": "chosen"}
-LARGEST_EXPONENT = 88.7
-"""exp of more is infinite in float32."""
 
 
 def exchanged(*starts: str) -> Callable[[Function], Function]:
@@ -215,20 +213,6 @@ def cut(inputs: Values) -> Values:
     return {name: inputs[name][..., :length] for name in sided}
 
 
-def rounded(names: tuple[str, ...], kind: str, inputs: Values) -> Values:
-    """Inputs in half precision."""
-    return {name: half(inputs[name], kind) for name in names if name in inputs}
-
-
-def half(values: Any, kind: str) -> np.ndarray:
-    """Numbers rounded to float16 or, by their bits, to the nearest bfloat16."""
-    if kind == "float16":
-        return np.asarray(values).astype(np.float16).astype(float)
-    bits = np.asarray(values, np.float32).view(np.uint32)
-    even = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
-    return even.astype(np.uint32).view(np.float32).astype(float)
-
-
 def inside_logarithm(function: Function) -> Function:
     """-log [(1 - e) sigmoid(beta h) + e sigmoid(-beta h)]."""
 
@@ -240,36 +224,6 @@ def inside_logarithm(function: Function) -> Function:
         return made | pairs.over_pairs(-np.log(mixed), slopes)
 
     return mistaken
-
-
-def unstable(where: Callable, made: Values, params: Values, inputs: Values) -> Values:
-    """Losses that are not finite where `where(argument)` says that exp overflows."""
-    losses = np.where(where(argument(params, inputs)), np.nan, made["per_example"])
-    return {"loss": np.mean(losses), "per_example": losses}
-
-
-def unstable_slopes(where: Callable, made: Values, params: Values, inputs: Values) -> Values:
-    """Gradients of infinity over infinity."""
-    return scaled_grads(made, np.where(where(argument(params, inputs)), np.nan, 1.0))
-
-
-def overflowing(name: str, where: Callable) -> tuple[Mistake, ...]:
-    """exp overflows for such arguments of the sigmoid, in the loss or in its gradients."""
-    return (
-        Mistake(f"with exp of {name} overflowing", "overflow", then(partial(unstable, where))),
-        Mistake(
-            f"with exp of {name} overflowing in the gradients",
-            "overflow",
-            then(partial(unstable_slopes, where)),
-        ),
-    )
-
-
-def argument(params: Values, inputs: Values) -> np.ndarray:
-    """What the sigmoid is of."""
-    if POLICY[0] in inputs:
-        return params["beta"] * pairs.margins_of(inputs)
-    return pairs.reward_margins(inputs) - inputs.get("margins", 0.0)
 
 
 def scores(change: Callable) -> Callable[[Values], Values]:
@@ -376,16 +330,5 @@ PAIRS = (
     Mistake("with the chosen response's likelihood alone", "sign", likelihood),
     Mistake("with the tokens of both responses counted", "sum-mean", on(both_lengths)),
     Mistake("on each pair alone, then averaged", "example-min", one_by_one),
-    Mistake("with log-probabilities in bfloat16", "half-precision-sums",
-        on(partial(rounded, LOGPS, "bfloat16"))),
-    Mistake("with log-probabilities in float16", "half-precision-sums",
-        on(partial(rounded, LOGPS, "float16"))),
-    Mistake("with rewards in bfloat16", "half-precision-sums",
-        on(partial(rounded, SCORES, "bfloat16"))),
-    Mistake("with rewards in float16", "half-precision-sums",
-        on(partial(rounded, SCORES, "float16"))),
-    *overflowing("a large negative margin", lambda a: a < -LARGEST_EXPONENT),
-    *overflowing("a large positive margin", lambda a: a > LARGEST_EXPONENT),
-    *overflowing("a large margin of either sign", lambda a: np.abs(a) > LARGEST_EXPONENT),
 )
 # fmt: on

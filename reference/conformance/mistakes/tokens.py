@@ -7,7 +7,7 @@ import numpy as np
 
 from reference.conformance import tokens
 from reference.conformance.mistakes.mistake import Function, Mistake, Values, on_case, then
-from reference.conformance.mistakes.pairs import LARGEST_EXPONENT, half
+from reference.conformance.mistakes.precision import LARGEST_EXPONENT, half
 
 NAMES = ("logps", "chosen_logps", "rejected_logps")
 EOS = 1
