@@ -193,6 +193,10 @@ def likelihood(function: Function) -> Function:
     return mistaken
 
 
+def more_margin(function: Function, constant: float) -> Function:
+    return on(lambda inputs: {"margins": constant * inputs["margins"]})(function)
+
+
 def both_lengths(inputs: Values) -> Values:
     names = ("chosen_lengths", "rejected_lengths")
     return dict.fromkeys(names, inputs[names[0]] + inputs[names[1]])
@@ -320,6 +324,7 @@ PAIRS = (
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),
     Mistake("with gradients in token means", "sum-mean", then(by_length)),
+    Mistake("with {c} times the pair's margin", "margin-dropped", more_margin),
     Mistake("with the pair's margin added", "margin-dropped",
         on(lambda x: {"margins": -x["margins"]})),
     Mistake("with every pair's rewards against every margin", "margin-dropped",
