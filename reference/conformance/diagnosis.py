@@ -211,7 +211,8 @@ def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
         while left:
             output = min(left)
             members = _found(_fitted(family, evidence, output), evidence, wrong)
-            found += members if len(members) == 1 else []  # of several, none is determined
+            names = {member.hypothesis.name for member in members}
+            found += members[:1] if len(names) == 1 else []  # of several, none is determined
             left -= {output}.union(*(member.outputs for member in members))
     return found
 

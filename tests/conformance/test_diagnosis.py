@@ -113,6 +113,14 @@ def test_label_smoothing_on_the_wrong_side_is_named():
             ),
             "dpo/plain at beta 0.25, whatever the case says",
         ),
+        (
+            "dpo/plain",
+            of_margin(
+                lambda h, p: softplus(-10 * p["beta"] * h),
+                lambda h, p: -10 * p["beta"] * sigmoid(-10 * p["beta"] * h),
+            ),
+            "dpo/plain at 10 beta",
+        ),
     ],
 )
 def test_a_loss_that_is_written_elsewhere_is_named(claimed, function, name):

@@ -193,6 +193,21 @@ def likelihood(function: Function) -> Function:
     return mistaken
 
 
+def more_reward(function: Function, constant: float) -> Function:
+    """The rewards times a constant, and so their gradients, where there are any."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made = function(params, inputs | {name: constant * inputs[name] for name in SCORES})
+        own = {n: constant * made["grads"][n] for n in SCORES if n in made["grads"]}
+        return made | {"grads": made["grads"] | own}
+
+    return mistaken
+
+
+def more_margin(function: Function, constant: float) -> Function:
+    return on(lambda inputs: {"margins": constant * inputs["margins"]})(function)
+
+
 def both_lengths(inputs: Values) -> Values:
     names = ("chosen_lengths", "rejected_lengths")
     return dict.fromkeys(names, inputs[names[0]] + inputs[names[1]])
@@ -253,7 +268,7 @@ PAIRS = (
         on(lambda x: {SCORES[1]: 0 * x[SCORES[1]]})),
     Mistake("without the chosen response's reward", "reward-sign",
         on(lambda x: {SCORES[0]: 0 * x[SCORES[0]]})),
-    Mistake("with {c} times the rewards", "scale", lambda f, c: on(scores(lambda s: c * s))(f)),
+    Mistake("with {c} times the rewards", "scale", more_reward),
     Mistake("with the least reward of each response", "min-mean",
         on(scores(lambda s: s.min(axis=0, keepdims=True)))),
     Mistake("with the greatest reward of each response", "min-mean",
@@ -324,6 +339,7 @@ PAIRS = (
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),
     Mistake("with gradients in token means", "sum-mean", then(by_length)),
+    Mistake("with {c} times the pair's margin", "margin-dropped", more_margin),
     Mistake("with the pair's margin added", "margin-dropped",
         on(lambda x: {"margins": -x["margins"]})),
     Mistake("with every pair's rewards against every margin", "margin-dropped",
