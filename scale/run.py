@@ -98,13 +98,13 @@ def start(command: Any) -> None:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, interrupt)
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the console cannot write is escaped
         sys.stdout.reconfigure(errors="backslashreplace")
     command = parse(sys.argv[1:])
     keep_programs()
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):  # before, they just end it
+            signal.signal(number, interrupt)
         start(command)
     except (InputError, FloatingPointError, MemoryError, BrokenProcessPool, OSError) as error:
         stop(str(error))
