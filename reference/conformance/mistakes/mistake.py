@@ -61,3 +61,17 @@ def then(outputs_of: Callable[[Values, Values, Values], Values]) -> Callable[[Fu
         return mistaken
 
     return change
+
+
+def times(made: Values, factor: Any) -> Values:
+    """The whole loss times a factor."""
+    scaled = {name: made[name] * factor for name in ("loss", "per_example") if name in made}
+    return scaled | scaled_grads(made, factor)
+
+
+def scaled_grads(made: Values, factor: Any) -> Values:
+    return {"grads": {name: grad * factor for name, grad in made["grads"].items()}}
+
+
+def plus(made: Values, constant: float) -> Values:
+    return {name: made[name] + constant for name in ("loss", "per_example") if name in made}

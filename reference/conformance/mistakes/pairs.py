@@ -2,12 +2,22 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from reference.conformance import pairs
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on, on_case, then
+from reference.conformance.mistakes.mistake import (
+    Function,
+    Mistake,
+    Values,
+    at,
+    on,
+    on_case,
+    plus,
+    scaled_grads,
+    then,
+    times,
+)
 from reference.conformance.pairs import POLICY, REFERENCE
 
 SCORES = ("score_chosen", "score_rejected")
@@ -35,16 +45,6 @@ def exchanged(*starts: str) -> Callable[[Function], Function]:
 def size(inputs: Values) -> int:
     """B, the number of pairs."""
     return np.shape(inputs[REFERENCE[0]] if REFERENCE[0] in inputs else inputs[SCORES[0]])[-1]
-
-
-def times(made: Values, factor: Any) -> Values:
-    """The whole loss times a factor."""
-    scaled = {name: made[name] * factor for name in ("loss", "per_example") if name in made}
-    return scaled | scaled_grads(made, factor)
-
-
-def scaled_grads(made: Values, factor: Any) -> Values:
-    return {"grads": {name: grad * factor for name, grad in made["grads"].items()}}
 
 
 def added(made: Values, params: Values, inputs: Values) -> Values:
@@ -97,10 +97,6 @@ def exponential(made: Values, params: Values, inputs: Values) -> Values:
 def over_once(made: Values, params: Values, inputs: Values) -> Values:
     e = params["label_smoothing"]
     return times(made, (1 - 2 * e) / (1 - e))
-
-
-def plus(made: Values, constant: float) -> Values:
-    return {name: made[name] + constant for name in ("loss", "per_example") if name in made}
 
 
 def by_length(made: Values, params: Values, inputs: Values) -> Values:

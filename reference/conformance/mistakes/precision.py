@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from reference.conformance import pairs
-from reference.conformance.mistakes.mistake import Mistake, Values, on, then
-from reference.conformance.mistakes.pairs import LOGPS, SCORES, scaled_grads
+from reference.conformance.mistakes.mistake import Mistake, Values, on, scaled_grads, then
+from reference.conformance.mistakes.pairs import LOGPS, SCORES
 from reference.conformance.pairs import POLICY
 
 LARGEST_EXPONENT = 88.7
