@@ -101,8 +101,8 @@ def metrics(folder, out, processes, mesh, methods):
     workers = launch(folder, out, processes, mesh, methods)
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(outputs)
-    assert "dpo" in outputs[0]
-    assert not any("dpo" in output for output in outputs[1:])  # only process 0 prints
+    assert "pairs seen" in outputs[0]
+    assert not any("pairs seen" in output for output in outputs[1:])  # only process 0 prints
     numbers = {}
     for method in methods:
         for line in (out / method / "metrics.jsonl").read_text().splitlines():
