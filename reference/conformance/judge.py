@@ -156,7 +156,12 @@ def _unchecked(case: Case, answer: Any) -> tuple[str, ...]:
 
 
 def answer_of(adapter: Adapter, case: Case) -> Any:
-    """The answer for copies of the case's values: an implementation may change its inputs."""
+    """The answer for copies of the case's values: an implementation may change its inputs.
+
+    Args:
+        adapter: the implementation.
+        case: the case.
+    """
     return adapter.evaluate(
         case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
     )
@@ -194,13 +199,22 @@ def _numbers(value: Any) -> np.ndarray:
 
 
 def reported(answer: Any) -> dict[str, Any]:
-    """The outputs that an answer has, by the names of `leaves`."""
+    """The outputs that an answer has, by the names of `leaves`.
+
+    Args:
+        answer: what `evaluate` returned.
+    """
     named = leaves(answer) if isinstance(answer, dict) else ()
     return {name: value for name, value in named if value is not None}
 
 
 def leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"grads": {"logits": x}}` as `("grads.logits", x)`."""
+    """`{"grads": {"logits": x}}` as `("grads.logits", x)`.
+
+    Args:
+        outputs: a dictionary, whose values may be dictionaries.
+        prefix: what stands before each name.
+    """
     for name, value in outputs.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")

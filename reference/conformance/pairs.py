@@ -220,10 +220,12 @@ def _smoothed_dpo(params: Values, inputs: Values, right: float, wrong: float) ->
 
 
 def margins_of(inputs: Values) -> np.ndarray:
+    """h of each pair, in nats."""
     return log_ratio_margin(*_alike(inputs, POLICY + REFERENCE))
 
 
 def reward_margins(inputs: Values) -> np.ndarray:
+    """rho of each pair."""
     chosen, rejected = _alike(inputs, ("score_chosen", "score_rejected"))
     return chosen - rejected
 
@@ -262,4 +264,5 @@ def _with_kl(made: Values, params: Values, kl: float, grads: Values) -> Values:
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), which overflows nowhere."""
     return np.exp(-np.logaddexp(0.0, -x))

@@ -323,13 +323,13 @@ def killable(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, trainee):
+def test_ten_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_path, trainee):
     """A step begins when the save of its last checkpoint has been started, and so the one before it
     is complete."""
     step, whole = jax.jit(chaotic), tmp_path / "whole"
     model = train(step, begin(), lambda i: i / STEPS, STEPS, whole, "whole", every=STEPS)
     rng, reached = random.Random(0), 0
-    for _ in range(20):
+    for _ in range(10):
         process = trainee("killable", tmp_path / "cut")
         lines = [process.stdout.readline() for _ in range(rng.randint(1, 35))]
         time.sleep(rng.uniform(0, 0.05))
@@ -339,7 +339,7 @@ def test_twenty_kills_lose_no_more_than_the_steps_since_the_last_checkpoint(tmp_
         assert steps == list(range(steps[0], steps[-1] + 1)) and steps[0] % EVERY == 0
         assert steps[0] >= reached // EVERY * EVERY - EVERY
         reached = steps[-1]
-    assert 100 < reached < STEPS
+    assert 40 < reached < STEPS
     succeed(trainee("killable", tmp_path / "cut"))
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("cut", "whole")]
     assert logs[0] == logs[1]
