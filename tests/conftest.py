@@ -6,6 +6,8 @@ The tokens of its rows go to a cache of its own, too.
 import os
 from tempfile import TemporaryDirectory
 
+import pytest
+
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     programs = TemporaryDirectory(prefix="programs-")
@@ -22,3 +24,11 @@ def pytest_configure(config):
     flags = os.environ.get("XLA_FLAGS", "").split()
     if config.option.markexpr == "not slow" and flag not in flags:
         os.environ["XLA_FLAGS"] = " ".join([*flags, flag])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heard():
+    """A module begins with a console that prints, whatever the tests before it left."""
+    from scale.console import console
+
+    console.quiet = False
