@@ -1,4 +1,4 @@
-"""Rows of text to token ids and targets; the batch of a step is a function of (seed, step)."""
+"""Rows of text to token ids and targets; a batch is a function of (rows, seed, step)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

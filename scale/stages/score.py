@@ -15,11 +15,9 @@ from minipref.methods import METHODS
 from scale.console import console
 from scale.data.dataset import REF_LOGPS, Limits, limits_text
 from scale.data.formats import LOGPS, SCORES, SIDES, Row
-from scale.data.hub_rows import row_files
 from scale.data.rows import column_types, provenance, write
 from scale.data.table import Table, scan
 from scale.errors import InputError
-from scale.files import fingerprint
 from scale.io import model_folder
 from scale.io.model_folder import ModelFolder
 from scale.model.inference import Sampled, generate, sequence_logps
@@ -65,15 +63,16 @@ class Score(Stage):
             rows = rows.where(np.arange(len(rows)) < self.rows)
         types = column_types(self.data, rows)  # what could not be written is not scored
         self.check("score_chosen" in rows[0])
-        hashes = provenance(self.data) | {"data": fingerprint(*row_files(self.data))}
+        hashes = provenance(self.data) | {"data": rows.contents}
         findings: dict[str, Any] = {}
         runtime = make_runtime(self.runtime)
         if self.rewards:
             judge = load_judge(self.rewards, runtime)
             scored, findings = self.with_rewards(judge, rows)
             hashes["labelled by" if self.relabel else "rewards"] = judge.identity
-            rows = self.kept("rewards", scored, types) if self.reference else rows
         if self.reference:
+            if self.rewards:
+                rows = self.kept("rewards", scored, types)
             reference = model_folder.load_policy(self.reference, runtime)
             scored, types = self.with_reference(reference, rows, types)
             hashes |= reference.hashes | {"--limits": limits_text(self.limits)}
