@@ -50,24 +50,26 @@ def choose_shapes(
     return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 
-def choose_widths(lengths: np.ndarray, model: Transformer, new_tokens: int) -> list[int]:
-    """The width to which the prompts of each batch are padded for sampling.
+def choose_prompt_shapes(
+    lengths: np.ndarray, model: Transformer, new_tokens: int
+) -> list[BatchShape]:
+    """A shape for each batch of prompts that are sampled from.
 
     Args:
-        lengths: The tokens of each prompt [batches, B].
-        model: Gives the cost of a width.
-        new_tokens: All that are sampled for a prompt; attention to padding costs each of them.
+        lengths: The tokens of each prompt [batches, B, 1].
+        model: Gives the cost of a shape, and the devices.
+        new_tokens: All that are sampled for a prompt, at most; each attends to a whole row.
     """
-    rows, config = lengths.shape[1], model.config
+    num_sequences, rows, config = model.runtime.batch_shards, lengths.shape[1], model.config
 
     def flops(sizes: np.ndarray) -> np.ndarray:
-        prompts = batch_flops(model, rows, rows, sizes[:, 0], 0, sizes[:, 0]) / TRAINING
+        prompts = batch_flops(model, num_sequences, rows, *sizes.T) / TRAINING
         attention = 4 * config.num_layers * config.num_heads * config.head_dim
-        return prompts + attention * rows * new_tokens * sizes[:, 0]
+        return prompts + attention * rows * new_tokens * sizes[:, 2]
 
     compile_flops = COMPILE_SECONDS * run_flops(model.runtime)
-    longest = -(-lengths.max(1, keepdims=True) // SIZE_STEP) * SIZE_STEP
-    return few_sizes(longest, flops, compile_flops)[:, 0].tolist()
+    sizes = few_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
+    return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
 
 
 def run_flops(runtime: Runtime) -> float:

@@ -20,7 +20,7 @@ from scale.data.layout import BatchShape, round_up
 from scale.data.tokenizer import Tokenizer
 from scale.files import atomic
 from scale.model.adapters import partition, trunk_of
-from scale.model.batch_shapes import COMPILE_SECONDS, TRAINING, choose_shapes, choose_widths
+from scale.model.batch_shapes import COMPILE_SECONDS, TRAINING, choose_prompt_shapes, choose_shapes
 from scale.model.response_logps import response_logps
 from scale.model.sampling import Samples, sample
 from scale.model.transformer import Transformer
@@ -81,17 +81,17 @@ def generate(
     Returns:
         The n samples of each prompt, in their order.
     """
-    runtime, key, lengths = model.runtime, jax.random.key(seed), prompts.tokens.lengths[:, 0]
-    order = longest_first(lengths)
-    batches = in_batches(order, min(max(1, ROWS * 4 // n), len(order)))
-    shapes = prompt_shapes(prompts, batches, model, max_new_tokens * n)
+    runtime, key = model.runtime, jax.random.key(seed)
+    order = longest_first(prompts.tokens.lengths[:, 0])
+    size = min(max(1, ROWS * 4 // n), len(order))
+    batches = [in_batches(own, runtime.batch_shards).ravel() for own in in_batches(order, size)]
+    lengths = prompts.tokens.lengths[np.stack(batches)]
+    shapes = choose_prompt_shapes(lengths, model, max_new_tokens * n)
 
     def sampled_at(i: int) -> Sequence[np.ndarray]:
-        rows = in_batches(batches[i], shapes[i].num_sequences)[0]
-        part = shard_batch(prompts.batch(rows, shapes[i]).inputs.tokens, runtime)
-        lengths_of_part = shard_batch(lengths[rows], runtime)
+        inputs = shard_batch(prompts.batch(batches[i], shapes[i]).inputs, runtime)
         return to_host(sample(
-            model, part, lengths_of_part, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
+            model, inputs, jax.random.fold_in(key, i), n=n, max_new=max_new_tokens,
             stops=tokenizer.stops, pad=tokenizer.pad, temperature=temperature,
         ))  # fmt: skip
 
@@ -99,7 +99,7 @@ def generate(
     for i in track(range(len(batches)), label):
         folder = cache and cache / f"samples-{i}"
         columns = cached(folder, Samples._fields, partial(sampled_at, i))
-        rows = islice(zip(*columns, strict=True), batches.shape[1])
+        rows = islice(zip(*columns, strict=True), size)
         sampled += [[as_sampled(tokenizer, *one) for one in zip(*row, strict=True)] for row in rows]
     return [sampled[i] for i in np.argsort(order)]
 
@@ -112,27 +112,6 @@ def as_sampled(
     own = ids[:length].tolist()
     text = tokenizer.decode(own[: length - int(complete)])
     return Sampled(text, bool(complete), own, float(logp))
-
-
-def prompt_shapes(
-    prompts: Dataset, batches: np.ndarray, model: Transformer, new_tokens: int
-) -> list[BatchShape]:
-    """Prompts alone, one in each sequence: the shape of each batch of them [batches, size].
-
-    Args:
-        prompts: The prompts.
-        batches: The rows of each batch.
-        model: The policy.
-        new_tokens: All that are sampled for a prompt, at most; each attends to the prompt.
-
-    Returns:
-        The shapes, whose widths are as few as pay.
-    """
-    rows = round_up(batches.shape[1], model.runtime.batch_shards)
-    if prompts.layout:
-        return [prompts.layout.shape(rows)] * len(batches)
-    widths = choose_widths(prompts.tokens.lengths[batches, 0], model, new_tokens)
-    return [BatchShape(rows, width, 0, width) for width in widths]
 
 
 def sequence_logps(model: Transformer, dataset: Dataset, cache: Path | None = None) -> np.ndarray:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from minipref.batch import Inputs
 
 Attend: TypeAlias = Callable[..., Array]
+Move: TypeAlias = Callable[[Array], Array]
 
 
 def by_example(attend: Attend, inputs: Inputs) -> Attend:
@@ -23,21 +24,29 @@ def by_example(attend: Attend, inputs: Inputs) -> Attend:
     Returns:
         The same attention for queries, keys and values along the packed sequences.
     """
-    (sequences, length), (rows, row_length) = inputs.tokens.shape, inputs.segment_ids.shape
-    if sequences == rows:
-        return attend
-    real = inputs.segment_ids.reshape(sequences, -1) >= 0
-    to_sequence, to_rows = _indices(real, length)
+    to_rows, to_sequences = moves(inputs)
 
     def attend_packed(*heads: Float[Array, "R W _ k"]) -> Float[Array, "R W _ k"]:
-        in_rows = [
-            _move(x, to_sequence, to_rows).reshape(rows, row_length, *x.shape[2:]) for x in heads
-        ]
-        attended = attend(*in_rows)
-        flat = attended.reshape(sequences, -1, *attended.shape[2:])
-        return _move(flat, to_rows, to_sequence)
+        return to_sequences(attend(*map(to_rows, heads)))
 
     return attend_packed
+
+
+def moves(inputs: Inputs) -> tuple[Move, Move]:
+    """From packed sequences [R, W, heads, k] to rows [B, T, heads, k], and back."""
+    (sequences, length), (rows, row_length) = inputs.tokens.shape, inputs.segment_ids.shape
+    if sequences == rows:
+        return (lambda x: x), (lambda x: x)
+    real = inputs.segment_ids.reshape(sequences, -1) >= 0
+    in_sequence, in_rows = _indices(real, length)
+
+    def to_rows(x: Float[Array, "R W h k"]) -> Float[Array, "B T h k"]:
+        return _move(x, in_sequence, in_rows).reshape(rows, row_length, *x.shape[2:])
+
+    def to_sequences(x: Float[Array, "B T h k"]) -> Float[Array, "R W h k"]:
+        return _move(x.reshape(sequences, -1, *x.shape[2:]), in_rows, in_sequence)
+
+    return to_rows, to_sequences
 
 
 def _indices(real: Bool[Array, "R S"], length: int) -> tuple[Int[Array, "R S"], Int[Array, "R W"]]:

@@ -1,6 +1,7 @@
 """Ancestral sampling with a key/value cache: all samples of a prompt share one encoding of it.
 
-With prompts padded to P tokens and at most R new tokens, the cache of a sample is
+Prompts are encoded end to end, without padding. In the cache each has P tokens, and at most R new
+ones:
 
     index   0 ... length-1 | length ... P-1 | P ... P+R-1
             prompt           padding          response
@@ -19,9 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from minipref.batch import attention_mask
+from minipref.batch import Inputs, attention_mask
+from minipref.logps import gather
 from scale.model.attention import masked
 from scale.model.layers import KeysValues
+from scale.model.packed_attention import by_example, moves
 from scale.model.transformer import Transformer
 
 
@@ -60,8 +63,7 @@ class State(NamedTuple):
 @eqx.filter_jit
 def sample(
     model: Transformer,
-    prompts: Int[Array, "B P"],
-    lengths: Int[Array, " B"],
+    prompts: Inputs,
     key: PRNGKeyArray,
     *,
     n: int,
@@ -74,8 +76,7 @@ def sample(
 
     Args:
         model: The policy.
-        prompts: Token ids, padded on the right [B, P].
-        lengths: Tokens of each prompt [B].
+        prompts: B packed prompts without responses, of at most P tokens.
         key: The source of randomness.
         n: Samples of each prompt.
         max_new: R, the most tokens of a sample.
@@ -86,15 +87,16 @@ def sample(
     Returns:
         The samples. Their log-probabilities are at temperature 1, whatever `temperature` is.
     """
+    lengths = (prompts.segment_ids >= 0).sum(1)
     hidden, cache = prefill(model, prompts, lengths, max_new)
-    keys, width, shape = jax.random.split(key, max_new), prompts.shape[1], (len(prompts), n)
+    keys, (rows, width) = jax.random.split(key, max_new), prompts.segment_ids.shape
     hidden, lengths = jnp.repeat(hidden, n, 0), jnp.repeat(lengths, n, 0)
     start = State(
         length=jnp.zeros((), jnp.int32),
         hidden=hidden,
         cache=jax.tree.map(lambda a: jnp.repeat(a, n, 1), cache),
         done=jnp.zeros(lengths.shape, bool),
-        tokens=jnp.full((len(lengths), max_new), pad, prompts.dtype),
+        tokens=jnp.full((len(lengths), max_new), pad, prompts.tokens.dtype),
         logps=jnp.zeros(lengths.shape),
     )
 
@@ -113,7 +115,7 @@ def sample(
 
     end = jax.lax.while_loop(unfinished, step, start)
     columns = end.tokens, end.logps, end.done
-    return Samples(*(column.reshape(*shape, *column.shape[1:]) for column in columns))
+    return Samples(*(column.reshape(rows, n, *column.shape[1:]) for column in columns))
 
 
 def extended(
@@ -132,30 +134,29 @@ def extended(
 
 
 def prefill(
-    model: Transformer, prompts: Int[Array, "B P"], lengths: Int[Array, " B"], room: int
+    model: Transformer, prompts: Inputs, lengths: Int[Array, " B"], room: int
 ) -> tuple[Float[Array, "B D"], Cache]:
     """Encode prompts.
 
     Args:
         model: The policy.
-        prompts: Token ids, padded on the right [B, P].
+        prompts: B packed prompts without responses, of at most P tokens.
         lengths: Tokens of each prompt [B].
         room: R, the new tokens that the cache has room for.
 
     Returns:
         The hidden state of each prompt's last token [B, D], and a cache of P + R tokens.
     """
-    index = jnp.arange(prompts.shape[1])
-    segment_ids = jnp.where(index < lengths[:, None], 0, -1)
-    positions = jnp.broadcast_to(index, prompts.shape)
-    attend = masked(attention_mask(segment_ids))
-    hidden, new = model.hidden(prompts, positions, attend, return_keys=True)
-    keys, values = as_cache(new)
+    attend = by_example(masked(attention_mask(prompts.segment_ids)), prompts)
+    hidden, new = model.hidden(prompts.tokens, prompts.positions, attend, return_keys=True)
+    to_rows, _ = moves(prompts)
+    keys, values = as_cache(jax.lax.map(partial(jax.tree.map, to_rows), new))  # layer by layer
     before = ((0, 0),) * 3
     cache = Cache(
         jnp.pad(keys, (*before, (0, 0), (0, room))), jnp.pad(values, (*before, (0, room), (0, 0)))
     )
-    return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0], cache
+    last = jnp.cumsum(lengths.reshape(len(hidden), -1), axis=1) - 1
+    return gather(hidden, last).reshape(len(lengths), -1), cache
 
 
 def as_cache(new: KeysValues) -> Cache:

@@ -174,7 +174,7 @@ def ending(model) -> Transformer:
 def test_samples_come_in_the_order_of_the_prompts_with_their_log_probs(
     monkeypatch, ending, seconds
 ):
-    """11 prompts in batches of 4, in several widths where compiling costs nothing: the
+    """11 prompts in batches of 4, in several shapes where compiling costs nothing: the
     log-probabilities are those of a forward pass over what is returned."""
     monkeypatch.setattr(inference, "ROWS", 2)
     monkeypatch.setattr(batch_shapes, "COMPILE_SECONDS", seconds)
@@ -193,14 +193,14 @@ def test_samples_come_in_the_order_of_the_prompts_with_their_log_probs(
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_prompts_are_padded_to_the_width_of_their_batch(monkeypatch, model):
-    """Longest first, to multiples of 16; without rows over which to save, to one width."""
+def test_prompts_stand_end_to_end_in_the_shape_of_their_batch(monkeypatch, model):
+    """Longest first, in multiples of 16; without rows over which to save, in one shape."""
     batches = np.array([[0, 1], [2, 3]])
     prompts = dataset_of([([5] * n, []) for n in (33, 3, 16, 2)])
-    for seconds, widths in ((0.0, [48, 16]), (5.0, [48, 48])):
+    for seconds, sizes in ((0.0, [(48, 48), (32, 16)]), (5.0, [(48, 48), (48, 48)])):
         monkeypatch.setattr(batch_shapes, "COMPILE_SECONDS", seconds)
-        shapes = inference.prompt_shapes(prompts, batches, model, 9)
-        assert [tuple(shape) for shape in shapes] == [(2, w, 0, w) for w in widths]
+        shapes = batch_shapes.choose_prompt_shapes(prompts.tokens.lengths[batches], model, 9)
+        assert [tuple(shape) for shape in shapes] == [(1, w, 0, row) for w, row in sizes]
 
 
 def test_a_seed_repeats_its_samples_and_another_does_not(ending):

@@ -38,15 +38,14 @@ def model() -> Transformer:
     return eqx.tree_at(lambda m: (m.embedding, m.norm), drawn, (drawn.embedding * 2, jnp.ones(16)))
 
 
-def padded(prompts, width=5, filler=PAD):
-    tokens = [p + [filler] * (width - len(p)) for p in prompts]
-    return jnp.asarray(tokens), jnp.asarray([len(p) for p in prompts])
-
-
-def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, **options) -> Samples:
+def drawn(model, prompts=PROMPTS, width=5, seed=0, filler=PAD, length=0, **options) -> Samples:
+    """Samples after prompts each in a sequence of `width` tokens, or end to end in one of
+    `length`."""
     options = {"n": 4, "max_new": NEW, "temperature": 1.0} | options
-    key = jax.random.key(seed)
-    return sample(model, *padded(prompts, width, filler), key, stops=(EOS,), pad=PAD, **options)
+    shape = BatchShape(*((1, length) if length else (len(prompts), width)), 0, width)
+    inputs = pack(tokenized_rows([(prompt, []) for prompt in prompts]), shape, pad=filler)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    return sample(model, inputs, jax.random.key(seed), stops=(EOS,), pad=PAD, **options)
 
 
 def inputs_of(rows) -> Inputs:
@@ -137,8 +136,9 @@ def test_what_the_backward_pass_computes_again_does_not_matter(model, greedy, re
     np.testing.assert_array_equal(drawn(again, temperature=0.0, n=2).tokens, greedy.tokens)
 
 
-def test_what_pads_the_prompts_does_not_matter(model, greedy):
-    samples = drawn(model, width=9, filler=7, temperature=0.0, n=2)
+@pytest.mark.parametrize("place", [{"width": 9}, {"length": 16}])
+def test_where_the_prompts_stand_and_what_pads_them_does_not_matter(model, greedy, place):
+    samples = drawn(model, filler=7, temperature=0.0, n=2, **place)
     np.testing.assert_array_equal(samples.tokens, greedy.tokens)
     np.testing.assert_allclose(samples.logps, greedy.logps, rtol=0, atol=FLOAT32)
 
