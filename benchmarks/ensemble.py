@@ -29,7 +29,7 @@ from scale.train.loop import TrainingConfig
 from scale.train.metrics import logged
 
 RESULTS = Path(__file__).parent / "results"
-LIMITS, ROWS, STEPS = Limits(112, 48), 64, 6
+LIMITS, ROWS, STEPS = Limits(112, 48), 64, 3
 WORDS = ("the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "with")
 CASES = [
     (stage, models, rank) for rank in (0, 16) for stage in ("reward", "align") for models in (1, 5)
