@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 """Seconds of an answer, at most."""
 LONGEST = 16 * 2**20
 """Bytes of an answer, at most."""
