@@ -1,7 +1,9 @@
 """An adapter of Python in a process of its own: it may hang, exit or take all memory."""
 
+import ctypes
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -14,6 +16,8 @@ from reference.conformance.lines import Client
 from reference.conformance.loading import load_adapter
 from reference.conformance.program import TIMEOUT
 
+DEATH_SIGNAL = 1
+"""prctl's PR_SET_PDEATHSIG: the signal that a process gets when its parent ends."""
 SERVE = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from reference.conformance.isolated import serve; serve(sys.argv[2])"
@@ -71,6 +75,8 @@ def serve(path: str) -> None:
     Args:
         path: `module:attribute`.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)  # a kit that is killed leaves nothing
     questions, answers = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

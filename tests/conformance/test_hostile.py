@@ -1,6 +1,9 @@
 """Implementations that hang, exit, fill the memory or print garbage are reported as such."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from xml.etree import ElementTree
 
@@ -204,6 +207,18 @@ def test_what_is_printed_without_end_is_cut(opened, capfd):
     assert (
         printed.count("x") == SHOWN + printed.count("exe") and "writes more than 1 MiB" in printed
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_kit_that_is_ended_leaves_no_adapter_that_hangs(opened, tmp_path, sent):
+    opened("print('here', flush=True); time.sleep(600)").close()
+    asked = [sys.executable, "-m", "reference.conformance", "--adapter", "hostile:adapter"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(asked, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as kit:
+        assert kit.stderr.read(4) == b"here"
+        kit.send_signal(sent)
+        assert kit.wait(10) == -sent and all_end(opened.pids())
 
 
 LOADS = {
