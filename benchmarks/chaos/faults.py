@@ -163,16 +163,6 @@ def failed_write(
         with_broken_disk(new_run(home, name, f"{name}-write-{i}"), whole, tally, what, broken)
 
 
-def checkpoint(
-    home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.Random
-) -> None:
-    """Checkpoints that cannot be written."""
-    for kind in (errno.EACCES, errno.ENOSPC):
-        what = f"no checkpoint: {errno.errorcode[kind]}"
-        broken = {"CHAOS_WITHIN": "/checkpoints/", "CHAOS_AT": "1", "CHAOS_ERRNO": str(kind)}
-        with_broken_disk(new_run(home, name, f"{name}-checkpoint"), whole, tally, what, broken)
-
-
 def with_broken_disk(
     run: Run, whole: Undisturbed, tally: Tally, what: str, broken: dict[str, str]
 ) -> None:
@@ -198,5 +188,5 @@ def clock(home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.R
 
 FAULTS: dict[str, Fault] = {
     "neighbour": neighbour, "changed-input": changed_input, "full-disk": full_disk,
-    "read-only": read_only, "failed-write": failed_write, "checkpoint": checkpoint, "clock": clock,
+    "read-only": read_only, "failed-write": failed_write, "clock": clock,
 }  # fmt: skip

@@ -1,7 +1,6 @@
 /* Preloaded: writes below a folder that fail, and a clock that jumps.
  *
  * CHAOS_ROOT    writes below this folder are counted, in each process
- * CHAOS_WITHIN  only those whose path has this in it
  * CHAOS_AT      from the n-th of them on, writes fail (0: none)
  * CHAOS_ERRNO   with this error
  * CHAOS_ONCE    only the n-th fails; half of it is written before
@@ -29,7 +28,7 @@ static long number(const char *name) {
 
 /* 0: go on; 1: fail; 2: write half, and fail the next */
 static int fails(int fd) {
-    const char *root = setting("CHAOS_ROOT"), *within = setting("CHAOS_WITHIN");
+    const char *root = setting("CHAOS_ROOT");
     long at = number("CHAOS_AT"), now;
     char link[64], path[4096];
     ssize_t size;
@@ -38,7 +37,7 @@ static int fails(int fd) {
     size = readlink(link, path, sizeof path - 1);
     if (size < 0) return 0;
     path[size] = 0;
-    if (strncmp(path, root, strlen(root)) || (within && !strstr(path, within))) return 0;
+    if (strncmp(path, root, strlen(root))) return 0;
     now = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
     if (setting("CHAOS_ONCE")) return now == at ? 2 : now == at + 1;
     return now >= at;
