@@ -18,6 +18,8 @@ MOST_FALL = 0.1  # of the log-probability of chosen responses at the start
 MOST_REPETITION = 0.1  # beyond pi_ref's
 LEAST_DIVERSITY = 0.7  # of pi_ref's
 NGRAM = 4  # tokens
+MOST_SPIKE = 5.0  # ranges of the values of a window, above the largest of them
+SPIKING = {"loss": "loss", "grad_norm": "the norm of the gradient"}
 
 WARNINGS = "warnings"  # the finding that holds the signs
 Record = dict[str, Any]
@@ -69,6 +71,28 @@ def policy_signs(records: Sequence[Record], beta: float) -> Signs:
             f"the log-probability of chosen responses fell from {start:.0f} to {end:.0f} nats: try "
             "a larger beta, a lower learning rate, or a method with a KL term"
         )
+    return signs
+
+
+def spike_signs(records: Sequence[Record], new: int) -> Signs:
+    """Steps whose loss or gradient is far above those of the `WINDOW` steps before.
+
+    Args:
+        records: The lines of `metrics.jsonl`, in order.
+        new: How many of them, at the end, are looked at.
+    """
+    signs = {}
+    for name, words in SPIKING.items():
+        with_it = [record for record in records[-new - WINDOW :] if name in record]
+        peaks = [float(np.max(record[name])) for record in with_it]
+        for i in range(max(WINDOW, len(peaks) - new), len(peaks)):
+            before, step = peaks[i - WINDOW : i], with_it[i]["step"]
+            most = max(before)
+            if peaks[i] > max(most + MOST_SPIKE * (most - min(before)), 2 * most):
+                signs[f"{name} at {step}"] = (
+                    f"{words} is {peaks[i]:.3g} at step {step}, at most {most:.3g} in the {WINDOW} "
+                    "steps before: look at that step's rows if it does not come back"
+                )
     return signs
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.chaos.faults import faults
+from benchmarks.chaos.faults import FAULTS, faults
 from benchmarks.chaos.kills import Tally, Undisturbed, kill
 from benchmarks.chaos.runs import prepare
 from scale.console import console
@@ -31,8 +31,8 @@ class Options:
 
     kills: int = 100
     """Kills over both commands."""
-    faults: bool = True
-    """Whether disks, clocks and inputs fail too."""
+    faults: tuple[str, ...] = tuple(FAULTS)
+    """Which disks, clocks and inputs fail too."""
     seed: int = 0
     """Of the moments and the ways."""
     commands: tuple[Literal["tune", "paper"], ...] = ("tune", "paper")
@@ -63,8 +63,7 @@ def main() -> None:
             kill(home, name, whole[name], seed, most, tally)
             print(f"{name}-{seed}: {tally.kills} kills, {tally.resumed_equal} resumed equal")
             seed += 1
-        if options.faults:
-            faults(home, whole, tally, options.seed)
+        faults(home, whole, tally, options.seed, options.faults)
     result = {key: getattr(tally, key) for key in KEYS}
     print(json.dumps(result) if options.json else ", ".join(f"{k} {v}" for k, v in result.items()))
 

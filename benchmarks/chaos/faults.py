@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,19 +17,22 @@ from benchmarks.chaos.kills import Tally, Undisturbed, judged, new_run
 from benchmarks.chaos.runs import Run, contents, differences, ended, wait_for
 
 SIZES = (0, 0.1, 0.3, 0.6, 0.9)  # of what a run needs on its disk
-WRITES = 8  # draws of the write that fails
 SHIM = Path(__file__).with_name("shim.c")
 YEAR = 366 * 86400
 
 
-def faults(home: Path, whole: Mapping[str, Undisturbed], tally: Tally, seed: int) -> None:
-    """All faults, for each command."""
+def faults(
+    home: Path, whole: Mapping[str, Undisturbed], tally: Tally, seed: int, names: Sequence[str]
+) -> None:
+    """The faults of these names, for each command."""
     rng = random.Random(seed)
     for name, undisturbed in whole.items():
-        for fault in (neighbour, changed_input, full_disk, read_only, failed_writes, clock):
-            begun = time.monotonic()
-            fault(home, name, undisturbed, tally, rng)
-            print(f"{name}: {fault.__name__}, {time.monotonic() - begun:.0f} s", flush=True)
+        for fault in names:
+            begun, before = time.monotonic(), (tally.faults, tally.lost)
+            FAULTS[fault](home, name, undisturbed, tally, rng)
+            tried, lost = tally.faults - before[0], tally.lost - before[1]
+            taken = f"{time.monotonic() - begun:.0f} s"
+            print(f"{name}: {fault}: {tried - lost} of {tried} as it must, {taken}", flush=True)
 
 
 def counted(run: Run, tally: Tally, what: str, is_good: bool, more: str = "") -> None:
@@ -148,22 +151,27 @@ def shim(home: Path) -> Path:
     return path
 
 
-def failed_writes(
+def failed_write(
     home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.Random
 ) -> None:
-    """A write of some process that fails, with another error each time; once or from then on."""
-    kinds = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-    for i in range(WRITES):
-        run = new_run(home, name, f"{name}-write-{i}")
-        number = int(2 ** rng.uniform(0, 10))
-        what = f"write {number}"
-        more = {"CHAOS_ONCE": "1"} if i % 2 else {}
-        code, output = run.finish(
-            LD_PRELOAD=str(shim(home)), CHAOS_ROOT=str(run.out.resolve()), CHAOS_AT=str(number),
-            CHAOS_ERRNO=str(kinds[i % len(kinds)]), **more,
-        )  # fmt: skip
-        is_good = code == 0 or refused(run, tally, what, code, output)
-        counted(run, tally, what, goes_on(run, whole, tally, what) and is_good, output)
+    """A write of each process that fails, once or from then on; each error in turn."""
+    for i, kind in enumerate((errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)):
+        number, is_once = int(2 ** rng.uniform(0, 10)), rng.random() < 0.5
+        what = f"write {number}{' alone' * is_once}: {errno.errorcode[kind]}"
+        broken = {"CHAOS_AT": str(number), "CHAOS_ERRNO": str(kind)}
+        broken |= {"CHAOS_ONCE": "1"} if is_once else {}
+        with_broken_disk(new_run(home, name, f"{name}-write-{i}"), whole, tally, what, broken)
+
+
+def with_broken_disk(
+    run: Run, whole: Undisturbed, tally: Tally, what: str, broken: dict[str, str]
+) -> None:
+    """A run some of whose writes fail, by the preloaded library, and then none."""
+    preloaded = {"LD_PRELOAD": str(shim(run.home)), "CHAOS_ROOT": str(run.out.resolve())}
+    code, output = run.finish(**preloaded, **broken)
+    is_good = code == 0 or refused(run, tally, what, code, output)
+    print(f"{run.name} {what}: exit {code}")
+    counted(run, tally, what, goes_on(run, whole, tally, what) and is_good, output)
 
 
 def clock(home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.Random) -> None:
@@ -176,3 +184,9 @@ def clock(home: Path, name: str, whole: Undisturbed, tally: Tally, rng: random.R
         os.utime(file, (time.time() + YEAR,) * 2)
     is_good &= goes_on(run, whole, tally, "clock")
     counted(run, tally, "clock", is_good, output)
+
+
+FAULTS: dict[str, Fault] = {
+    "neighbour": neighbour, "changed-input": changed_input, "full-disk": full_disk,
+    "read-only": read_only, "failed-write": failed_write, "clock": clock,
+}  # fmt: skip

@@ -8,9 +8,11 @@ from contextlib import ExitStack, closing, redirect_stdout
 from pathlib import Path
 
 from reference.conformance.cases import load_cases
+from reference.conformance.isolated import IsolatedAdapter
 from reference.conformance.judge import DTYPES, Adapter, dtype_of
 from reference.conformance.lines import CommandAdapter
 from reference.conformance.loading import cases_named, load_adapter, read_expected_failures
+from reference.conformance.program import TIMEOUT
 from reference.conformance.record import record
 from reference.conformance.report import run, table
 
@@ -38,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--only", metavar="OBJECTIVE[/DIALECT]", help="these cases alone")
     xfail = "ids of cases that are expected to fail, one a line"
     arguments.add_argument("--xfail", metavar="FILE", type=Path, help=xfail)
+    timeout = "seconds that an answer may take; the import of an adapter is one"
+    arguments.add_argument("--timeout", type=float, default=TIMEOUT, metavar="S", help=timeout)
+    here = "run the adapter in this process, for a debugger; it may then end the report"
+    arguments.add_argument("--in-process", action="store_true", help=here)
     arguments.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return arguments
 
@@ -74,9 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _open_adapter(options: argparse.Namespace, stack: ExitStack) -> Adapter:
     """The implementation under test; the stack ends its program."""
-    if options.command is None:
+    if options.in_process and options.adapter:
         return load_adapter(options.adapter)
-    return stack.enter_context(closing(CommandAdapter(options.command)))
+    if options.adapter:
+        return stack.enter_context(closing(IsolatedAdapter(options.adapter, options.timeout)))
+    return stack.enter_context(closing(CommandAdapter(options.command, timeout=options.timeout)))
 
 
 def _cannot_run(reason: str) -> int:
@@ -87,8 +95,9 @@ def _cannot_run(reason: str) -> int:
 
 def _print(text: str) -> None:
     """A reader that stops early, as `head` does, is no error; what is left goes nowhere."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(text, flush=True)
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

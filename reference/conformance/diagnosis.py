@@ -22,11 +22,12 @@ from reference.conformance.hypotheses import (
 )
 from reference.conformance.judge import (
     OPTIONAL,
-    RAISED,
     Adapter,
     answer_of,
+    attempted,
     difference,
     leaves,
+    numbers_of,
     reported,
 )
 
@@ -224,11 +225,12 @@ def _fitted(family: Family, evidence: Evidence, output: str) -> Iterator[Hypothe
     """
     answers = [(case, answer) for case, answer in evidence.asked if answer and output in answer]
     case, answer = max(answers, key=lambda one: _size(one[0]))
-    largest = evidence._replace(asked=[Asked(case, answer)])
+    value, largest = _numbers(answer[output]), evidence._replace(asked=[Asked(case, answer)])
 
     def gap(constant: float) -> float:
         made = _evaluated(family(constant), case) or {}
-        return np.sum(made[output]) - np.sum(answer[output]) if output in made else np.nan
+        is_like = output in made and np.shape(made[output]) == value.shape
+        return np.sum(made[output]) - np.sum(value) if is_like else np.nan
 
     for root in _roots(gap):
         rounded = (float(f"{root:.{digits}g}") for digits in (1, 2, 3, 17))
@@ -269,11 +271,19 @@ def _differs(case: Case, name: str, made: Any, answer: Any, dtype: str) -> bool:
     if name not in made:
         return True
     expected, value = made[name], answer[name]
-    if not isinstance(expected, str | list) and np.shape(expected) == np.shape(value):
-        unknown = np.isnan(expected) & ~np.isfinite(np.asarray(value, float))
+    if not isinstance(expected, str | list):
+        value = _numbers(value)
+    if not isinstance(expected, str | list) and np.shape(expected) == value.shape:
+        unknown = np.isnan(expected) & ~np.isfinite(value)
         if np.any(unknown):
             expected, value = (np.where(unknown, 0.0, item) for item in (expected, value))
     return any(difference(case, name, expected, value, dtype))
+
+
+def _numbers(value: Any) -> np.ndarray:
+    """An output as an array; where it is none, one of a shape that no output has."""
+    numbers, error = attempted(lambda: numbers_of(value))
+    return np.full((1,) * 9, np.nan) if error else numbers
 
 
 def _evaluated(hypothesis: Hypothesis, case: Case) -> dict[str, Any] | None:
@@ -287,9 +297,8 @@ def _evaluated(hypothesis: Hypothesis, case: Case) -> dict[str, Any] | None:
 
 def _ask(adapter: Adapter, case: Case) -> Iterator[Asked]:
     """The answer to a case; nothing where there is no answer to be explained."""
-    try:
-        answer = answer_of(adapter, case)
-    except RAISED:
+    answer, error = attempted(lambda: answer_of(adapter, case))
+    if error:
         if case.result == "reject":
             yield Asked(case, None)
         return

@@ -1,17 +1,32 @@
 """One case is put to an implementation, and its answer is judged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from reference.conformance.answers import plain, readable, to_json
 from reference.conformance.cases import Case, Tolerance
 
 DTYPES = ("float64", "float32", "bfloat16")
 OPTIONAL = ("per_example", "grads", "metrics")
-RAISED = (Exception, SystemExit)  # whatever an implementation under test raises
-BROKEN = (NotImplementedError, AttributeError, NameError, ImportError, ConnectionError, SystemExit)
+BROKEN = (NotImplementedError, AttributeError, NameError, ImportError, MemoryError)
+HARMLESS = {"value": (), "reject": ("refused",), "unspecified": ("refused", "broken")}
+"""The kinds of error that a case may end with, by what is due."""
+
+
+class Told(Exception):
+    """What an implementation in another process raised, in the words of `words`.
+
+    Args:
+        text: the words.
+        kind: as `kind_of` has it.
+    """
+
+    def __init__(self, text: str, kind: str = "refused"):
+        super().__init__(text)
+        self.kind = kind
 
 
 class Adapter(Protocol):
@@ -70,22 +85,66 @@ def judge(adapter: Adapter, case: Case, dtype: str | None = None) -> Result:
     Returns:
         The result, whatever the implementation raises.
     """
-    try:
-        if not adapter.supports(case.objective, case.dialect):
-            return Result(case, "skipped")
-    except RAISED as error:
-        return Result(case, "errored", _words(error))
-    try:
-        answer = answer_of(adapter, case)
-    except RAISED as error:
-        return _raised(case, error)
+    question = (case.objective, case.dialect)
+    is_supported, error = attempted(lambda: bool(adapter.supports(*question)))
+    if error or not is_supported:
+        return Result(case, "errored", words(error)) if error else Result(case, "skipped")
+    answer, error = attempted(lambda: answer_of(adapter, case))
+    if error:
+        is_harmless = kind_of(error) in HARMLESS[case.result]
+        return Result(case, "passed" if is_harmless else "errored", words(error))
     if case.result == "reject":
         return Result(case, "failed", "accepted, where an error is due")
     if case.result == "unspecified":
         return Result(case, "passed")
     faults = list(differences(case, answer, dtype or dtype_of(adapter)))
     outcome = "failed" if faults else "passed"
-    return Result(case, outcome, "; ".join(faults), _unchecked(case, answer))
+    return Result(case, outcome, readable("; ".join(faults)), _unchecked(case, answer))
+
+
+def attempted(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """What an implementation returns, or what it raises: anything but Ctrl-C, which is the user's.
+
+    Args:
+        call: asks the implementation.
+
+    Returns:
+        The value and None, or None and the error.
+    """
+    try:
+        return call(), None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, error
+
+
+def kind_of(error: BaseException) -> str:
+    """What an error says of its implementation.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        "gone": nothing answers any more. "broken": it is no refusal of the input. "refused".
+    """
+    if isinstance(error, Told):
+        return error.kind
+    if isinstance(error, ConnectionError):
+        return "gone"
+    return "broken" if isinstance(error, BROKEN) or not isinstance(error, Exception) else "refused"
+
+
+def words(error: BaseException) -> str:
+    """An error as a report has it.
+
+    Args:
+        error: what was raised.
+    """
+    if isinstance(error, Told):
+        return str(error)
+    text, unreadable = attempted(lambda: str(error))
+    return readable(f"{type(error).__name__}: {'' if unreadable else text}")
 
 
 def dtype_of(adapter: Adapter) -> str:
@@ -142,8 +201,9 @@ def difference(case: Case, name: str, expected: Any, value: Any, dtype: str) -> 
         No text, or one.
     """
     if isinstance(expected, str | list):
-        if _plain(value) != expected:
-            yield f"{name}: {_plain(value)!r}, not {expected!r}"
+        value = to_json(value)
+        if value != expected:
+            yield f"{name}: {value!r}, not {expected!r}"
         return
     kind = "grads" if name.startswith("grads.") else "values"
     yield from _distance(name, np.asarray(expected), value, case.tolerance[dtype][kind])
@@ -161,40 +221,33 @@ def answer_of(adapter: Adapter, case: Case) -> Any:
     Args:
         adapter: the implementation.
         case: the case.
+
+    Returns:
+        The answer, as `plain` has it.
     """
-    return adapter.evaluate(
-        case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
+    return plain(
+        adapter.evaluate(
+            case.objective, case.dialect, deepcopy(case.params), deepcopy(case.inputs)
+        )
     )
-
-
-def _raised(case: Case, error: BaseException) -> Result:
-    """Where anything may happen, an error may; but a program that is gone has not answered."""
-    broken = {"value": RAISED, "reject": BROKEN, "unspecified": (ConnectionError,)}[case.result]
-    return Result(case, "errored" if isinstance(error, broken) else "passed", _words(error))
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _optional(name: str) -> bool:
     return name.split(".")[0] in OPTIONAL
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: arrays of any library, and tuples, as lists."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+def numbers_of(value: Any) -> np.ndarray:
+    """An output as floats.
 
+    Args:
+        value: what `plain` returned.
 
-def _numbers(value: Any) -> np.ndarray:
-    """The value as floats. Raises where it is no array of real numbers, text of digits included."""
+    Raises:
+        Exception: it is no array of real numbers; texts of digits are none.
+    """
     array = np.asarray(value)
-    if array.dtype.kind in "USc":
-        raise TypeError(f"of type {array.dtype}")
+    if array.dtype.kind == "U":
+        raise TypeError(value if isinstance(value, str) else "texts")
     return array.astype(float)
 
 
@@ -224,7 +277,7 @@ def leaves(outputs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _distance(name: str, expected: np.ndarray, answer: Any, tolerance: Tolerance) -> Iterator[str]:
     try:
-        numbers = _numbers(answer)
+        numbers = numbers_of(answer)
     except Exception as error:  # whatever an array of another library raises
         yield f"{name}: no array of numbers: {error}"
         return

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reference.conformance.cases import Case, load_cases
-from reference.conformance.judge import RAISED, Adapter, dtype_of
+from reference.conformance.judge import Adapter, attempted, dtype_of, words
 
 
 def load_adapter(path: str) -> Adapter:
@@ -25,11 +25,11 @@ def load_adapter(path: str) -> Adapter:
         raise ValueError(f"{path}: must be module:attribute")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    try:
-        adapter = getattr(import_module(module), attribute)
-        dtype_of(adapter)
-    except RAISED as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    adapter, error = attempted(lambda: getattr(import_module(module), attribute))
+    if error is None:
+        _, error = attempted(lambda: dtype_of(adapter))
+    if error:
+        raise ValueError(f"{path}: {words(error)}") from error
     lacking = [
         name for name in ("supports", "evaluate") if not callable(getattr(adapter, name, None))
     ]

@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 
 from reference.conformance.cases import Case, load_cases
+from reference.conformance.isolated import IsolatedAdapter
 from reference.conformance.judge import Adapter
 from reference.conformance.loading import load_adapter, read_expected_failures
+from reference.conformance.program import TIMEOUT
 from reference.conformance.report import Report, run, sentences
 
 ASKED = pytest.StashKey[tuple[Adapter, frozenset[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options `--preference-adapter` and `--preference-xfail`."""
+    """Adds the options `--preference-adapter`, `--preference-xfail` and `--preference-timeout`."""
     group = parser.getgroup("preference conformance")
     group.addoption(
         "--preference-adapter",
@@ -31,6 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="ids of cases that are expected to fail, one a line",
     )
+    group.addoption(
+        "--preference-timeout",
+        metavar="S",
+        type=float,
+        default=TIMEOUT,
+        help="seconds that an answer may take",
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -40,11 +49,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     )
     if not adapter:
         return
+    timeout = session.config.getoption("--preference-timeout")
+    debugged = session.config.getoption("usepdb") or session.config.getoption("trace")
     try:
         expected = read_expected_failures(Path(xfail), load_cases()) if xfail else frozenset()
-        session.config.stash[ASKED] = load_adapter(adapter), expected
+        opened = load_adapter(adapter) if debugged else IsolatedAdapter(adapter, timeout)
     except (ValueError, OSError) as error:
         raise pytest.UsageError(str(error)) from error
+    session.config.stash[ASKED] = opened, expected
+    if isinstance(opened, IsolatedAdapter):
+        session.config.add_cleanup(opened.close)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -61,7 +61,17 @@ class RewardModels:
         self, rows: Rows, fields: Sequence[str], limits: Limits, source: str = ""
     ) -> tuple[Rows, np.ndarray]:
         dataset = self.folder.make_dataset(rows, fields, limits, source)
-        return dataset.select(rows), rewards(self.folder.model, dataset).astype(float)
+        values = rewards(self.folder.model, dataset).astype(float)
+        require_finite(values, self.folder.path, source or "the samples")
+        return dataset.select(rows), values
+
+
+def require_finite(values: np.ndarray, path: Path, source: str) -> None:
+    """Raise FloatingPointError where a reward is a NaN or an infinity."""
+    for number, of_row in enumerate(values, 1):
+        if not np.all(np.isfinite(of_row)):
+            where = f"{source}: row {number} of those that are kept"
+            raise FloatingPointError(f"{where}: a reward of {path} is not finite")
 
 
 class TrueReward:

@@ -17,10 +17,10 @@ from jax.experimental import multihost_utils
 from minipref.losses import Metrics
 from minipref.training import TrainState
 from scale.console import track
-from scale.health import Signs, warn
+from scale.health import Signs, spike_signs, warn
 from scale.io.arrays import all_finite
 from scale.train.checkpoints import Checkpoints
-from scale.train.metrics import LoggerName, Record, logged, open_log
+from scale.train.metrics import WALL_CLOCK, LoggerName, Record, logged, open_log
 from scale.train.optimizer import Schedule
 from scale.train.throughput import Throughput
 from scale.train.timing import Timing
@@ -32,6 +32,8 @@ WATCHED = {
     "validation/kl": "held-out KL {:.3g}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
+WITH_ROWS = {"loss": "loss", "grad_norm": "the norm of the gradient"}
+"""What the rows of a step's batch decide, in words."""
 AHEAD = 2  # batches that are made before the loop asks for them
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalFn = Callable[[Any, int], dict[str, Any]]
@@ -126,8 +128,8 @@ def train(
 
     Raises:
         KeyboardInterrupt: On SIGTERM or Ctrl-C, after the current step and a checkpoint of it.
-        FloatingPointError: The loss or a weight is not finite; nothing of it is saved, and the
-            last checkpoint stays.
+        FloatingPointError: The loss, the gradient, a weight or a metric is not finite; nothing of
+            it is saved, and the last checkpoint stays.
         InputError: The checkpoint is another run's.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,12 +196,14 @@ class Monitor:
         records[-1] |= self.throughput.measure(records)
         with self.kept():
             require_finite(records, model, self.folder, self.rows_fn)
-        if evaluate and self.eval_fn:
-            records[-1] |= self.eval_fn(model, records[-1]["step"])
+            if evaluate and self.eval_fn:
+                records[-1] |= self.eval_fn(model, records[-1]["step"])
+                require_finite(records[-1:], {}, self.folder)
         self.log.write(records)
         self.pending, self.last = [], self.last | records[-1]
         self.records += records
-        signs = self.signs_fn(self.records) if evaluate else {}
+        signs = spike_signs(self.records, len(records))
+        signs |= self.signs_fn(self.records) if evaluate else {}
         warn(sentence for name, sentence in signs.items() if name not in self.signs)
         self.signs |= signs
 
@@ -282,14 +286,18 @@ def require_finite(
 ) -> None:
     """Nothing that is not finite is ever saved."""
     advice = "lower the learning rate, or look at the rows' scores"
+    last = records[-1]["step"]
     for record in records:
-        if not np.all(np.isfinite(record["loss"])):
-            step, loss = record["step"], record["loss"]
-            if step == 1:
-                advice = "it is so before the first update: look at beta and the rows' scores"
-            rows = ", ".join(map(str, rows_fn(step - 1)[:32]))
-            where = f"at step {step}" + f", of rows {rows}" * bool(rows)
-            raise FloatingPointError(f"{folder}: loss is {loss} {where}; {advice}")
+        step = record["step"]
+        for name, words in WITH_ROWS.items():
+            if not np.all(np.isfinite(record.get(name, 0.0))):
+                if step == 1:
+                    advice = "it is so before the first update: look at beta and the rows' scores"
+                rows = ", ".join(map(str, rows_fn(step - 1)[:32]))
+                where = f"at step {step}" + f", of rows {rows}" * bool(rows)
+                raise FloatingPointError(f"{folder}: {words} is {record[name]} {where}; {advice}")
     if not all_finite(model):
-        step = records[-1]["step"]
-        raise FloatingPointError(f"{folder}: a weight is not finite after step {step}; {advice}")
+        raise FloatingPointError(f"{folder}: a weight is not finite after step {last}; {advice}")
+    for name, value in records[-1].items():
+        if name not in WALL_CLOCK and not np.all(np.isfinite(value)):
+            raise FloatingPointError(f"{folder}: {name} is {value} at step {last}; {advice}")

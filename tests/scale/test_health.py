@@ -13,6 +13,7 @@ from scale.health import (
     repetition,
     reward_signs,
     sample_signs,
+    spike_signs,
 )
 
 
@@ -48,6 +49,36 @@ def test_without_held_out_rows_the_batches_means_over_a_window_count():
     assert policy_signs(start + noise, 0.1) == {}  # 60 / 20 steps
     end = [{"step": 31 + i, "rewards/margins": 6.0, "logps/chosen": -130.0} for i in range(20)]
     assert list(policy_signs(start + end, 0.1)) == ["margins", "chosen"]
+
+
+def rising_and_falling(n):
+    """Losses between 1 and 2, gradients of two models."""
+    return [
+        {"step": i, "loss": 1 + i % 2, "grad_norm": np.array([1.0, 1 + i % 2])} for i in range(n)
+    ]
+
+
+def test_a_spike_is_above_five_ranges_of_the_window():
+    """Of values between 1 and 2 the bound is 2 + 5 (2 - 1) = 7."""
+    records = rising_and_falling(30)
+    assert spike_signs(records, 30) == {}
+    for name, value in (("loss", 7.1), ("grad_norm", np.array([7.1, 0.0]))):
+        spiked = [*records, {"step": 30} | records[-1] | {"step": 30, name: value}]
+        [(sign, sentence)] = spike_signs(spiked, 1).items()
+        assert (
+            sign == f"{name} at 30" and "is 7.1 at step 30, at most 2 in the 20 steps" in sentence
+        )
+        assert spike_signs(spiked + records[:5], 5) == {}  # it was looked at before
+        spiked[-1][name] = value - 0.2
+        assert spike_signs(spiked, 1) == {}
+
+
+def test_a_spike_needs_a_window_before_it():
+    records = rising_and_falling(20)
+    early = [*records[:19], records[19] | {"loss": 1e9}]
+    assert spike_signs(early, 20) == {}
+    constant = [{"step": i, "loss": 1.0} for i in range(20)] + [{"step": 20, "loss": 1.9}]
+    assert spike_signs(constant, 21) == {}  # it has to be twice the largest too
 
 
 @given(

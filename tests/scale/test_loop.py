@@ -338,16 +338,80 @@ def test_a_loss_that_is_not_finite_names_folder_and_step(tmp_path, num_reward_mo
     assert np.all(np.isfinite(resumed.weights))
 
 
-def test_weights_that_are_not_finite_are_not_kept(tmp_path):
-    """The last step's loss is finite, its gradient is not: sqrt at 0."""
+def rooted_loss(model, batch, hyperparameters, progress):
+    """At rows of zeros it is finite, and its gradient is not: the slope of sqrt at 0."""
+    loss, metrics = loss_fn(model, batch, hyperparameters, progress)
+    return loss + jnp.sqrt(jnp.sum((batch.targets.ref_logps * model.weights[0]) ** 2)), metrics
+
+
+def zeros_from_5(i):
+    batch = batch_at(i)
+    targets = batch.targets._replace(ref_logps=batch.targets.ref_logps * np.float32(i < 4))
+    return batch._replace(targets=targets)
+
+
+rooted_step = eqx.filter_jit(partial(update, rooted_loss, OptimizerConfig(), TRAINING.schedule))
+
+
+def test_a_gradient_that_is_not_finite_names_its_step_and_rows(tmp_path):
+    names = "the norm of the gradient is nan at step 5, of rows 7, 9; .*; .*step 4 stays"
+    with pytest.raises(FloatingPointError, match=f"{tmp_path}: {names}"):
+        train(
+            rooted_step, start(), zeros_from_5, STEPS, tmp_path, "test", every=2,
+            rows_fn=lambda i: [7, 9] if i == 4 else [],
+        )  # fmt: skip
+    assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4]
+    resumed = run(tmp_path, step_fn=rooted_step)
+    assert np.all(np.isfinite(resumed.weights))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("step", [5, 6, STEPS])
+def test_weights_that_are_not_finite_are_not_kept(tmp_path, step, value):
+    """Loss and gradient are finite, also those of the steps after it: the weight is not read."""
 
     def broken(state, batch):
-        state, metrics = one_step(state, batch)
-        bad = state.step == STEPS
-        return state._replace(model=Linear(jnp.where(bad, jnp.nan, state.model.weights))), metrics
+        trained = state._replace(model=Linear(jnp.where(FIRST, 0.0, state.model.weights)))
+        new, metrics = one_step(trained, batch)
+        kept = jnp.where(FIRST & (state.step + 1 >= step), value, new.model.weights)
+        return new._replace(model=Linear(kept)), metrics
 
-    with pytest.raises(FloatingPointError):
+    due = 6 if step < STEPS else STEPS
+    said = f"{tmp_path}: a weight is not finite after step {due}; .*; the checkpoint of step"
+    with pytest.raises(FloatingPointError, match=f"{said} {4 if due == 6 else 6} stays"):
         run(tmp_path, step_fn=broken)
+    assert all(np.all(np.isfinite(record["loss"])) for record in records(tmp_path))
+    assert np.all(np.isfinite(run(tmp_path).weights))
+
+
+FIRST = jnp.arange(10) == 0
+
+
+def test_a_metric_of_held_out_rows_that_is_not_finite_stops_the_run(tmp_path):
+    def eval_fn(model, step):
+        return {"validation/kl": np.inf if step == 4 else 0.5}
+
+    said = f"{tmp_path}: validation/kl is inf at step 4; .*; the checkpoint of step 2 stays"
+    with pytest.raises(FloatingPointError, match=said):
+        run(tmp_path, eval_fn=eval_fn)
+    assert [r["step"] for r in records(tmp_path)] == [0, 1, 2]
+
+
+def test_a_spike_is_a_warning_and_in_the_log(tmp_path, capsys):
+    """One row that is a thousand times larger, at step 25 of 30."""
+
+    def batch_fn(i):
+        batch = batch_at(i)
+        targets = batch.targets._replace(
+            ref_logps=batch.targets.ref_logps * (1e3 if i == 24 else 1)
+        )
+        return batch._replace(targets=targets)
+
+    train(one_step, start(), batch_fn, 30, tmp_path, "test", every=10)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "warning: the norm of the gradient is" in out and "at step 25, at most" in out
+    norms = {record["step"]: record["grad_norm"] for record in records(tmp_path)}
+    assert max(norms, key=norms.get) == 25
 
 
 def test_the_update_is_adams_on_clipped_gradients():

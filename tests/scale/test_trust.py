@@ -6,6 +6,7 @@ Each is refused in one line, in little time and memory.
 import gzip
 import json
 import os
+import re
 import resource
 import threading
 import time
@@ -42,6 +43,7 @@ from scale.model.config import ModelConfig, checked
 from scale.model.transformer import Transformer
 from scale.parallel import workers
 from scale.parallel.mesh import Runtime
+from scale.stages import judge
 from scale.stages.corpus import Corpus
 from scale.stages.reward import RewardBatches
 from scale.stages.score import finite
@@ -513,6 +515,15 @@ def test_a_loss_that_is_not_finite_names_the_rows(tmp_path):
     records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": np.array([1.0, np.nan])}]
     with pytest.raises(FloatingPointError, match="at step 2, of rows 3, 14; lower the"):
         finite_records(records, {}, tmp_path, {1: [3, 14]}.__getitem__)
+
+
+def test_a_reward_that_is_not_finite_names_its_row_and_models():
+    values = np.zeros((3, 2, 1))
+    judge.require_finite(values, Path("lm/judge"), "a.jsonl")
+    values[1, 1, 0] = np.inf
+    said = re.escape("a.jsonl: row 2 of those that are kept: a reward of lm/judge is not finite")
+    with pytest.raises(FloatingPointError, match=said):
+        judge.require_finite(values, Path("lm/judge"), "a.jsonl")
 
 
 # ---- workers
