@@ -5,11 +5,13 @@ inputs are refused is looked at by itself.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from reference.conformance.cases import Case
+from reference.conformance.cases import Case, Tolerance
 from reference.conformance.hypotheses import (
     Family,
     Hypothesis,
@@ -170,7 +172,9 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
         return []
     one, two = _simple(key, evidence, wrong), list[Found]()
     if not any(found.outputs >= wrong for found in one):
-        two = _found(compound(*key), evidence, wrong)
+        cases = [one.case for one in evidence.asked if one.case.result == "value"]
+        usual = [(case, _evaluated(right(*key), case)) for case in cases]
+        two = _found(compound(*key, partial(_matters, usual, evidence.dtype)), evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one
     parts, left = list[Part](), wrong
     while best := _best(one, left, evidence) or _best(two, left, evidence):
@@ -181,6 +185,18 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     if any(name.split(".")[0] not in OPTIONAL for name in left):
         return [Part(tuple(sorted(wrong)), ())]  # without the loss, its gradients tell little
     return parts + [Part(tuple(sorted(left)), ())] * bool(left)
+
+
+def _matters(usual: list[tuple[Case, Any]], dtype: str, hypothesis: Hypothesis) -> bool:
+    """Whether a hypothesis differs from the usual one, but for what can be wrong by itself."""
+    for case, expected in usual:
+        made = _evaluated(hypothesis, case)
+        if made is None:
+            continue
+        names = [name for name in expected if name.split(".")[0] not in ("per_example", "metrics")]
+        if any(_differs(case, name, made, expected, dtype) for name in names):
+            return True
+    return False
 
 
 def _found(
@@ -206,25 +222,37 @@ def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
     if any(one.outputs >= wrong for one in found):
         return found
     outputs = {"loss"} & wrong or wrong - {REFUSALS}
+    cases = {output: _largest_wrong(right(*key), evidence, output) for output in outputs}
     for family in families(*key):
         left = set(outputs)
         while left:
             output = min(left)
-            members = _found(_fitted(family, evidence, output), evidence, wrong)
+            fitted = _fitted(family, cases[output], evidence, output)
+            members = _found(fitted, evidence, wrong)
             names = {member.hypothesis.name for member in members}
             found += members[:1] if len(names) == 1 else []  # of several, none is determined
             left -= {output}.union(*(member.outputs for member in members))
     return found
 
 
-def _fitted(family: Family, evidence: Evidence, output: str) -> Iterator[Hypothesis]:
-    """The members of a family that reproduce one output of the largest case.
+def _largest_wrong(usual: Hypothesis, evidence: Evidence, output: str) -> Asked:
+    """The largest case of which an output is wrong."""
+    wrong = [
+        one
+        for one in evidence.asked
+        if one.case.result == "value"
+        and _contradicted(usual, *one, frozenset([output]), evidence.dtype)
+    ]
+    return max(wrong, key=lambda one: _size(one.case))
+
+
+def _fitted(family: Family, asked: Asked, evidence: Evidence, output: str) -> Iterator[Hypothesis]:
+    """The members of a family that reproduce one output of a case.
 
     A constant is rounded to a few digits where that is enough.
     """
-    answers = [(case, answer) for case, answer in evidence.asked if answer and output in answer]
-    case, answer = max(answers, key=lambda one: _size(one[0]))
-    largest = evidence._replace(asked=[Asked(case, answer)])
+    case, answer = asked.case, asked.answer or {}
+    one = evidence._replace(asked=[asked])
 
     def gap(constant: float) -> float:
         made = _evaluated(family(constant), case) or {}
@@ -233,20 +261,33 @@ def _fitted(family: Family, evidence: Evidence, output: str) -> Iterator[Hypothe
     for root in _roots(gap):
         rounded = (float(f"{root:.{digits}g}") for digits in (1, 2, 3, 17))
         members = (family(constant) for constant in rounded)
-        yield from [m for m in members if output in reproduced(m, largest, frozenset([output]))][:1]
+        yield from [m for m in members if output in reproduced(m, one, frozenset([output]))][:1]
 
 
 def _roots(gap: Callable[[float], float]) -> Iterator[float]:
-    """Where a function changes its sign between two points of the grid, by bisection."""
+    """Where a function changes its sign between two points of the grid."""
     with np.errstate(all="ignore"):
         values = [gap(constant) for constant in GRID]
         for low, high, below, above in zip(GRID, GRID[1:], values, values[1:], strict=False):
-            if not np.isfinite(below * above) or below * above > 0 or low * high < 0:
-                continue
-            for _ in range(60):
-                middle = (low + high) / 2
-                low, high = (middle, high) if gap(middle) * below > 0 else (low, middle)
-            yield (low + high) / 2
+            if np.isfinite(below * above) and below * above <= 0 and low * high > 0:
+                yield _root(gap, low, high, below, above)
+
+
+def _root(
+    gap: Callable[[float], float], low: float, high: float, below: float, above: float
+) -> float:
+    """The root between two points: false position, and every third time the middle."""
+    for turn in range(60):
+        if not below or not above or abs(high - low) <= 1e-15 * abs(high):
+            break
+        share = 0.5 if turn % 3 == 2 else below / (below - above)
+        middle = low + share * (high - low)
+        value = gap(middle)
+        if value * below > 0:
+            low, below = middle, value
+        else:
+            high, above = middle, value
+    return low if abs(below) < abs(above) else high
 
 
 def _contradicted(
@@ -269,11 +310,32 @@ def _differs(case: Case, name: str, made: Any, answer: Any, dtype: str) -> bool:
     if name not in made:
         return True
     expected, value = made[name], answer[name]
-    if not isinstance(expected, str | list) and np.shape(expected) == np.shape(value):
-        unknown = np.isnan(expected) & ~np.isfinite(np.asarray(value, float))
-        if np.any(unknown):
-            expected, value = (np.where(unknown, 0.0, item) for item in (expected, value))
+    if isinstance(expected, str | list) or isinstance(value, str | list):
+        return any(difference(case, name, expected, value, dtype))
+    kind = "grads" if name.startswith("grads.") else "values"
+    near = _near(np.asarray(expected), np.asarray(value), case.tolerance[dtype][kind])
+    if near is not None:
+        return not near
+    unknown = np.isnan(expected) & ~np.isfinite(value)
+    expected, value = (np.where(unknown, 0.0, item) for item in (expected, value))
     return any(difference(case, name, expected, value, dtype))
+
+
+def _near(expected: np.ndarray, value: np.ndarray, tolerance: Tolerance) -> bool | None:
+    """Whether finite numbers agree as `difference` has it; None where one is not finite.
+
+    Much of the time of a search is spent here.
+    """
+    if expected.shape != value.shape:
+        return False
+    if not value.size:
+        return True
+    if value.size == 1:
+        number = float(expected.item())
+        gap, size = abs(number - float(value.item())), abs(number)
+    else:
+        gap, size = np.abs(expected - value).max(), np.abs(expected).max()
+    return bool(gap <= tolerance.rtol * size + tolerance.atol) if isfinite(gap) else None
 
 
 def _evaluated(hypothesis: Hypothesis, case: Case) -> dict[str, Any] | None:
@@ -297,7 +359,17 @@ def _ask(adapter: Adapter, case: Case) -> Iterator[Asked]:
     if case.result == "reject":
         yield Asked(case, reported(answer))
     if case.result == "value":
-        yield Asked(case, {name: v for name, v in reported(answer).items() if name in due})
+        yield Asked(case, {name: _array(v) for name, v in reported(answer).items() if name in due})
+
+
+def _array(value: Any) -> Any:
+    """Numbers as floats; what is no array of numbers as text, which equals none."""
+    if isinstance(value, str | list):
+        return value
+    try:
+        return np.asarray(value).astype(float)
+    except Exception:  # whatever an array of another library raises
+        return str(value)
 
 
 def _outputs(asked: list[Asked]) -> frozenset[str]:

@@ -62,6 +62,8 @@ def farthest_weights(margins: Any, reward_margins: Any, beta: float) -> np.ndarr
 def affine_weights(margins: Any, reward_margins: Any, beta: float) -> np.ndarray:
     """The weights with sum 1, of either sign, whose mixture is nearest to the policy."""
     first, *others = reward_margins - beta * np.asarray(margins)
+    if not np.all(np.isfinite([first, *others])):
+        raise ValueError("a margin is not finite")
     rest = np.linalg.lstsq(np.transpose(others - first), -first)[0] if others else np.zeros(0)
     return np.array([1 - rest.sum(), *rest])
 

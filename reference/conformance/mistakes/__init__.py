@@ -1,17 +1,31 @@
 """Named mistakes: each turns the function of a dialect into a mistaken one.
 
-A mistake is a row of one of these tables. `diagnosis.py` says which tables a dialect is searched
-with.
+A mistake is a row of one of these tables. `hypotheses.py` says which tables a dialect is searched
+with. Of two mistakes the one that comes first here is applied first: functions of the margin, then
+what the margin is made of.
 """
 
+from reference.conformance.mistakes.columns import COLUMNS
 from reference.conformance.mistakes.data import DATA
-from reference.conformance.mistakes.kl import KL
+from reference.conformance.mistakes.ensembles import ENSEMBLES
+from reference.conformance.mistakes.kl import KL as COMMON_KL
+from reference.conformance.mistakes.kl import ODD_KL
+from reference.conformance.mistakes.links import LINKS
 from reference.conformance.mistakes.mistake import Mistake
 from reference.conformance.mistakes.pairs import PAIRS as OF_LOSSES
 from reference.conformance.mistakes.precision import PRECISION
-from reference.conformance.mistakes.tokens import TOKENS
+from reference.conformance.mistakes.quantities import OF_QUANTITIES
+from reference.conformance.mistakes.reductions import ODD, REDUCTIONS
+from reference.conformance.mistakes.scores import SCORES_OF_TOKENS
+from reference.conformance.mistakes.tokens import TOKENS as OF_MASKS
 from reference.conformance.mistakes.training import TRAINING
 
-PAIRS = OF_LOSSES + PRECISION
+KL = COMMON_KL + ODD_KL
+TOKENS = SCORES_OF_TOKENS + OF_MASKS
+OF_WHOLE = OF_LOSSES + COLUMNS + REDUCTIONS + ODD
+"""Those that may also be made around a dialect that is built on a loss of pairs."""
+PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
+RARE = frozenset(PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
+"""Two of these are not looked for together, nor one in a dialect that is not the claimed one."""
 
-__all__ = ["DATA", "KL", "PAIRS", "TOKENS", "TRAINING", "Mistake"]
+__all__ = ["DATA", "KL", "OF_WHOLE", "PAIRS", "RARE", "TOKENS", "TRAINING", "Mistake"]

@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from reference.conformance import pairs
-from reference.conformance.mistakes.mistake import Mistake, Values, on, scaled_grads, then
-from reference.conformance.mistakes.pairs import LOGPS, SCORES
-from reference.conformance.pairs import POLICY
+from reference.conformance.mistakes.mistake import (
+    LOGPS,
+    SCORES,
+    Mistake,
+    Values,
+    argument,
+    on,
+    scaled_grads,
+    then,
+)
 
 LARGEST_EXPONENT = 88.7
 """exp of more is infinite in float32."""
@@ -50,13 +56,6 @@ def overflowing(name: str, where: Callable) -> tuple[Mistake, ...]:
             then(partial(unstable_slopes, where)),
         ),
     )
-
-
-def argument(params: Values, inputs: Values) -> np.ndarray:
-    """What the sigmoid is of."""
-    if POLICY[0] in inputs:
-        return params["beta"] * pairs.margins_of(inputs)
-    return pairs.reward_margins(inputs) - inputs.get("margins", 0.0)
 
 
 # fmt: off
