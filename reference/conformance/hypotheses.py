@@ -15,9 +15,11 @@ from reference.conformance.dialects import DIALECTS
 from reference.conformance.lookalikes import LOOKALIKES, Lookalike
 from reference.conformance.mistakes import (
     DATA,
+    FITTED,
     KL,
     OF_WHOLE,
     PAIRS,
+    PARTNERS,
     RARE,
     TOKENS,
     TRAINING,
@@ -108,11 +110,21 @@ def families(objective: str, dialect: str) -> Iterator[Family]:
     own, _ = bases(objective, dialect)
     for change in changes(objective, dialect, free=True):
         if (objective, dialect) != SLOW or change.mistake not in RARE:
-            yield partial(_with_fitted, own, change)
+            yield partial(_with_fitted, own, change, None)
     if objective in LOSSES_OF_PAIRS:
         for key, look in LOOKALIKES.items():
             if look.free:
                 yield partial(_with_constant, key, look)
+
+
+def compound_families(objective: str, dialect: str) -> Iterator[Family]:
+    """The claimed dialect with two mistakes, one with a constant; of training, none."""
+    own, _ = bases(objective, dialect)
+    rows = changes(objective, dialect)
+    partners = [row for row in rows if row.mistake.name in PARTNERS and not row.whole]
+    for change in changes(objective, dialect, free=True):
+        if change.mistake.name in FITTED and objective != "training":
+            yield from (partial(_with_fitted, own, change, partner) for partner in partners)
 
 
 def compound(
@@ -204,11 +216,12 @@ def _name(key: Key, of: Key) -> str:
     return "/".join(named[0]) if named else f"{'/'.join(key)} of {'/'.join(of)}"
 
 
-def _with_fitted(base: Base, change: Change, constant: float) -> Hypothesis:
+def _with_fitted(base: Base, change: Change, partner: Change | None, constant: float) -> Hypothesis:
     mistake = change.mistake
     name = mistake.name.replace("{c}", f"{constant:g}")
     known = mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
-    return base.with_changes(change._replace(mistake=known))
+    others = [partner] if partner else []
+    return base.with_changes(change._replace(mistake=known), *others)
 
 
 def _with_constant(key: Key, look: Lookalike, constant: float) -> Hypothesis:

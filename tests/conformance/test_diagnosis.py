@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.diagnosis import said_of
 from reference.conformance import load_cases, run
-from reference.conformance.diagnosis import REFUSALS
+from reference.conformance.evidence import REFUSALS
 from reference.conformance.dialects import DIALECTS
 from reference.conformance.flags import FLAGS, is_note
 from reference.conformance.lookalikes import LOOKALIKES

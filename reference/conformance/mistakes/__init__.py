@@ -28,4 +28,44 @@ PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
 RARE = frozenset(PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
 """Two of these are not looked for together, nor one in a dialect that is not the claimed one."""
 
-__all__ = ["DATA", "KL", "OF_WHOLE", "PAIRS", "RARE", "TOKENS", "TRAINING", "Mistake"]
+FITTED = (
+    "with {c} added to the margin",
+    "with {c} added to beta times the margin",
+    "with the margin clipped at {c} and -{c}",
+    "with beta times the margin clipped at {c} and -{c}",
+    "with label smoothing {c}",
+    "with {c} times the rewards",
+    "at {c} beta",
+    "at {c} gamma",
+    "times {c}",
+    "plus {c}",
+    "plus {c} times the chosen response's negative log-likelihood",
+    "plus {c} times the chosen response's negative log-likelihood per token",
+)
+"""Mistakes with a constant that come with another mistake: with one of these."""
+PARTNERS = (
+    "with chosen and rejected swapped",
+    "with the policy's chosen and rejected swapped",
+    "with the reference's chosen and rejected swapped",
+    "with the rewards of chosen and rejected swapped",
+    "without the reference",
+    "without the reference and averaged over tokens",
+    "with log-probabilities averaged over tokens",
+    "with the pairs added, not averaged",
+    "at beta 1: beta is dropped",
+    "times beta",
+    "over beta",
+)
+
+__all__ = [
+    "DATA",
+    "FITTED",
+    "KL",
+    "OF_WHOLE",
+    "PAIRS",
+    "PARTNERS",
+    "RARE",
+    "TOKENS",
+    "TRAINING",
+    "Mistake",
+]

@@ -101,9 +101,10 @@ ORDERS = (
     ("the batch's mean of {s}", lambda size: np.full((size, size), 1 / size)),
 )
 COLUMNS = (
-    *(Mistake(f"with {WORDS[wrong]} in place of {WORDS[right].removeprefix('the ')}",
+    *(Mistake(f"with {WORDS[wrong]} in place of {WORDS[right]}",
         "swapped-reference", taken(wrong, right))
-        for right in LOGPS for wrong in LOGPS if wrong != right),
+        for right in LOGPS for wrong in LOGPS
+        if wrong != right and not {wrong, right} <= set(REFERENCE)),
     *(Mistake(f"with {WORDS[wrong]} in place of the other", "reward-sign", taken(wrong, right))
         for right in SCORES for wrong in SCORES if wrong != right),
     *(Mistake(f"with {words.replace('{s}', subject)}", "order", mixed(names, matrix))

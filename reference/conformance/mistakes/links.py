@@ -12,6 +12,7 @@ from reference.conformance.mistakes.mistake import (
     Mistake,
     Values,
     argument,
+    step,
     then,
     through,
 )
@@ -108,12 +109,12 @@ def inverse(x: np.ndarray) -> np.ndarray:
 
 # fmt: off
 LOGISTIC = (
-    ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -1.0 * (a < 1)),
+    ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -step(1 - a)),
     ("the squared hinge",
         lambda a: np.maximum(0.0, 1 - a) ** 2, lambda a: -2 * np.maximum(0.0, 1 - a)),
     ("the square of 1 - x", lambda a: (1 - a) ** 2, lambda a: 2 * (a - 1)),
     ("the square of 1/2 - x", lambda a: (0.5 - a) ** 2, lambda a: 2 * (a - 0.5)),
-    ("the perceptron's max(0, -x)", lambda a: np.maximum(0.0, -a), lambda a: -1.0 * (a < 0)),
+    ("the perceptron's max(0, -x)", lambda a: np.maximum(0.0, -a), lambda a: -step(-a)),
     ("exp of -x", lambda a: np.exp(-a), lambda a: -np.exp(-a)),
     ("-x", lambda a: -a, lambda a: -1.0 + 0 * a),
     ("-sigmoid", lambda a: -sigmoid(a), lambda a: -bernoulli(a)),

@@ -13,6 +13,8 @@ Function = Callable[[Values, Values], Values]
 """(params, inputs) of a case -> its outputs."""
 SCORES = ("score_chosen", "score_rejected")
 LOGPS = POLICY + REFERENCE
+ANY = np.inf
+"""A gradient that may be anything: libraries differ where a function has a kink."""
 
 
 class Mistake(NamedTuple):
@@ -104,3 +106,8 @@ def argument(params: Values, inputs: Values) -> np.ndarray:
 def margin(inputs: Values) -> np.ndarray:
     """h, or of a reward model the difference of rewards."""
     return pairs.margins_of(inputs) if POLICY[0] in inputs else pairs.reward_margins(inputs)
+
+
+def step(values: np.ndarray) -> np.ndarray:
+    """The slope of max(0, values)."""
+    return np.where(values == 0, ANY, 1.0 * (values > 0))

@@ -8,7 +8,6 @@ import numpy as np
 
 from reference.conformance import pairs
 from reference.conformance.mistakes.mistake import (
-    LOGPS,
     SCORES,
     Function,
     Mistake,
@@ -17,6 +16,7 @@ from reference.conformance.mistakes.mistake import (
     on,
     on_case,
     scaled_grads,
+    step,
     then,
     times,
 )
@@ -195,7 +195,7 @@ def unlikely(per_token: bool, inputs: Values) -> tuple[np.ndarray, np.ndarray, s
 def fallen(inputs: Values) -> tuple[np.ndarray, np.ndarray, str]:
     """How far the chosen response is below its reference, if it is."""
     fall = inputs[REFERENCE[0]] - inputs[POLICY[0]]
-    return np.maximum(fall, 0.0), -1.0 * (fall > 0), POLICY[0]
+    return np.maximum(fall, 0.0), -step(fall), POLICY[0]
 
 
 
@@ -215,11 +215,7 @@ PAIRS = (
     Mistake("without the reference's log-probability of rejected", "swapped-reference",
         on(lambda x: {REFERENCE[1]: 0 * x[REFERENCE[1]]})),
     Mistake("without the chosen response", "sign", without(POLICY[0], REFERENCE[0])),
-    Mistake("without the chosen response, which has a gradient", "sign",
-        on(lambda x: {n: 0 * x[n] for n in LOGPS if "chosen" in n})),
     Mistake("without the rejected response", "sign", without(POLICY[1], REFERENCE[1])),
-    Mistake("without the rejected response, which has a gradient", "sign",
-        on(lambda x: {n: 0 * x[n] for n in LOGPS if "rejected" in n})),
     Mistake("without the rewards", "reward-sign", without(*SCORES)),
     Mistake("without the rejected response's reward", "reward-sign", without(SCORES[1])),
     Mistake("without the chosen response's reward", "reward-sign", without(SCORES[0])),
@@ -288,6 +284,8 @@ PAIRS = (
         then(lambda made, p, x: times(made, 1 / (1 - 2 * p["label_smoothing"])))),
     Mistake("with a lone value repeated", "broadcast", on(repeated)),
     Mistake("with arrays cut to the shortest", "broadcast", on(cut)),
+    Mistake("without the reference and averaged over tokens", "sum-mean", lambda f: partial(
+        pairs.per_token, on(lambda x: {n: 0 * x[n] for n in REFERENCE})(f))),
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),
     Mistake("with gradients in token means", "sum-mean", then(by_length)),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import SCORES, Function, Mistake, Values
+from reference.conformance.mistakes.mistake import SCORES, Function, Mistake, Values, step
 from reference.conformance.pairs import POLICY, REFERENCE, implicit_rewards, sigmoid
 
 
@@ -138,9 +138,9 @@ MAPS = (
     Map("the absolute value of {q}", "link", "margin rho half ratios ratio rewards",
         np.abs, np.sign, True),
     Map("{q} no lower than 0", "clipped", "margin rho half ratios ratio rewards",
-        lambda q: np.maximum(q, 0.0), lambda q: 1.0 * (q > 0), True),
+        lambda q: np.maximum(q, 0.0), step, True),
     Map("{q} no higher than 0", "clipped", "margin rho half ratios ratio rewards",
-        lambda q: np.minimum(q, 0.0), lambda q: 1.0 * (q < 0), True),
+        lambda q: np.minimum(q, 0.0), lambda q: step(-q), True),
     Map("the sign alone of {q}", "link", "margin rho", np.sign, lambda q: 0 * q),
     Map("exp of {q}", "link", "margin rho half ratios ratio all logps logp rewards",
         np.exp, np.exp),
@@ -155,11 +155,11 @@ MAPS = (
         lambda q: q - np.log(-np.expm1(q)), lambda q: -1 / np.expm1(q)),
     Map("{q} clipped at {c} and -{c}", "clipped", "margin rho half ratios ratio rewards all logps",
         lambda q, c: np.clip(q, -positive(c), positive(c)),
-        lambda q, c: 1.0 * (np.abs(q) < c)),
+        lambda q, c: step(c - np.abs(q))),
     Map("{q} no higher than {c}", "clipped", "margin rho half ratios ratio rewards",
-        lambda q, c: np.minimum(q, c), lambda q, c: 1.0 * (q < c)),
+        lambda q, c: np.minimum(q, c), lambda q, c: step(c - q)),
     Map("{q} no lower than {c}", "clipped", "margin rho half ratios ratio rewards all logps",
-        lambda q, c: np.maximum(q, c), lambda q, c: 1.0 * (q > c)),
+        lambda q, c: np.maximum(q, c), lambda q, c: step(q - c)),
     Map("{q} clipped at {c} and -{c}, which its gradient ignores", "clipped", "margin rho ratios",
         lambda q, c: np.clip(q, -positive(c), positive(c)), lambda q, c: 1.0 + 0 * q),
     Map("{c} times {q}", "scale", "ratio logps logp reward",
