@@ -15,6 +15,8 @@ from reference.conformance.dialects import DIALECTS
 from reference.conformance.lookalikes import LOOKALIKES, Lookalike
 from reference.conformance.mistakes import (
     DATA,
+    ERASED,
+    ERASING,
     FITTED,
     KL,
     OF_WHOLE,
@@ -141,9 +143,14 @@ def compound(
     rows = [row for row in rows if not (row.whole and row.mistake in OF_WHOLE)]
     common = [row for row in rows if row.mistake not in RARE]
     for first, second in combinations(common if (objective, dialect) == SLOW else rows, 2):
-        if not {first.mistake, second.mistake} <= RARE:
+        if _together(first.mistake, second.mistake):
             yield own.with_changes(first, second)
     yield from (base.with_changes(change) for base in others for change in common)
+
+
+def _together(first: Mistake, second: Mistake) -> bool:
+    """Whether two mistakes are looked for together."""
+    return not ({first, second} <= RARE or (first in ERASED and second in ERASING))
 
 
 def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator[Hypothesis]:

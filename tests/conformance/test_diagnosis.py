@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.diagnosis import said_of
 from reference.conformance import load_cases, run
-from reference.conformance.evidence import REFUSALS
 from reference.conformance.dialects import DIALECTS
+from reference.conformance.evidence import REFUSALS
 from reference.conformance.flags import FLAGS, is_note
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING

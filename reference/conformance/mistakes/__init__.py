@@ -28,6 +28,11 @@ PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
 RARE = frozenset(PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
 """Two of these are not looked for together, nor one in a dialect that is not the claimed one."""
 
+ERASING = frozenset(
+    row for row in OF_LOSSES if row.name.startswith("without") or "own reference" in row.name
+)
+ERASED = frozenset(row for row in OF_QUANTITIES if "margin" not in row.name)
+"""A function of what is erased is a constant: not the mistake that anyone made."""
 FITTED = (
     "with {c} added to the margin",
     "with {c} added to beta times the margin",
@@ -59,6 +64,8 @@ PARTNERS = (
 
 __all__ = [
     "DATA",
+    "ERASED",
+    "ERASING",
     "FITTED",
     "KL",
     "OF_WHOLE",

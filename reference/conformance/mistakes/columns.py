@@ -4,6 +4,7 @@ A column has a number for each pair.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -80,6 +81,36 @@ def first(size: int) -> np.ndarray:
     return np.eye(size)[[0]].T * np.ones(size)
 
 
+def interleaved(*names: str) -> Callable[[Function], Function]:
+    """Chosen and rejected lie one after the other, and are taken for alternating."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            changed, grads = dict(inputs), dict[str, np.ndarray]()
+            pairs_of = list(zip(names[::2], names[1::2], strict=True))
+            for chosen, rejected in pairs_of:
+                both = np.concatenate([inputs[chosen], inputs[rejected]])
+                changed |= {chosen: both[0::2], rejected: both[1::2]}
+            made = function(params, changed)
+            for chosen, rejected in pairs_of:
+                both = np.zeros(2 * len(inputs[chosen]))
+                both[0::2], both[1::2] = made["grads"][chosen], made["grads"][rejected]
+                grads |= dict(zip((chosen, rejected), np.split(both, 2), strict=True))
+            return made | {"grads": made["grads"] | grads}
+
+        return mistaken
+
+    return change
+
+
+def over_deviation(freedom: int, centred: bool, inputs: Values) -> Values:
+    """Reward margins over their standard deviation."""
+    rho = inputs[SCORES[0]] - inputs[SCORES[1]]
+    scale = np.std(rho, axis=-1, ddof=freedom, keepdims=True) + 1e-8
+    rho = rho - np.mean(rho, axis=-1, keepdims=True) if centred else rho
+    return {SCORES[0]: rho / scale, SCORES[1]: 0 * rho}
+
+
 def standardised(rewards: np.ndarray) -> np.ndarray:
     return (rewards - rewards.mean(-1, keepdims=True)) / (rewards.std(-1, keepdims=True) + 1e-8)
 
@@ -115,6 +146,14 @@ COLUMNS = (
         mixed(SCORES, lambda size: np.eye(size) - 1 / size)),
     Mistake("with rewards standardised over the batch", "order",
         on(lambda x: {name: standardised(x[name]) for name in SCORES})),
+    *(Mistake(f"with reward margins {less}over their standard deviation{sample}", "order",
+        on(partial(over_deviation, freedom, centred)))
+        for freedom, sample in ((0, ""), (1, " of a sample"))
+        for centred, less in ((False, ""), (True, "less their mean, "))),
+    Mistake("with the reference's chosen and rejected interleaved", "order",
+        interleaved(*REFERENCE)),
+    Mistake("with the policy's chosen and rejected interleaved", "order", interleaved(*POLICY)),
+    Mistake("with chosen and rejected interleaved", "order", interleaved(*POLICY, *REFERENCE)),
     Mistake("with the policy's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(*POLICY)),
     Mistake("with the reference's log-probabilities alone averaged over tokens", "sum-mean",

@@ -16,7 +16,7 @@ from reference.conformance.mistakes.mistake import (
     then,
     through,
 )
-from reference.conformance.pairs import POLICY, sigmoid
+from reference.conformance.pairs import POLICY, REFERENCE, sigmoid
 
 
 def of_loss(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
@@ -63,6 +63,98 @@ def of_rewards(value: Callable, slope: Callable) -> Callable[[Function], Functio
         return of_argument(made, params, value(a, rho), slope(a, rho))
 
     return then(outputs)
+
+
+def of_margin(value: Callable, slope: Callable) -> Callable[[Function], Function]:
+    """A loss of the rewards' difference and the pair's margin."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        d, margins = pairs.reward_margins(inputs), inputs["margins"]
+        return of_argument(made, params, value(d, margins), slope(d, margins))
+
+    return then(outputs)
+
+
+def of_target(value: Callable, slope: Callable) -> Callable[[Function], Function]:
+    """A loss of h and beta, where there are neither metrics nor rewards, as in IPO."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        if "metrics" in made or "score_chosen" in inputs:
+            raise ValueError("this is not IPO")
+        h = pairs.margins_of(inputs)
+        return pairs.over_pairs(value(h, params["beta"]), slope(h, params["beta"]))
+
+    return then(outputs)
+
+
+def of_sides(made: Values, losses: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Values:
+    """Outputs from losses, and the mean's slopes in the log-probabilities of both sides."""
+    grads = {POLICY[0]: chosen, POLICY[1]: rejected}
+    grads |= dict.fromkeys(made["grads"].keys() - grads.keys(), 0 * chosen)
+    return made | {"loss": np.mean(losses), "per_example": losses, "grads": grads}
+
+
+def rewards_of(params: Values, inputs: Values) -> dict[str, np.ndarray]:
+    """The implicit rewards of both sides."""
+    sides = zip(("chosen", "rejected"), POLICY, REFERENCE, strict=True)
+    return {side: params["beta"] * (inputs[name] - inputs[ref]) for side, name, ref in sides}
+
+
+def one_by_one(function: Function) -> Function:
+    """The mean of both responses' (r - beta log(pi / pi_ref))^2."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made, implicit = function(params, inputs), rewards_of(params, inputs)
+        gaps = [inputs[f"score_{side}"] - value for side, value in implicit.items()]
+        if any(np.ndim(gap) > 1 for gap in gaps):
+            raise ValueError("there are several reward models")
+        slopes = [-params["beta"] * gap / len(gap) for gap in gaps]
+        return of_sides(made, (gaps[0] ** 2 + gaps[1] ** 2) / 2, *slopes)
+
+    return mistaken
+
+
+def diagonal(rows: np.ndarray) -> np.ndarray:
+    return np.diagonal(rows)[:, None]
+
+
+def contrasted(against: Callable) -> Callable[[Function], Function]:
+    """-log softmax of the chosen response's implicit reward among those of `against`, [B, N]."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            made, implicit = function(params, inputs), rewards_of(params, inputs)
+            size = len(implicit["chosen"])
+            rows = {side: np.tile(value, (size, 1)) for side, value in implicit.items()}
+            all_of = against(rows)
+            total = np.logaddexp.reduce(all_of, axis=1)
+            shares = np.exp(all_of - total[:, None])
+            columns = shares[:, :-size]
+            chosen = np.sum(columns, axis=0) if columns.shape[1] > 1 else columns[:, 0]
+            scale = params["beta"] / size
+            slopes = (scale * (chosen - 1), scale * np.sum(shares[:, -size:], axis=0))
+            return of_sides(made, total - implicit["chosen"], *slopes)
+
+        return mistaken
+
+    return change
+
+
+def kto(function: Function) -> Function:
+    """1 - sigmoid of each side's reward against the other side's mean, if that is positive."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made, implicit = function(params, inputs), rewards_of(params, inputs)
+        w, l = implicit["chosen"], implicit["rejected"]  # noqa: E741
+        a, b = w - np.maximum(np.mean(l), 0.0), np.maximum(np.mean(w), 0.0) - l
+        losses = np.concatenate([sigmoid(-a), sigmoid(-b)])
+        scale = params["beta"] / len(losses)
+        through_a = step(np.mean(l)) * np.mean(bernoulli(a))
+        through_b = step(np.mean(w)) * np.mean(bernoulli(b))
+        slopes = (-bernoulli(a) - through_b, bernoulli(b) + through_a)
+        return of_sides(made, losses, *(scale * slope for slope in slopes))
+
+    return mistaken
 
 
 def softplus(x: np.ndarray) -> np.ndarray:
@@ -180,7 +272,38 @@ OF_LOSSES = (
     ("with {c} added to the probability in the logarithm", "offset",
         lambda v, c: -np.log(np.exp(-v) + c), lambda v, c: np.exp(-v) / (np.exp(-v) + c)),
 )
+OF_MARGINS = (
+    ("-log sigmoid of the margin times the difference",
+        lambda d, m: softplus(-m * d), lambda d, m: -m * sigmoid(-m * d)),
+    ("the margin times -log sigmoid",
+        lambda d, m: m * softplus(-d), lambda d, m: -m * sigmoid(-d)),
+    ("the square of the difference less the margin",
+        lambda d, m: (d - m) ** 2, lambda d, m: 2 * (d - m)),
+    ("the hinge at the margin",
+        lambda d, m: np.maximum(0.0, m - d), lambda d, m: -step(m - d)),
+)
+"""Of rewards' difference and the pair's margin."""
+OF_TARGETS = (
+    ("the square of (h - 1) / (2 beta)",
+        lambda h, b: ((h - 1) / (2 * b)) ** 2, lambda h, b: (h - 1) / (2 * b * b)),
+    ("the square of h / (2 beta)", lambda h, b: (h / (2 * b)) ** 2, lambda h, b: h / (2 * b * b)),
+    ("the square of h / beta - 1/2",
+        lambda h, b: (h / b - 0.5) ** 2, lambda h, b: 2 * (h / b - 0.5) / b),
+    ("the square of h less 1 / 2", lambda h, b: (h - 0.5) ** 2, lambda h, b: 2 * (h - 0.5)),
+    ("the square of h, less the target", lambda h, b: h**2 - 0.5 / b, lambda h, b: 2 * h),
+)
+"""Of h and beta, in IPO."""
 LINKS = (
+    *(Mistake(f"with {words} for -log sigmoid", "link", of_margin(value, slope))
+        for words, value, slope in OF_MARGINS),
+    *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
+        for words, value, slope in OF_TARGETS),
+    Mistake("with each response's reward distilled by itself", "link", one_by_one),
+    Mistake("with the softmax over all responses of the batch", "link",
+        contrasted(lambda rows: np.concatenate([rows["chosen"], rows["rejected"]], axis=1))),
+    Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(
+        lambda rows: np.concatenate([diagonal(rows["chosen"]), rows["rejected"]], axis=1))),
+    Mistake("with KTO's loss of pairs", "link", kto),
     *(Mistake(f"with {words} for -log sigmoid", "link", linked(value, slope))
         for words, value, slope in LOGISTIC),
     *(Mistake(f"with {words} for the square", "link", of_rewards(value, slope))

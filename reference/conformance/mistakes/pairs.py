@@ -82,6 +82,18 @@ def beta_on(others: tuple[str, ...]) -> Callable[[Function], Function]:
     return change
 
 
+def dynamic(function: Function, constant: float) -> Function:
+    """beta grows with the batch's mean margin, and is constant to the gradient."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        beta = params["beta"] * (1 + constant * np.mean(pairs.margins_of(inputs)))
+        made = function(params | {"beta": beta}, inputs)
+        kept = {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+        return made | (kept if "metrics" in made else {})
+
+    return mistaken
+
+
 def over_once(made: Values, params: Values, inputs: Values) -> Values:
     e = params["label_smoothing"]
     return times(made, (1 - 2 * e) / (1 - e))
@@ -256,6 +268,7 @@ PAIRS = (
         partial(likely, partial(unlikely, True))),
     Mistake("plus {c} times how far chosen is below its reference", "offset",
         partial(likely, fallen)),
+    Mistake("at beta (1 + {c} times the batch's mean margin)", "beta-changed", dynamic),
     Mistake("at {c} beta", "beta-changed", lambda f, c: at(beta=lambda b: c * b)(f)),
     Mistake("at beta {c}, whatever the case says", "beta-changed",
         lambda f, c: at(beta=lambda b: c)(f)),

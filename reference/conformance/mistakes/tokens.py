@@ -63,6 +63,11 @@ def moved(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
     return np.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
+def rolled(by: int, params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The mask of labels is rolled, from one end of the row to the other."""
+    return np.concatenate([mask[:, :1], np.roll(mask[:, 1:], by, axis=1)], axis=1)
+
+
 def unshifted(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
     """The mask of a position where that of its label is due."""
     return np.pad(mask[:, :-1], ((0, 0), (1, 0)))
@@ -269,6 +274,10 @@ TOKENS = (
     Mistake("with the prompt's last token scored", "mask-dropped", masked(one_before)),
     Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
     Mistake("with the mask shifted twice", "mask-dropped", masked(moved)),
+    Mistake("with the log-probabilities of tokens rolled by one", "shift",
+        masked(partial(rolled, -1))),
+    Mistake("with the log-probabilities of tokens rolled back by one", "shift",
+        masked(partial(rolled, 1))),
     Mistake("with the two first tokens not scored", "mask-dropped",
         masked(lambda p, x, m: all_but_first(p, x, all_but_first(p, x, m)))),
     Mistake("with the first token alone scored", "mask-dropped",
