@@ -21,6 +21,7 @@ from reference.conformance.evidence import (
     size_of,
 )
 from reference.conformance.fitting import fitted
+from reference.conformance.formulas import formulas
 from reference.conformance.hypotheses import (
     Hypothesis,
     Key,
@@ -174,7 +175,10 @@ def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
 
 
 def _compound(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
-    """What two mistakes explain, or one in another dialect."""
+    """What a formula explains, or two mistakes, or one in another dialect."""
+    written = searched(formulas(key, evidence), evidence, wrong) if "loss" in wrong else []
+    if _explained(written, wrong):
+        return [one for one in written if _explained([one], wrong)][:1]
     cases = [one.case for one in evidence.asked if one.case.result == "value"]
     usual = [(case, evaluated(right(*key), case)) for case in cases]
     matters = partial(_matters, usual, evidence.dtype)

@@ -64,6 +64,16 @@ def soft(sign: int, each: bool, normalised: bool, squares: np.ndarray, scale: fl
     return np.mean(values), np.broadcast_to(weights, squares.shape)
 
 
+def weighed(squares: np.ndarray, scale: float) -> tuple[float, np.ndarray]:
+    """The models' losses with weights of softmax(-losses / scale), which have a gradient too."""
+    losses = np.mean(squares, axis=1)
+    shares = np.exp((losses.min() - losses) / scale)
+    shares = shares / shares.sum()
+    total = shares @ losses
+    slopes = shares * (1 - (losses - total) / scale) / squares.shape[1]
+    return total, np.broadcast_to(slopes[:, None], squares.shape)
+
+
 def softly(words: str, sign: int, each: bool, normalised: bool) -> Mistake:
     """A row whose temperature is fitted."""
 
@@ -127,6 +137,8 @@ ENSEMBLES = (
     softly("with a soft minimum for each pair by a mean, of temperature {c}", -1, True, True),
     softly("with a soft maximum over models, of temperature {c}", 1, False, False),
     softly("with a soft maximum for each pair, of temperature {c}", 1, True, False),
+    Mistake("with models weighed by softmax(-loss / {c})", "min-mean",
+        lambda f, c: of_models(partial(weighed, scale=c))(f)),
     Mistake("with the least reward of each response", "min-mean",
         on(scores(lambda s: s.min(axis=0, keepdims=True)))),
     Mistake("with the greatest reward of each response", "min-mean",

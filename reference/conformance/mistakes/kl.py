@@ -195,7 +195,7 @@ KL = (
         lambda r, p: np.expm1(p - r) - (p - r), lambda r, p: np.expm1(p - r))),
     Mistake("with |log-ratio| for the KL", "kl-sign", another(
         lambda r, p: np.abs(r - p), lambda r, p: np.sign(p - r))),
-    Mistake("with the KL averaged over outcomes", "kl-sign", another(
+    Mistake("with pi_ref log(pi_ref/pi) averaged, not added, for the KL", "kl-sign", another(
         lambda r, p: forward_kl(r, p) / r.shape[-1], lambda r, p: -np.exp(r) / r.shape[-1])),
     Mistake("with 0 log 0 as NaN", "zero-probability", another(
         lambda r, p: np.sum(np.exp(r) * (r - p), axis=-1), lambda r, p: -np.exp(r))),

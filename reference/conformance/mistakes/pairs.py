@@ -82,6 +82,32 @@ def beta_on(others: tuple[str, ...]) -> Callable[[Function], Function]:
     return change
 
 
+def on_beta(times_smoothing: int, function: Function) -> Function:
+    """Label smoothing makes beta smaller."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        share = 1 - times_smoothing * params["label_smoothing"]
+        made = function(params | {"beta": share * params["beta"], "label_smoothing": 0.0}, inputs)
+        return made | {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+
+    return mistaken
+
+
+def longer(function: Function, constant: float) -> Function:
+    """The margin times beta is less by a constant for each token that chosen is longer."""
+
+    def inputs_of(params: Values, inputs: Values) -> Values:
+        lengths = [inputs.get(f"{side}_lengths", 0) for side in SWAP]
+        shift = constant * (lengths[0] - lengths[1]) / params["beta"]
+        return {POLICY[0]: inputs[POLICY[0]] - shift}
+
+    def kept(made: Values, params: Values, inputs: Values) -> Values:
+        metrics = {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+        return metrics if "metrics" in made else {}
+
+    return then(kept)(on_case(inputs_of)(function))
+
+
 def dynamic(function: Function, constant: float) -> Function:
     """beta grows with the batch's mean margin, and is constant to the gradient."""
 
@@ -268,6 +294,7 @@ PAIRS = (
         partial(likely, partial(unlikely, True))),
     Mistake("plus {c} times how far chosen is below its reference", "offset",
         partial(likely, fallen)),
+    Mistake("less {c} for each token that chosen is longer", "offset", longer),
     Mistake("at beta (1 + {c} times the batch's mean margin)", "beta-changed", dynamic),
     Mistake("at {c} beta", "beta-changed", lambda f, c: at(beta=lambda b: c * b)(f)),
     Mistake("at beta {c}, whatever the case says", "beta-changed",
@@ -276,6 +303,10 @@ PAIRS = (
         then(lambda made, p, x: scaled_grads(made, 1 / p["beta"]))),
     Mistake("with the gradients' factor beta twice", "beta-changed",
         then(lambda made, p, x: scaled_grads(made, p["beta"]))),
+    Mistake("at beta (1 - 2 label_smoothing), without label smoothing", "label-smoothing-misused",
+        partial(on_beta, 2)),
+    Mistake("at beta (1 - label_smoothing), without label smoothing", "label-smoothing-misused",
+        partial(on_beta, 1)),
     Mistake("at label_smoothing squared", "label-smoothing-misused",
         at(label_smoothing=lambda e: e * e)),
     Mistake("at label_smoothing 1/2 - e", "label-smoothing-misused",
