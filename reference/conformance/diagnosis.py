@@ -32,7 +32,7 @@ from reference.conformance.hypotheses import (
     right,
     simple,
 )
-from reference.conformance.judge import OPTIONAL, Adapter
+from reference.conformance.judge import Adapter
 
 
 class Part(NamedTuple):
@@ -132,8 +132,8 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
         named = {found.hypothesis.name: found.hypothesis for found in best}
         parts.append(Part(tuple(sorted(explained)), tuple(named.values())))
         left -= explained
-    if any(name.split(".")[0] not in OPTIONAL for name in left):
-        return [Part(tuple(sorted(wrong)), ())]  # without the loss, its gradients tell little
+    if any(name.split(".")[0] not in ("per_example", "metrics") for name in left):
+        return [Part(tuple(sorted(wrong)), ())]  # a loss, or gradients, alone tell little
     return parts + [Part(tuple(sorted(left)), ())] * bool(left)
 
 

@@ -128,7 +128,15 @@ def reproduced(
         left -= contradicted(hypothesis, case, answer, left, evidence.dtype)
         if not left & wanted:
             return frozenset()
-    return left
+    return frozenset(name for name in left if not _vacuous(hypothesis, evidence, name))
+
+
+def _vacuous(hypothesis: Hypothesis, evidence: Evidence, name: str) -> bool:
+    """Whether a gradient may be anything in all cases."""
+    if not name.startswith("grads."):
+        return False
+    made = [evaluated(hypothesis, case) for case, _ in evidence.asked if case.result == "value"]
+    return all(np.all(np.isinf(one[name])) for one in made if one and name in one)
 
 
 def contradicted(

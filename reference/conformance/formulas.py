@@ -15,7 +15,7 @@ import numpy as np
 from reference.conformance.cases import Case
 from reference.conformance.evidence import Evidence
 from reference.conformance.hypotheses import BUILT, Function, Hypothesis, Key, right
-from reference.conformance.mistakes.mistake import SCORES, step
+from reference.conformance.mistakes.mistake import SCORES, size, step
 from reference.conformance.pairs import POLICY, REFERENCE, sigmoid
 
 Values = dict[str, Any]
@@ -41,6 +41,7 @@ QUANTITIES = {
     "(r_l - beta h_l)": ({PL: -1, RL: 1}, {SL: 1}),
     "margin": ({}, {"margins": 1}),
     "(rho - margin)": ({}, {SW: 1, SL: -1, "margins": -1}),
+    "1": ({}, {}),
 }
 """Sums of inputs: those that are multiplied by beta, and the others."""
 FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
@@ -49,6 +50,9 @@ FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
     "{q}": (lambda x: x, np.ones_like),
     "{q}^2": (np.square, lambda x: 2 * x),
     "sigmoid({q})": (sigmoid, lambda x: sigmoid(x) * sigmoid(-x)),
+    "sigmoid(-{q}) L({q})": (
+        lambda x: sigmoid(-x) * np.logaddexp(0.0, -x),
+        lambda x: -sigmoid(-x) * (sigmoid(x) * np.logaddexp(0.0, -x) + sigmoid(-x))),
     "max(0, {q})": (lambda x: np.maximum(x, 0.0), step),
     "max(0, 1 - {q})": (lambda x: np.maximum(1 - x, 0.0), lambda x: -step(1 - x)),
 }
@@ -58,6 +62,7 @@ FACTORS: dict[str, Callable[[Values], float]] = {
     "label_smoothing ": lambda p: p["label_smoothing"],
     "beta ": lambda p: p["beta"],
     "1/beta ": lambda p: 1 / p["beta"],
+    "1/beta^2 ": lambda p: p["beta"] ** -2,
 }
 # fmt: on
 
@@ -72,6 +77,8 @@ class Term(NamedTuple):
     @property
     def name(self) -> str:
         """As it is written."""
+        if self.quantity == "1":
+            return self.factor.strip() or "1"
         return self.factor + self.function.replace("{q}", self.quantity)
 
 
@@ -104,7 +111,13 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
 
 def _table(cases: list[Case]) -> tuple[list[Term], np.ndarray]:
     """The terms that the cases have, and their means over the batch of each case."""
-    every = (Term(c, f, q) for q in QUANTITIES for f in FUNCTIONS for c in FACTORS)
+    every = (
+        Term(c, f, q)
+        for q in QUANTITIES
+        for f in FUNCTIONS
+        for c in FACTORS
+        if q != "1" or f == "{q}"
+    )
     terms, columns = list[Term](), list[list[float]]()
     for term in every:
         try:
@@ -118,7 +131,7 @@ def _table(cases: list[Case]) -> tuple[list[Term], np.ndarray]:
 
 def _sums(terms: list[Term], table: np.ndarray, number: int) -> Iterator[list[tuple[float, Term]]]:
     """Sums of so many terms whose values are 1 in every row of the table."""
-    plain = [i for i, term in enumerate(terms) if number < MOST or "beta" not in term.factor]
+    plain = [i for i, term in enumerate(terms) if number < MOST or _is_plain(term)]
     subsets = np.array(list(combinations(plain, number)))
     gram, sums = table.T @ table, table.sum(axis=0)
     with np.errstate(all="ignore"):
@@ -131,6 +144,12 @@ def _sums(terms: list[Term], table: np.ndarray, number: int) -> Iterator[list[tu
         exact = np.linalg.lstsq(columns, np.ones(len(table)))[0]
         if np.allclose(columns @ exact, 1.0, rtol=0.0, atol=1e-4) and np.all(np.abs(exact) > 1e-6):
             yield [(_short(c), terms[i]) for c, i in zip(exact, subset, strict=True)]
+
+
+def _is_plain(term: Term) -> bool:
+    """Whether the longest sums may have it: with a power of beta, only what is simple."""
+    simple = "beta" not in term.quantity and term.function in ("{q}", "{q}^2")
+    return simple or "beta" not in term.factor
 
 
 def _short(coefficient: float) -> float:
@@ -171,6 +190,8 @@ def _function(usual: Function, sum_of: list[tuple[float, Term]]) -> Function:
 
 def _quantity(term: Term, params: Values, inputs: Values) -> np.ndarray:
     by_beta, plain = QUANTITIES[term.quantity]
+    if term.quantity == "1":
+        return np.ones(size(inputs))
     sums = [sum(sign * inputs[name] for name, sign in part.items()) for part in (by_beta, plain)]
     value = (params["beta"] * sums[0] if by_beta else 0.0) + sums[1]
     if np.ndim(value) != 1:

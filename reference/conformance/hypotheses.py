@@ -49,6 +49,10 @@ WHOLE = {"pessimistic": KL, "training": TRAINING, "logps": TOKENS, "data": DATA}
 """The mistakes of an objective, besides those in the loss of pairs that it is built on."""
 
 
+PLAIN = ("times {c}", "plus {c}", "at {c} beta")
+"""Mistakes with a constant that other dialects are searched with."""
+
+
 class Hypothesis(NamedTuple):
     """One thing that an implementation may compute.
 
@@ -109,10 +113,12 @@ def families(objective: str, dialect: str) -> Iterator[Family]:
     """Hypotheses with a constant that has to be fitted; of training, whose runs are slow, none."""
     if objective == "training":
         return
-    own, _ = bases(objective, dialect)
+    own, others = bases(objective, dialect)
     for change in changes(objective, dialect, free=True):
         if (objective, dialect) != SLOW or change.mistake not in RARE:
             yield partial(_with_fitted, own, change, None)
+        if change.mistake.name in PLAIN and (objective, dialect) != SLOW:
+            yield from (partial(_with_fitted, base, change, None) for base in others)
     if objective in LOSSES_OF_PAIRS:
         for key, look in LOOKALIKES.items():
             if look.free:
@@ -120,7 +126,7 @@ def families(objective: str, dialect: str) -> Iterator[Family]:
 
 
 def compound_families(objective: str, dialect: str) -> Iterator[Family]:
-    """The claimed dialect with two mistakes, one with a constant; of training, none."""
+    """The claimed dialect with a constant and another mistake; of training, none."""
     own, _ = bases(objective, dialect)
     rows = changes(objective, dialect)
     partners = [row for row in rows if row.mistake.name in PARTNERS and not row.whole]
@@ -134,12 +140,17 @@ def compound(
 ) -> Iterator[Hypothesis]:
     """The claimed dialect with two mistakes, and others with one; of training, none.
 
-    `matters(hypothesis)` says whether a single mistake changes anything.
+    `matters(hypothesis)` says whether a single mistake changes anything; one in the number of
+    tokens may do so where another mistake divides by it.
     """
     if objective == "training":
         return
     own, others = bases(objective, dialect)
-    rows = [row for row in changes(objective, dialect) if matters(own.with_changes(row))]
+    rows = [
+        row
+        for row in changes(objective, dialect)
+        if row.mistake.flag == "sum-mean" or matters(own.with_changes(row))
+    ]
     rows = [row for row in rows if not (row.whole and row.mistake in OF_WHOLE)]
     common = [row for row in rows if row.mistake not in RARE]
     for first, second in combinations(common if (objective, dialect) == SLOW else rows, 2):

@@ -71,10 +71,13 @@ def per_token(*names: str) -> Callable[[Function], Function]:
 
 
 def lengths(change: Callable[[np.ndarray, np.ndarray], tuple]) -> Callable[[Function], Function]:
-    """Other lengths of chosen and rejected."""
-    return on(
-        lambda x: dict(zip(LENGTHS, change(*(x[name] for name in LENGTHS)), strict=True))
-    )
+    """Other lengths of chosen and rejected, where there are lengths."""
+
+    def inputs_of(inputs: Values) -> Values:
+        known = [inputs[name] for name in LENGTHS if name in inputs]
+        return dict(zip(LENGTHS, change(*known), strict=True)) if known else {}
+
+    return on(inputs_of)
 
 
 def first(size: int) -> np.ndarray:
