@@ -156,14 +156,18 @@ def _matters(usual: list[tuple[Case, Any]], dtype: str, hypothesis: Hypothesis) 
 
 
 def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list[Found]:
-    """Those that explain most: of them those that reproduce the right outputs too, the simplest."""
+    """Those that explain most, with most of the right outputs too, and the simplest.
 
-    def rank(one: Found) -> tuple[int, bool, int]:
-        explained = len(one.outputs & wrong)
-        return -explained, not one.outputs >= evidence.outputs, one.hypothesis.cost
+    Of these the one with the shortest name is the first.
+    """
+
+    def rank(one: Found) -> tuple[int, int, int]:
+        right_too = len(one.outputs & evidence.outputs)
+        return -len(one.outputs & wrong), -right_too, one.hypothesis.cost
 
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
-    return [one for one in useful if rank(one) == rank(useful[0])]
+    best = [one for one in useful if rank(one) == rank(useful[0])]
+    return sorted(best, key=lambda one: len(one.hypothesis.name))
 
 
 def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:

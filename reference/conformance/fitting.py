@@ -62,7 +62,7 @@ def _largest_wrong(usual: Hypothesis, evidence: Evidence, output: str) -> Asked:
 
 
 def _members(family: Family, asked: Asked, evidence: Evidence, output: str) -> Iterator[Hypothesis]:
-    """The members of a family that reproduce one output of a case.
+    """The members of a family that reproduce one output of a case, where their neighbours do not.
 
     A constant is rounded to a few digits where that is enough.
     """
@@ -73,10 +73,13 @@ def _members(family: Family, asked: Asked, evidence: Evidence, output: str) -> I
         made = evaluated(family(constant), case) or {}
         return np.sum(made[output]) - np.sum(answer[output]) if output in made else np.nan
 
+    def fits(constant: float) -> bool:
+        return output in reproduced(family(constant), one, frozenset([output]))
+
     for root in _roots(gap):
         rounded = (float(f"{root:.{digits}g}") for digits in (1, 2, 3, 17))
-        members = (family(constant) for constant in rounded)
-        yield from [m for m in members if output in reproduced(m, one, frozenset([output]))][:1]
+        constants = [constant for constant in rounded if fits(constant)][:1]
+        yield from (family(c) for c in constants if not (fits(1.01 * c) or fits(0.99 * c)))
 
 
 def _roots(gap: Callable[[float], float]) -> Iterator[float]:

@@ -165,10 +165,11 @@ def _together(first: Mistake, second: Mistake) -> bool:
 
 
 def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator[Hypothesis]:
-    """Hypotheses with one mistake more."""
+    """Hypotheses with one mistake more, in what is accepted."""
     rows = dict.fromkeys(change.mistake for change in changes(objective, dialect))
+    accepting = [row for row in rows if objective == "data" or row.flag == "broadcast"]
     for hypothesis in mistaken:
-        for row in rows:
+        for row in accepting:
             name, flags = f"{hypothesis.name} and {row.name}", (row.flag,)
             yield Hypothesis(name, flags, row.change(hypothesis.function), 1)
 

@@ -192,16 +192,16 @@ def test_lookalikes_by_hand():
 
 
 def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
-    odd = of_margin(lambda h, p: np.abs(h) ** 3, lambda h, p: 3 * h * np.abs(h))
+    odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
     found = diagnosis("dpo/plain", odd)
     assert not found.known and found.parts[0].hypotheses == ()
     assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith("dpo/plain/one-pair")
 
 
 def test_a_constant_that_nothing_determines_is_no_name():
-    """A loss of 0 is that of SimPO at any gamma that is negative enough."""
+    """A loss of 0 is that of SimPO at any gamma that is negative enough, and is named as it is."""
     zero = of_margin(lambda h, p: 0 * h, lambda h, p: 0 * h)
-    assert not diagnosis("dpo/plain", zero).known
+    assert named("dpo/plain", zero) == [["dpo/plain with a loss of 0"]]
 
 
 def test_two_mistakes_are_named():

@@ -45,6 +45,8 @@ def mixed(names: tuple[str, ...], matrix: Callable[[int], np.ndarray]):
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
             size = inputs[names[0]].shape[-1]
+            if names == SCORES and POLICY[0] not in inputs:
+                raise ValueError("that is another order of all pairs")
             changed = {name: inputs[name] @ matrix(size) for name in names}
             made = function(params, inputs | changed)
             grads = {n: g @ matrix(size).T if n in names else g for n, g in made["grads"].items()}

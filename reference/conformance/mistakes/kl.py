@@ -220,9 +220,9 @@ ODD_KL = (
     Mistake("without the reference in the KL of distributions", "swapped-reference", another(
         summed(lambda r, p: -np.exp(r) * p), lambda r, p: -np.exp(r))),
     Mistake("with the log-ratios over outcomes, not weighed", "kl-sign", another(
-        lambda r, p: np.sum(r - p, axis=-1), lambda r, p: -1.0 + 0 * p)),
+        lambda r, p: np.sum(r - p, axis=1), lambda r, p: -1.0 + 0 * p)),
     Mistake("with the mean log-ratio over outcomes, not weighed", "kl-sign", another(
-        lambda r, p: np.mean(r - p, axis=-1), lambda r, p: -1.0 / p.shape[-1] + 0 * p)),
+        lambda r, p: np.mean(r - p, axis=1), lambda r, p: -1.0 / p.shape[-1] + 0 * p)),
     Mistake("with the KL's estimates no higher than {c}", "clipped", partial(clipped, True)),
     Mistake("with the KL's estimates no lower than {c}", "clipped", partial(clipped, False)),
     Mistake("with the KL detached", "gradient-lost", then(detached)),

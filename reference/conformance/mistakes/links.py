@@ -289,7 +289,6 @@ OF_TARGETS = (
     ("the square of h / (2 beta)", lambda h, b: (h / (2 * b)) ** 2, lambda h, b: h / (2 * b * b)),
     ("the square of h / beta - 1/2",
         lambda h, b: (h / b - 0.5) ** 2, lambda h, b: 2 * (h / b - 0.5) / b),
-    ("the square of h less 1 / 2", lambda h, b: (h - 0.5) ** 2, lambda h, b: 2 * (h - 0.5)),
     ("the square of h, less the target", lambda h, b: h**2 - 0.5 / b, lambda h, b: 2 * h),
 )
 """Of h and beta, in IPO."""

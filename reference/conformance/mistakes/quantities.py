@@ -60,6 +60,8 @@ def mapped(quantity: Quantity, value: Callable, slope: Callable, function: Funct
         changed, slopes = dict(inputs), dict[str, np.ndarray]()
         for added, subtracted in quantity.parts:
             now = scale * (_sum(inputs, added) - _sum(inputs, subtracted))
+            if any(np.shape(inputs[name]) != np.shape(now) for name in added + subtracted):
+                raise ValueError("shapes differ")
             changed[added[0]] = inputs[added[0]] + (value(now) - now) / scale
             slopes |= dict.fromkeys(added + subtracted, slope(now))
         made = function(params, changed)

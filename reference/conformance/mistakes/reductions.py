@@ -185,6 +185,8 @@ ODD = (
         then(lambda made, p, x: times(made, 1 / np.log(10)))),
     Mistake("with the gradients times {c}", "scale",
         lambda f, c: then(lambda made, p, x: scaled_grads(made, c))(f)),
+    Mistake("with a loss of 0", "link", then(
+        lambda made, p, x: times(made, 0) | {"per_example": 0 * made["per_example"]})),
     Mistake("without a gradient", "gradient-lost", then(lambda made, p, x: scaled_grads(made, 0))),
     Mistake("over the number of pairs twice", "batch-sum",
         weighed(lambda v, x: np.full(len(v), len(v) ** -2.0))),
