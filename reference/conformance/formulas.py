@@ -24,8 +24,10 @@ MOST = 3
 """The most terms of a sum."""
 (PW, PL), (RW, RL), (SW, SL) = POLICY, REFERENCE, SCORES
 # fmt: off
-QUANTITIES = {
+QUANTITIES: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     "beta h": ({PW: 1, RW: -1, PL: -1, RL: 1}, {}),
+    "2 beta h": ({PW: 2, RW: -2, PL: -2, RL: 2}, {}),
+    "beta h/2": ({PW: 0.5, RW: -0.5, PL: -0.5, RL: 0.5}, {}),
     "beta h_w": ({PW: 1, RW: -1}, {}),
     "beta h_l": ({PL: 1, RL: -1}, {}),
     "beta log pi(y_w)/pi(y_l)": ({PW: 1, PL: -1}, {}),
@@ -196,7 +198,7 @@ def _quantity(term: Term, params: Values, inputs: Values) -> np.ndarray:
     value = (params["beta"] * sums[0] if by_beta else 0.0) + sums[1]
     if np.ndim(value) != 1:
         raise KeyError("there are several reward models")
-    return value
+    return np.asarray(value)
 
 
 def _value(term: Term, params: Values, inputs: Values) -> np.ndarray:

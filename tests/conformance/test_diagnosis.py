@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.diagnosis import said_of
+from benchmarks.diagnosis import names_for, said_of
 from reference.conformance import load_cases, run
 from reference.conformance.dialects import DIALECTS
 from reference.conformance.evidence import REFUSALS
@@ -14,6 +14,7 @@ from reference.conformance.flags import FLAGS, is_note
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
 from reference.conformance.report import sentences, table
+from tests.conformance import reported
 from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
 from tests.conformance.faults import LATER as LATER_FAULTS
 
@@ -321,3 +322,23 @@ def test_seeded_bugs_are_named():
     """One in five, and those written later; benchmarks.diagnosis has all."""
     names = dict.fromkeys([*list(FAULTS)[::5], *LATER_FAULTS])
     assert {name: said_of(name).verdict for name in names} == {n: verdict(n) for n in names}
+
+
+BUGS = {name: bug for bugs in reported.SETS for name, bug in bugs.items()}
+
+
+def says(name):
+    """Whether the kit says what is right of a bug: words of its name, or nothing."""
+    names = names_for(BUGS[name])
+    return any(BUGS[name].now in said for said in names) if BUGS[name].now else not names
+
+
+@pytest.mark.parametrize("name", ["beta twice (AI-Hypercomputer/maxtext#1530)", "weights 1 and e"])
+def test_a_few_bugs_of_others(name):
+    assert says(name)
+
+
+@pytest.mark.slow
+def test_bugs_of_others_have_names():
+    assert [name for name in BUGS if not says(name)] == []
+    assert sum(not bug.now for bug in BUGS.values()) <= 0.1 * len(BUGS)

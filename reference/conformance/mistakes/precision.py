@@ -22,7 +22,9 @@ LARGEST_EXPONENT = 88.7
 
 
 def rounded(names: tuple[str, ...], kind: str, inputs: Values) -> Values:
-    """Inputs in half precision."""
+    """Inputs in half precision; of a loss without rewards it is one mistake, not two."""
+    if set(names) == {*LOGPS, *SCORES} and not {LOGPS[0], SCORES[0]} <= inputs.keys():
+        raise ValueError("there are no rewards, or no log-probabilities")
     return {name: half(inputs[name], kind) for name in names if name in inputs}
 
 
@@ -64,6 +66,10 @@ PRECISION = (
         on(partial(rounded, LOGPS, "bfloat16"))),
     Mistake("with log-probabilities in float16", "half-precision-sums",
         on(partial(rounded, LOGPS, "float16"))),
+    Mistake("with log-probabilities and rewards in bfloat16", "half-precision-sums",
+        on(partial(rounded, LOGPS + SCORES, "bfloat16"))),
+    Mistake("with log-probabilities and rewards in float16", "half-precision-sums",
+        on(partial(rounded, LOGPS + SCORES, "float16"))),
     Mistake("with rewards in bfloat16", "half-precision-sums",
         on(partial(rounded, SCORES, "bfloat16"))),
     Mistake("with rewards in float16", "half-precision-sums",
