@@ -167,7 +167,9 @@ def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list
 
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
     best = [one for one in useful if rank(one) == rank(useful[0])]
-    return sorted(best, key=lambda one: len(one.hypothesis.name))
+    best = sorted(best, key=lambda one: len(one.hypothesis.name))
+    names = [f"{one.hypothesis.name} and " for one in best]  # the rest has no effect on the cases
+    return [one for one in best if not one.hypothesis.name.startswith(tuple(names))]
 
 
 def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:

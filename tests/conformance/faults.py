@@ -543,7 +543,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "tokens added": ("with the tokens added, not averaged",),
     "rows averaged": ("with the tokens added, over the number of rows",),
     "likelihood of the chosen response alone": ("with the chosen response's likelihood alone",),
-    "rejected response left out": ("without the rejected response",),
+    "rejected response left out": ("with the policy's log-probability of rejected in place of the reference's log-probability of rejected",),
     "mask inverted, over all positions": ("with the mask inverted and with the padding counted",),
     "IPO's setting ignored": ("dpo/plain",),
     "reward margins against all pairs": ("with every pair's rewards against every margin",),

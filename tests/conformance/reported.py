@@ -222,7 +222,7 @@ REPORTS = {
         "named", "with pi_ref/pi - 1 - log(pi_ref/pi) for the KL"),
     "beta outside": Bug(
         "dpo/plain", loss(lambda p, x: -p["beta"] * log_sigmoid(h(x))),
-        "named", "beta is dropped and times beta"),
+        "named", "with the loss beta L(h)"),
     "IPO's parentheses": Bug(
         "ipo/sum", loss(lambda p, x: ((h(x) - 1) / (2 * p["beta"])) ** 2),
         "unknown", "with the square of (h - 1) / (2 beta)"),
