@@ -161,9 +161,10 @@ def _short(coefficient: float) -> float:
     return near[0] if near else float(coefficient)
 
 
-def _digits(sum_of: list[tuple[float, Term]]) -> int:
-    """How long the coefficients are: of equal sums the one with short ones is meant."""
-    return sum(len(f"{abs(c):g}") for c, _ in sum_of)
+def _digits(sum_of: list[tuple[float, Term]]) -> tuple[int, float, int]:
+    """How long and large the coefficients, how long the terms are: the least is meant."""
+    sizes = [abs(c) for c, _ in sum_of]
+    return sum(len(f"{size:g}") for size in sizes), sum(sizes), sum(len(t.name) for _, t in sum_of)
 
 
 def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
