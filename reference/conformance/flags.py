@@ -1,7 +1,7 @@
-"""The bugs that cases exist to catch, each with how to mend it: the README has a line for each.
+"""Kinds of bugs, each with how to mend it: the README has a line for each.
 
-A flag says what a case is aimed at. It is no verdict about an implementation that fails the case;
-`diagnosis.py` has that.
+A flag says what a case is aimed at, or what a named mistake is. It is no verdict about an
+implementation that fails the case; `diagnosis.py` has that.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ def is_note(names: tuple[str, ...], accepted: bool) -> bool:
 
 
 # fmt: off
-FLAGS = {
+AIMED_AT = {
     "accumulation-scale": Flag(
         "error", "micro-batches are added without dividing by their number",
         "divide each micro-batch's loss by their number, once"),
@@ -178,4 +178,21 @@ FLAGS = {
         "error", "outcomes of probability 0 give NaN",
         "select with where, never by multiplying -inf by 0"),
 }
+OF_MISTAKES = {
+    "clipped": Flag(
+        "error", "a quantity or the loss is clipped, which ends its gradient there",
+        "leave out the clamp: log-sigmoid needs none, and gradients are clipped by their norm"),
+    "link": Flag(
+        "error", "the loss is another function of the margin, or of the log-probabilities",
+        "compare the function with the equation, from the inside to the outside"),
+    "offset": Flag(
+        "error", "something is added to the margin, the loss or a probability",
+        "leave out what the equation does not have, as an epsilon or a second loss"),
+    "order": Flag(
+        "error", "values of several pairs are mixed, as those of the pair after",
+        "follow one pair through the batch: sorting, shuffling, means and broadcasts"),
+}
+"""Flags of mistakes that no case is aimed at."""
 # fmt: on
+FLAGS = AIMED_AT | OF_MISTAKES
+"""All flags."""

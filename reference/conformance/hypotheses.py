@@ -8,10 +8,25 @@ from functools import cache, partial
 from itertools import chain, combinations
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from reference.conformance import pairs, training
 from reference.conformance.dialects import DIALECTS
 from reference.conformance.lookalikes import LOOKALIKES, Lookalike
-from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING, Mistake
+from reference.conformance.mistakes import (
+    DATA,
+    ERASED,
+    ERASING,
+    FITTED,
+    KL,
+    OF_WHOLE,
+    PAIRS,
+    PARTNERS,
+    RARE,
+    TOKENS,
+    TRAINING,
+    Mistake,
+)
 
 Values = dict[str, Any]
 Function = Callable[[Values, Values], Values]
@@ -28,8 +43,14 @@ BUILT: dict[Key, tuple[Callable, Key]] = {
     ("training", "e-dpo"): (training.train, ("ensemble", "batch-min")),
 }
 """Dialects that are built on a loss of pairs."""
+SLOW = ("ensemble", "hull")
+"""A dialect that solves for weights: it is searched with fewer mistakes."""
 WHOLE = {"pessimistic": KL, "training": TRAINING, "logps": TOKENS, "data": DATA}
 """The mistakes of an objective, besides those in the loss of pairs that it is built on."""
+
+
+PLAIN = ("times {c}", "plus {c}", "at {c} beta")
+"""Mistakes with a constant that other dialects are searched with."""
 
 
 class Hypothesis(NamedTuple):
@@ -92,30 +113,63 @@ def families(objective: str, dialect: str) -> Iterator[Family]:
     """Hypotheses with a constant that has to be fitted; of training, whose runs are slow, none."""
     if objective == "training":
         return
-    own, _ = bases(objective, dialect)
+    own, others = bases(objective, dialect)
     for change in changes(objective, dialect, free=True):
-        yield partial(_with_fitted, own, change)
+        if (objective, dialect) != SLOW or change.mistake not in RARE:
+            yield partial(_with_fitted, own, change, None)
+        if change.mistake.name in PLAIN and (objective, dialect) != SLOW:
+            yield from (partial(_with_fitted, base, change, None) for base in others)
     if objective in LOSSES_OF_PAIRS:
         for key, look in LOOKALIKES.items():
             if look.free:
                 yield partial(_with_constant, key, look)
 
 
-def compound(objective: str, dialect: str) -> Iterator[Hypothesis]:
-    """The claimed dialect with two mistakes, and others with one; of training, none."""
+def compound_families(objective: str, dialect: str) -> Iterator[Family]:
+    """The claimed dialect with a constant and another mistake; of training, none."""
+    own, _ = bases(objective, dialect)
+    rows = changes(objective, dialect)
+    partners = [row for row in rows if row.mistake.name in PARTNERS and not row.whole]
+    for change in changes(objective, dialect, free=True):
+        if change.mistake.name in FITTED and objective != "training":
+            yield from (partial(_with_fitted, own, change, partner) for partner in partners)
+
+
+def compound(
+    objective: str, dialect: str, matters: Callable[[Hypothesis], bool]
+) -> Iterator[Hypothesis]:
+    """The claimed dialect with two mistakes, and others with one; of training, none.
+
+    `matters(hypothesis)` says whether a single mistake changes anything; one in the number of
+    tokens may do so where another mistake divides by it.
+    """
     if objective == "training":
         return
     own, others = bases(objective, dialect)
-    rows = changes(objective, dialect)
-    yield from (own.with_changes(*two) for two in combinations(rows, 2))
-    yield from (base.with_changes(change) for base in others for change in rows)
+    rows = [
+        row
+        for row in changes(objective, dialect)
+        if row.mistake.flag == "sum-mean" or matters(own.with_changes(row))
+    ]
+    rows = [row for row in rows if not (row.whole and row.mistake in OF_WHOLE)]
+    common = [row for row in rows if row.mistake not in RARE]
+    for first, second in combinations(common if (objective, dialect) == SLOW else rows, 2):
+        if _together(first.mistake, second.mistake):
+            yield own.with_changes(first, second)
+    yield from (base.with_changes(change) for base in others for change in common)
+
+
+def _together(first: Mistake, second: Mistake) -> bool:
+    """Whether two mistakes are looked for together."""
+    return not ({first, second} <= RARE or (first in ERASED and second in ERASING))
 
 
 def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator[Hypothesis]:
-    """Hypotheses with one mistake more."""
+    """Hypotheses with one mistake more, in what is accepted."""
     rows = dict.fromkeys(change.mistake for change in changes(objective, dialect))
+    accepting = [row for row in rows if objective == "data" or row.flag == "broadcast"]
     for hypothesis in mistaken:
-        for row in rows:
+        for row in accepting:
             name, flags = f"{hypothesis.name} and {row.name}", (row.flag,)
             yield Hypothesis(name, flags, row.change(hypothesis.function), 1)
 
@@ -138,7 +192,8 @@ def bases(objective: str, dialect: str) -> tuple[Base, list[Base]]:
         alike = {other: f for other, f in DIALECTS.items() if other[0] == objective}
         others = [Base("/".join(other), f) for other, f in alike.items() if other != key]
     if key not in BUILT:
-        return Base(name, DIALECTS[key], claimed=True), others
+        loss = losses()[key] if objective in LOSSES_OF_PAIRS else DIALECTS[key]
+        return Base(name, loss, claimed=True), others
     build, claimed = BUILT[key]
     return Base(name, losses()[claimed], _with(build), claimed=True), others
 
@@ -147,13 +202,21 @@ def bases(objective: str, dialect: str) -> tuple[Base, list[Base]]:
 def losses() -> dict[Key, Function]:
     """The losses of pairs, those without vectors too."""
     alike = {key: look.function for key, look in LOOKALIKES.items() if not look.free}
-    return {key: f for key, f in DIALECTS.items() if key[0] in LOSSES_OF_PAIRS} | alike
+    named = {key: f for key, f in DIALECTS.items() if key[0] in LOSSES_OF_PAIRS} | alike
+    return {key: partial(_finite, f) if key[0] == "ensemble" else f for key, f in named.items()}
+
+
+def _finite(loss: Function, params: Values, inputs: Values) -> Values:
+    """A loss of finite numbers alone: LAPACK prints what it thinks of others."""
+    if not all(np.all(np.isfinite(x)) for x in (*params.values(), *inputs.values())):
+        raise ValueError("an input is not finite")
+    return loss(params, inputs)
 
 
 def changes(objective: str, dialect: str, free: bool = False) -> list[Change]:
     """The mistakes that a dialect is searched with: those with a constant, or those without."""
     built, of_pairs = (objective, dialect) in BUILT, objective in LOSSES_OF_PAIRS
-    whole = WHOLE.get(objective, PAIRS if built else ())
+    whole = WHOLE.get(objective, OF_WHOLE if built else ())
     rows = chain(
         (Change(row, False) for row in (PAIRS if of_pairs or built else ())),
         (Change(row, True) for row in whole),
@@ -172,11 +235,12 @@ def _name(key: Key, of: Key) -> str:
     return "/".join(named[0]) if named else f"{'/'.join(key)} of {'/'.join(of)}"
 
 
-def _with_fitted(base: Base, change: Change, constant: float) -> Hypothesis:
+def _with_fitted(base: Base, change: Change, partner: Change | None, constant: float) -> Hypothesis:
     mistake = change.mistake
     name = mistake.name.replace("{c}", f"{constant:g}")
     known = mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
-    return base.with_changes(change._replace(mistake=known))
+    others = [partner] if partner else []
+    return base.with_changes(change._replace(mistake=known), *others)
 
 
 def _with_constant(key: Key, look: Lookalike, constant: float) -> Hypothesis:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from reference.conformance import pairs
+from reference.conformance.mistakes.mistake import step
 from reference.conformance.pairs import POLICY, REFERENCE
 
 Values = dict[str, Any]
@@ -21,7 +22,7 @@ def hinge(params: Values, inputs: Values) -> Values:
     """SLiC's loss on DPO's margin: max(0, 1 - beta h)."""
     beta, margins = params["beta"], pairs.margins_of(inputs)
     short = np.maximum(0.0, 1 - beta * margins)
-    made = pairs.over_pairs(short, -beta * (short > 0))
+    made = pairs.over_pairs(short, -beta * step(1 - beta * margins))
     return made | {"metrics": pairs.implicit_rewards(beta, inputs)}
 
 
@@ -35,7 +36,7 @@ def dpo_positive(params: Values, inputs: Values, penalty: float) -> Values:
     """DPO-positive: -log sigmoid(beta (h - penalty max(0, log pi_ref(y_w) - log pi(y_w))))."""
     beta, fall = params["beta"], inputs[REFERENCE[0]] - inputs[POLICY[0]]
     margins = pairs.margins_of(inputs) - penalty * np.maximum(0.0, fall)
-    made = _logistic(beta * margins, beta * (1 + penalty * (fall > 0)), beta)
+    made = _logistic(beta * margins, beta * (1 + penalty * step(fall)), beta)
     return made | {"metrics": pairs.implicit_rewards(beta, inputs)}
 
 
@@ -62,6 +63,8 @@ def farthest_weights(margins: Any, reward_margins: Any, beta: float) -> np.ndarr
 def affine_weights(margins: Any, reward_margins: Any, beta: float) -> np.ndarray:
     """The weights with sum 1, of either sign, whose mixture is nearest to the policy."""
     first, *others = reward_margins - beta * np.asarray(margins)
+    if not np.all(np.isfinite([first, *others])):
+        raise ValueError("a margin is not finite")
     rest = np.linalg.lstsq(np.transpose(others - first), -first)[0] if others else np.zeros(0)
     return np.array([1 - rest.sum(), *rest])
 

@@ -1,8 +1,8 @@
 """Level 2: from logits, labels and masks to sequence log-probabilities, with their gradients.
 
 Each function takes the params and inputs of a case and returns its outputs. Gradients are derived
-by hand. `ahead` and `add` are for `mistakes/`: how many positions too late a label's logits are
-read, and how the log-probabilities of tokens are added.
+by hand. `ahead`, `add` and `mask_of` are for `mistakes/`: how many positions too late a label's
+logits are read, how the log-probabilities of tokens are added, and which of a response's are.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,13 @@ def averaged(params: Values, inputs: Values, ahead: int = 0, add: Callable = tot
     return _scored(inputs, weights, _before(mask, ahead), add)
 
 
-def shared_prefix(params: Values, inputs: Values, ahead: int = 0, add: Callable = total) -> Values:
+def shared_prefix(
+    params: Values,
+    inputs: Values,
+    ahead: int = 0,
+    add: Callable = total,
+    mask_of: Callable = np.asarray,
+) -> Values:
     """The log-probabilities of both responses of rows `[prompt | chosen | rejected]`.
 
     Segments are 0, 1 and 2, and -1 for padding. The last position of the prompt predicts the
@@ -47,7 +53,8 @@ def shared_prefix(params: Values, inputs: Values, ahead: int = 0, add: Callable 
     starts = segments[:, 1:] != segments[:, :-1]
     logit_positions = np.where(starts, last, _before(starts, ahead))
     weights = {"chosen_logps": segments[:, 1:] == 1, "rejected_logps": segments[:, 1:] == 2}
-    return _scored(inputs, weights, logit_positions, add)
+    masks = {name: mask_of(weight) for name, weight in weights.items()}
+    return _scored(inputs, masks, logit_positions, add)
 
 
 def _before(mask: np.ndarray, ahead: int) -> np.ndarray:

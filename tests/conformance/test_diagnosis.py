@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.diagnosis import said_of
+from benchmarks.diagnosis import names_for, said_of
 from reference.conformance import load_cases, run
-from reference.conformance.diagnosis import REFUSALS
 from reference.conformance.dialects import DIALECTS
+from reference.conformance.evidence import REFUSALS
 from reference.conformance.flags import FLAGS, is_note
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
 from reference.conformance.report import sentences, table
+from tests.conformance import reported
 from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
 from tests.conformance.faults import LATER as LATER_FAULTS
 
@@ -192,16 +193,16 @@ def test_lookalikes_by_hand():
 
 
 def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
-    odd = of_margin(lambda h, p: np.abs(h) ** 3, lambda h, p: 3 * h * np.abs(h))
+    odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
     found = diagnosis("dpo/plain", odd)
     assert not found.known and found.parts[0].hypotheses == ()
     assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith("dpo/plain/one-pair")
 
 
 def test_a_constant_that_nothing_determines_is_no_name():
-    """A loss of 0 is that of SimPO at any gamma that is negative enough."""
+    """A loss of 0 is that of SimPO at any gamma that is negative enough, and is named as it is."""
     zero = of_margin(lambda h, p: 0 * h, lambda h, p: 0 * h)
-    assert not diagnosis("dpo/plain", zero).known
+    assert named("dpo/plain", zero) == [["dpo/plain with a loss of 0"]]
 
 
 def test_two_mistakes_are_named():
@@ -321,3 +322,23 @@ def test_seeded_bugs_are_named():
     """One in five, and those written later; benchmarks.diagnosis has all."""
     names = dict.fromkeys([*list(FAULTS)[::5], *LATER_FAULTS])
     assert {name: said_of(name).verdict for name in names} == {n: verdict(n) for n in names}
+
+
+BUGS = {name: bug for bugs in reported.SETS for name, bug in bugs.items()}
+
+
+def says(name):
+    """Whether the kit says what is right of a bug: words of its name, or nothing."""
+    names = names_for(BUGS[name])
+    return any(BUGS[name].now in said for said in names) if BUGS[name].now else not names
+
+
+@pytest.mark.parametrize("name", ["beta twice (AI-Hypercomputer/maxtext#1530)", "weights 1 and e"])
+def test_a_few_bugs_of_others(name):
+    assert says(name)
+
+
+@pytest.mark.slow
+def test_bugs_of_others_have_names():
+    assert [name for name in BUGS if not says(name)] == []
+    assert sum(not bug.now for bug in BUGS.values()) <= 0.1 * len(BUGS)

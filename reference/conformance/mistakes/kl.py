@@ -1,10 +1,11 @@
 """Mistakes in the KL of pessimistic losses, on samples or on whole distributions."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, at
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, then
 from reference.objectives import forward_kl
 
 KINDS = ("sample", "distribution")
@@ -18,7 +19,8 @@ def another(kl_of: Callable, slope_of: Callable) -> Callable[[Function], Functio
             made, gamma = function(params, inputs), params["gamma"]
             name = next(name for name in made["grads"] if name.split("_")[1] in KINDS)
             ref, policy = inputs[name.replace("policy", "ref")], inputs[name]
-            kl, slope = np.mean(kl_of(ref, policy)), slope_of(ref, policy) / len(ref)
+            values = kl_of(ref, policy)
+            kl, slope = np.mean(values), slope_of(ref, policy) / np.size(values)
             of_pairs = function(params, inputs | {name: ref})["loss"]  # its KL is 0
             grads = made["grads"] | {name: gamma * slope}
             return {"loss": of_pairs + gamma * kl, "grads": grads, "metrics": {"kl": kl}}
@@ -72,6 +74,94 @@ def scaled(factor: Callable[[Values], float]) -> Callable[[Function], Function]:
     return change
 
 
+def detached(made: Values, params: Values, inputs: Values) -> Values:
+    """The KL has no gradient."""
+    grads = made["grads"]
+    return {"grads": grads | {n: 0 * grads[n] for n in grads if n.split("_")[1] in KINDS}}
+
+
+def of_sides(*sides: str) -> Callable[[Function], Function]:
+    """The mean log-ratio of the pairs' responses in place of the KL."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            names = [name for name in inputs if name.split("_")[1] in KINDS]
+            refs = {name: inputs[name.replace("policy", "ref")] for name in names}
+            made = function(params, inputs | refs)
+            kl, grads = 0.0, made["grads"] | {n: 0 * inputs[n] for n in made["grads"] if n in refs}
+            for side in sides:
+                ref, policy = (inputs[f"{who}_{side}_logps"] for who in ("ref", "policy"))
+                kl += np.mean(ref - policy) / len(sides)
+                slope = params["gamma"] / len(ref) / len(sides)
+                grads[f"policy_{side}_logps"] = grads[f"policy_{side}_logps"] - slope
+            loss = made["loss"] + params["gamma"] * kl
+            return {"loss": loss, "grads": grads, "metrics": {"kl": kl}}
+
+        return mistaken
+
+    return change
+
+
+def mixed(loss: Callable, kl: Callable) -> Callable[[Function], Function]:
+    """The loss of pairs and the KL times factors of gamma."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            gamma = params["gamma"]
+            alone, made = function(params | {"gamma": 0.0}, inputs), function(params, inputs)
+            both = function(params | {"gamma": 1.0}, inputs)
+            only = both["loss"] - alone["loss"]
+            grads = {
+                n: loss(gamma) * g + kl(gamma) * (both["grads"][n] - g)
+                for n, g in alone["grads"].items()
+            }
+            total = loss(gamma) * alone["loss"] + kl(gamma) * only
+            return {"loss": total, "grads": grads, "metrics": made["metrics"]}
+
+        return mistaken
+
+    return change
+
+
+def one_alone(index: int) -> Callable[[Function], Function]:
+    """The KL of one prompt or sample."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            names = [name for name in inputs if name.split("_")[1] in KINDS]
+            made = function(params, inputs | {name: inputs[name][[index]] for name in names})
+            grads = dict(made["grads"])
+            for name in grads.keys() & set(names):
+                whole = np.zeros(inputs[name].shape)
+                whole[index] = grads[name][0]
+                grads[name] = whole
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
+
+
+def clipped(above: bool, function: Function, constant: float) -> Function:
+    """No estimate is higher, or lower, than a constant."""
+    sign = 1.0 if above else -1.0
+    return another(
+        lambda r, p: sign * np.minimum(sign * (r - p), sign * constant),
+        lambda r, p: -1.0 * (sign * (r - p) < sign * constant),
+    )(function)
+
+
+def middle(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
+    """log of the mean of both distributions."""
+    return np.logaddexp(ref, policy) - np.log(2)
+
+
+def shannon(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
+    """Jensen and Shannon's divergence."""
+    mean = middle(ref, policy)
+    return (forward_kl(ref, mean) + forward_kl(policy, mean)) / 2
+
+
 def weighted(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
     return np.exp(policy - ref) * (policy - ref)
 
@@ -105,9 +195,51 @@ KL = (
         lambda r, p: np.expm1(p - r) - (p - r), lambda r, p: np.expm1(p - r))),
     Mistake("with |log-ratio| for the KL", "kl-sign", another(
         lambda r, p: np.abs(r - p), lambda r, p: np.sign(p - r))),
-    Mistake("with the KL averaged over outcomes", "kl-sign", another(
+    Mistake("with pi_ref log(pi_ref/pi) averaged, not added, for the KL", "kl-sign", another(
         lambda r, p: forward_kl(r, p) / r.shape[-1], lambda r, p: -np.exp(r) / r.shape[-1])),
     Mistake("with 0 log 0 as NaN", "zero-probability", another(
         lambda r, p: np.sum(np.exp(r) * (r - p), axis=-1), lambda r, p: -np.exp(r))),
 )
+ODD_KL = (
+    Mistake("with the squared log-ratio for the KL", "kl-sign", another(
+        lambda r, p: (r - p) ** 2, lambda r, p: 2 * (p - r))),
+    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi) for the KL", "kl-sign", another(
+        lambda r, p: np.expm1(r - p) - (r - p), lambda r, p: 1 - np.exp(r - p))),
+    Mistake("with pi/pi_ref - 1 for the KL", "kl-sign", another(
+        lambda r, p: np.expm1(p - r), lambda r, p: np.exp(p - r))),
+    Mistake("with the mean of both KLs", "kl-reversed", another(
+        lambda r, p: (forward_kl(r, p) + forward_kl(p, r)) / 2,
+        lambda r, p: (reversed_slopes(r, p) - np.exp(r)) / 2)),
+    Mistake("with Jensen and Shannon's divergence for the KL", "kl-reversed", another(
+        shannon, lambda r, p: np.exp(p) * (p - middle(r, p)) / 2)),
+    Mistake("with the total variation for the KL", "kl-sign", another(
+        lambda r, p: np.sum(np.abs(np.exp(p) - np.exp(r)), axis=-1) / 2,
+        lambda r, p: np.sign(np.exp(p) - np.exp(r)) * np.exp(p) / 2)),
+    Mistake("without the reference in the KL", "swapped-reference", another(
+        lambda r, p: -p, lambda r, p: -1.0 + 0 * p)),
+    Mistake("without the reference in the KL of distributions", "swapped-reference", another(
+        summed(lambda r, p: -np.exp(r) * p), lambda r, p: -np.exp(r))),
+    Mistake("with the log-ratios over outcomes, not weighed", "kl-sign", another(
+        lambda r, p: np.sum(r - p, axis=1), lambda r, p: -1.0 + 0 * p)),
+    Mistake("with the mean log-ratio over outcomes, not weighed", "kl-sign", another(
+        lambda r, p: np.mean(r - p, axis=1), lambda r, p: -1.0 / p.shape[-1] + 0 * p)),
+    Mistake("with the KL's estimates no higher than {c}", "clipped", partial(clipped, True)),
+    Mistake("with the KL's estimates no lower than {c}", "clipped", partial(clipped, False)),
+    Mistake("with the KL detached", "gradient-lost", then(detached)),
+    Mistake("with the KL on the chosen responses", "kl-sign", of_sides("chosen")),
+    Mistake("with the KL on the rejected responses", "kl-sign", of_sides("rejected")),
+    Mistake("with the KL on the pairs' responses", "kl-sign", of_sides("chosen", "rejected")),
+    Mistake("with 1 - gamma times the loss of pairs", "gamma-dropped",
+        mixed(lambda g: 1 - g, lambda g: g)),
+    Mistake("with gamma on the loss of pairs, not on the KL", "gamma-dropped",
+        mixed(lambda g: g, lambda g: 1.0)),
+    Mistake("with gamma on both", "gamma-dropped", mixed(lambda g: g, lambda g: g)),
+    Mistake("with the first prompt's or sample's KL alone", "batch-sum", one_alone(0)),
+    Mistake("with the last prompt's or sample's KL alone", "batch-sum", one_alone(-1)),
+    Mistake("with gamma times the KL reported", "scale", then(
+        lambda made, p, x: {"metrics": {"kl": p["gamma"] * made["metrics"]["kl"]}})),
+    Mistake("with {c} times the KL reported", "scale", lambda f, c: then(
+        lambda made, p, x: {"metrics": {"kl": c * made["metrics"]["kl"]}})(f)),
+)
+"""Mistakes that do not come with another."""
 # fmt: on

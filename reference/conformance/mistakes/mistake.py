@@ -3,9 +3,18 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from reference.conformance import pairs
+from reference.conformance.pairs import POLICY, REFERENCE
+
 Values = dict[str, Any]
 Function = Callable[[Values, Values], Values]
 """(params, inputs) of a case -> its outputs."""
+SCORES = ("score_chosen", "score_rejected")
+LOGPS = POLICY + REFERENCE
+ANY = np.inf
+"""A gradient that may be anything: libraries differ where a function has a kink."""
 
 
 class Mistake(NamedTuple):
@@ -75,3 +84,30 @@ def scaled_grads(made: Values, factor: Any) -> Values:
 
 def plus(made: Values, constant: float) -> Values:
     return {name: made[name] + constant for name in ("loss", "per_example") if name in made}
+
+
+def through(made: Values, losses: np.ndarray, slopes: np.ndarray) -> Values:
+    """A function of the loss of each pair, with its slope in that loss."""
+    return {"loss": np.mean(losses), "per_example": losses} | scaled_grads(made, slopes)
+
+
+def size(inputs: Values) -> int:
+    """B, the number of pairs."""
+    return np.shape(inputs[REFERENCE[0]] if REFERENCE[0] in inputs else inputs[SCORES[0]])[-1]
+
+
+def argument(params: Values, inputs: Values) -> np.ndarray:
+    """What the sigmoid is of."""
+    if POLICY[0] in inputs:
+        return params["beta"] * pairs.margins_of(inputs)
+    return pairs.reward_margins(inputs) - inputs.get("margins", 0.0)
+
+
+def margin(inputs: Values) -> np.ndarray:
+    """h, or of a reward model the difference of rewards."""
+    return pairs.margins_of(inputs) if POLICY[0] in inputs else pairs.reward_margins(inputs)
+
+
+def step(values: np.ndarray) -> np.ndarray:
+    """The slope of max(0, values)."""
+    return np.where(values == 0, ANY, 1.0 * (values > 0))

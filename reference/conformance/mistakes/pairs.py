@@ -2,25 +2,26 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from reference.conformance import pairs
 from reference.conformance.mistakes.mistake import (
+    SCORES,
     Function,
     Mistake,
     Values,
     at,
     on,
     on_case,
-    plus,
     scaled_grads,
+    step,
     then,
     times,
 )
 from reference.conformance.pairs import POLICY, REFERENCE
 
-SCORES = ("score_chosen", "score_rejected")
 SWAP = {"chosen": "rejected", "rejected": "chosen"}
 
 
@@ -42,20 +43,18 @@ def exchanged(*starts: str) -> Callable[[Function], Function]:
     return change
 
 
-def size(inputs: Values) -> int:
-    """B, the number of pairs."""
-    return np.shape(inputs[REFERENCE[0]] if REFERENCE[0] in inputs else inputs[SCORES[0]])[-1]
+def without(*names: str) -> Callable[[Function], Function]:
+    """These inputs are 0, and have no gradient."""
 
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            made = function(params, inputs | {name: 0 * inputs[name] for name in names})
+            none = {name: 0 * made["grads"][name] for name in names if name in made["grads"]}
+            return made | {"grads": made["grads"] | none}
 
-def added(made: Values, params: Values, inputs: Values) -> Values:
-    """The sum over the pairs in place of their mean; values of single pairs stay."""
-    return times(made, size(inputs)) | {"per_example": made.get("per_example")}
+        return mistaken
 
-
-def added_metrics(made: Values, params: Values, inputs: Values) -> Values:
-    mean = ("rewards/chosen", "rewards/rejected", "rewards/margins")
-    sums = {name: size(inputs) * made["metrics"][name] for name in mean}
-    return {"metrics": made["metrics"] | sums}
+    return change
 
 
 def into_reference(made: Values, params: Values, inputs: Values) -> Values:
@@ -68,30 +67,57 @@ def without_gradient(name: str, made: Values, params: Values, inputs: Values) ->
     return {"grads": made["grads"] | {name: 0 * made["grads"][name]}}
 
 
-def absolute(made: Values, params: Values, inputs: Values) -> Values:
-    """|x| for x^2."""
-    roots = np.sqrt(made["per_example"])
-    slopes = 1 / (2 * np.where(roots > 0, roots, np.inf))
-    return {"loss": np.mean(roots), "per_example": roots} | scaled_grads(made, slopes)
+def beta_on(others: tuple[str, ...]) -> Callable[[Function], Function]:
+    """These columns are not multiplied by beta."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            beta = params["beta"]
+            made = function(params, inputs | {name: inputs[name] / beta for name in others})
+            grads = {n: g / beta if n in others else g for n, g in made["grads"].items()}
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
 
 
-def through(made: Values, losses: np.ndarray, slopes: np.ndarray) -> Values:
-    """A function of the loss of each pair, with its slope in that loss."""
-    return {"loss": np.mean(losses), "per_example": losses} | scaled_grads(made, slopes)
+def on_beta(times_smoothing: int, function: Function) -> Function:
+    """Label smoothing makes beta smaller."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        share = 1 - times_smoothing * params["label_smoothing"]
+        made = function(params | {"beta": share * params["beta"], "label_smoothing": 0.0}, inputs)
+        return made | {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+
+    return mistaken
 
 
-def as_probability(made: Values, params: Values, inputs: Values) -> Values:
-    """1 - p for -log p: the same minimum, and gradients that vanish."""
-    wrong = np.exp(-made["per_example"])
-    return through(made, 1 - wrong, wrong)
+def longer(function: Function, constant: float) -> Function:
+    """The margin times beta is less by a constant for each token that chosen is longer."""
+
+    def inputs_of(params: Values, inputs: Values) -> Values:
+        lengths = [inputs.get(f"{side}_lengths", 0) for side in SWAP]
+        shift = constant * (lengths[0] - lengths[1]) / params["beta"]
+        return {POLICY[0]: inputs[POLICY[0]] - shift}
+
+    def kept(made: Values, params: Values, inputs: Values) -> Values:
+        metrics = {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+        return metrics if "metrics" in made else {}
+
+    return then(kept)(on_case(inputs_of)(function))
 
 
-def squared(made: Values, params: Values, inputs: Values) -> Values:
-    return through(made, made["per_example"] ** 2, 2 * made["per_example"])
+def dynamic(function: Function, constant: float) -> Function:
+    """beta grows with the batch's mean margin, and is constant to the gradient."""
 
+    def mistaken(params: Values, inputs: Values) -> Values:
+        beta = params["beta"] * (1 + constant * np.mean(pairs.margins_of(inputs)))
+        made = function(params | {"beta": beta}, inputs)
+        kept = {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
+        return made | (kept if "metrics" in made else {})
 
-def exponential(made: Values, params: Values, inputs: Values) -> Values:
-    return through(made, np.exp(made["per_example"]), np.exp(made["per_example"]))
+    return mistaken
 
 
 def over_once(made: Values, params: Values, inputs: Values) -> Values:
@@ -103,78 +129,6 @@ def by_length(made: Values, params: Values, inputs: Values) -> Values:
     """Gradients in token means, not in sums."""
     lengths = {name: inputs[f"{name.split('_')[1]}_lengths"] for name in POLICY}
     return {"grads": made["grads"] | {name: made["grads"][name] * lengths[name] for name in POLICY}}
-
-
-def other_singles(function: Callable, made: Values, params: Values, inputs: Values) -> Values:
-    return {"per_example": function(made["per_example"])}
-
-
-def margin(inputs: Values) -> np.ndarray:
-    return pairs.margins_of(inputs) if POLICY[0] in inputs else pairs.reward_margins(inputs)
-
-
-def accurate(count: Callable, made: Values, params: Values, inputs: Values) -> Values:
-    """The accuracy where each pair counts `count(margin)`."""
-    accuracy = {"rewards/accuracies": np.mean(count(margin(inputs)))}
-    return {"metrics": made["metrics"] | accuracy}
-
-
-def of_mean_margin(made: Values, params: Values, inputs: Values) -> Values:
-    return accurate(lambda h: np.mean(h) > 0, made, params, inputs)
-
-
-def one_by_one(function: Function) -> Function:
-    """The loss of each pair alone, then the mean."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        function(params, inputs)  # it refuses what the loss refuses
-        singles = [
-            function(params, {name: value[..., [b]] for name, value in inputs.items()})
-            for b in range(size(inputs))
-        ]
-        names = singles[0]["grads"]
-        grads = {n: np.concatenate([s["grads"][n] for s in singles]) / len(singles) for n in names}
-        return {"loss": np.mean([single["loss"] for single in singles]), "grads": grads}
-
-    return mistaken
-
-
-def all_against_all(function: Function) -> Function:
-    """The loss of every chosen response with every rejected one."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        function(params, inputs)  # it refuses what the loss refuses
-        number = size(inputs)
-        rows = dict(zip(("chosen", "rejected"), np.indices((number, number)), strict=True))
-        chosen = {n: v[..., rows["chosen"].ravel()] for n, v in inputs.items() if "chosen" in n}
-        others = {n: v[..., rows["rejected"].ravel()] for n, v in inputs.items() if n not in chosen}
-        made = function(params, chosen | others)
-        grads = {
-            name: grad.reshape(number, number).sum(axis=1 if "chosen" in name else 0)
-            for name, grad in made["grads"].items()
-        }
-        return {"loss": made["loss"], "grads": grads}
-
-    return mistaken
-
-
-def against_all_margins(function: Function) -> Function:
-    """Rewards [B, 1] less margins [B]: every pair with every margin, as arrays broadcast."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        rolled = [np.roll(inputs["margins"], b) for b in range(size(inputs))]
-        made = [function(params, inputs | {"margins": margins}) for margins in rolled]
-        singles = np.mean([one["per_example"] for one in made], axis=0)
-        grads = {n: np.mean([one["grads"][n] for one in made], axis=0) for n in made[0]["grads"]}
-        return made[0] | {"loss": np.mean(singles), "per_example": singles, "grads": grads}
-
-    return mistaken
-
-
-def without_ties(made: Values, params: Values, inputs: Values) -> Values:
-    """Pairs of margin 0 have no loss, and are counted."""
-    kept = 1.0 * (margin(inputs) != 0)
-    return through(made, kept * made["per_example"], kept)
 
 
 def likelihood(function: Function) -> Function:
@@ -202,11 +156,6 @@ def more_reward(function: Function, constant: float) -> Function:
 
 def more_margin(function: Function, constant: float) -> Function:
     return on(lambda inputs: {"margins": constant * inputs["margins"]})(function)
-
-
-def both_lengths(inputs: Values) -> Values:
-    names = ("chosen_lengths", "rejected_lengths")
-    return dict.fromkeys(names, inputs[names[0]] + inputs[names[1]])
 
 
 def repeated(inputs: Values) -> Values:
@@ -241,7 +190,52 @@ def scores(change: Callable) -> Callable[[Values], Values]:
     return lambda inputs: {name: change(inputs[name]) for name in SCORES}
 
 
-LOGPS = tuple(f"{who}_{side}_logps" for who in ("policy", "ref") for side in SWAP)
+def smoothed(function: Function, constant: float) -> Function:
+    """(1 - c) of the loss, and c of the loss of the opposite preference."""
+    opposite = exchanged("policy", "ref", "chosen_l", "rejected_l", "score")(function)
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made, other = function(params, inputs), opposite(params, inputs)
+        mix = {
+            name: (1 - constant) * made[name] + constant * other[name]
+            for name in ("loss", "per_example")
+            if name in made
+        }
+        grads = {n: (1 - constant) * g + constant * other["grads"][n] for n, g in grads_of(made)}
+        return made | mix | {"grads": grads}
+
+    return mistaken
+
+
+def grads_of(made: Values) -> Any:
+    return made["grads"].items()
+
+
+def likely(term: Callable, function: Function, constant: float) -> Function:
+    """The loss plus a constant times the mean of `term(inputs)`: its values, slopes and input."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        values, slopes, name = term(inputs)
+        grads = made["grads"] | {name: made["grads"][name] + constant * slopes / len(values)}
+        singles = {"per_example": made["per_example"] + constant * values}
+        return singles | {"loss": made["loss"] + constant * np.mean(values), "grads": grads}
+
+    return then(outputs)(function)
+
+
+def unlikely(per_token: bool, inputs: Values) -> tuple[np.ndarray, np.ndarray, str]:
+    """The chosen response's negative log-likelihood."""
+    lengths = inputs.get("chosen_lengths", 1.0) if per_token else 1.0
+    slopes = -np.ones(len(inputs[POLICY[0]])) / lengths
+    return slopes * inputs[POLICY[0]], slopes, POLICY[0]
+
+
+def fallen(inputs: Values) -> tuple[np.ndarray, np.ndarray, str]:
+    """How far the chosen response is below its reference, if it is."""
+    fall = inputs[REFERENCE[0]] - inputs[POLICY[0]]
+    return np.maximum(fall, 0.0), -step(fall), POLICY[0]
+
+
 
 # fmt: off
 PAIRS = (
@@ -249,31 +243,21 @@ PAIRS = (
         exchanged("policy", "ref", "chosen_l", "rejected_l")),
     Mistake("with the reference's chosen and rejected swapped", "swapped-reference",
         exchanged("ref")),
+    Mistake("with the policy's chosen and rejected swapped", "sign", exchanged("policy")),
+    Mistake("with the policy as its own reference", "swapped-reference",
+        on(lambda x: dict(zip(REFERENCE, (x[n] for n in POLICY), strict=True)))),
     Mistake("without the reference", "swapped-reference",
         on(lambda x: {n: 0 * x[n] for n in REFERENCE})),
     Mistake("without the reference's log-probability of chosen", "swapped-reference",
         on(lambda x: {REFERENCE[0]: 0 * x[REFERENCE[0]]})),
     Mistake("without the reference's log-probability of rejected", "swapped-reference",
         on(lambda x: {REFERENCE[1]: 0 * x[REFERENCE[1]]})),
-    Mistake("without the chosen response", "sign",
-        on(lambda x: {n: 0 * x[n] for n in LOGPS if "chosen" in n})),
-    Mistake("without the rejected response", "sign",
-        on(lambda x: {n: 0 * x[n] for n in LOGPS if "rejected" in n})),
-    Mistake("without the rewards", "reward-sign", on(scores(lambda s: 0 * s))),
-    Mistake("without the rejected response's reward", "reward-sign",
-        on(lambda x: {SCORES[1]: 0 * x[SCORES[1]]})),
-    Mistake("without the chosen response's reward", "reward-sign",
-        on(lambda x: {SCORES[0]: 0 * x[SCORES[0]]})),
+    Mistake("without the chosen response", "sign", without(POLICY[0], REFERENCE[0])),
+    Mistake("without the rejected response", "sign", without(POLICY[1], REFERENCE[1])),
+    Mistake("without the rewards", "reward-sign", without(*SCORES)),
+    Mistake("without the rejected response's reward", "reward-sign", without(SCORES[1])),
+    Mistake("without the chosen response's reward", "reward-sign", without(SCORES[0])),
     Mistake("with {c} times the rewards", "scale", more_reward),
-    Mistake("with the least reward of each response", "min-mean",
-        on(scores(lambda s: s.min(axis=0, keepdims=True)))),
-    Mistake("with the greatest reward of each response", "min-mean",
-        on(scores(lambda s: s.max(axis=0, keepdims=True)))),
-    Mistake("with the median reward of each response", "min-mean",
-        on(scores(lambda s: np.median(s, axis=0, keepdims=True)))),
-    Mistake("with the first reward model alone", "min-mean", on(scores(lambda s: s[:1]))),
-    Mistake("with the rewards of the models added", "min-mean",
-        on(scores(lambda s: s.sum(axis=0, keepdims=True)))),
     Mistake("with the rewards of chosen and rejected swapped", "reward-sign", exchanged("score")),
     Mistake("with the reference not detached", "reference-gradient", then(into_reference)),
     Mistake("with chosen detached", "gradient-lost", then(partial(without_gradient, POLICY[0]))),
@@ -284,8 +268,34 @@ PAIRS = (
     Mistake("at 1 / beta", "beta-changed", at(beta=lambda b: 1 / b)),
     Mistake("at beta squared", "beta-changed", at(beta=lambda b: b * b)),
     Mistake("at the root of beta", "beta-changed", at(beta=lambda b: b**0.5)),
-    Mistake("with beta on the policy alone", "beta-changed", on_case(
-        lambda p, x: {name: x[name] / p["beta"] for name in REFERENCE})),
+    Mistake("at beta cubed", "beta-changed", at(beta=lambda b: b**3)),
+    Mistake("at 1 - beta", "beta-changed", at(beta=lambda b: 1 - b)),
+    Mistake("at 1 / beta squared", "beta-changed", at(beta=lambda b: b**-2)),
+    Mistake("without the target", "target", at(beta=lambda b: np.inf)),
+    Mistake("at reward_scale squared", "scale", at(reward_scale=lambda r: r * r)),
+    Mistake("at 1 / reward_scale", "scale", at(reward_scale=lambda r: 1 / r)),
+    Mistake("at {c} reward_scale", "scale", lambda f, c: at(reward_scale=lambda r: c * r)(f)),
+    Mistake("at reward_scale {c}, whatever the case says", "scale",
+        lambda f, c: at(reward_scale=lambda r: c)(f)),
+    Mistake("with beta on the policy alone", "beta-changed", beta_on(REFERENCE)),
+    Mistake("with beta on the reference alone", "beta-changed", beta_on(POLICY)),
+    Mistake("with beta on chosen alone", "beta-changed", beta_on((POLICY[1], REFERENCE[1]))),
+    Mistake("with beta on rejected alone", "beta-changed", beta_on((POLICY[0], REFERENCE[0]))),
+    Mistake("with beta times the rewards", "beta-changed",
+        on_case(lambda p, x: {name: p["beta"] * x[name] for name in SCORES})),
+    Mistake("with rewards over beta", "beta-changed",
+        on_case(lambda p, x: {name: x[name] / p["beta"] for name in SCORES})),
+    Mistake("with reward_scale on both sides", "scale",
+        then(lambda made, p, x: times(made, p["reward_scale"] ** 2))),
+    Mistake("with label smoothing {c}", "label-smoothing-misused", smoothed),
+    Mistake("plus {c} times the chosen response's negative log-likelihood", "offset",
+        partial(likely, partial(unlikely, False))),
+    Mistake("plus {c} times the chosen response's negative log-likelihood per token", "offset",
+        partial(likely, partial(unlikely, True))),
+    Mistake("plus {c} times how far chosen is below its reference", "offset",
+        partial(likely, fallen)),
+    Mistake("less {c} for each token that chosen is longer", "offset", longer),
+    Mistake("at beta (1 + {c} times the batch's mean margin)", "beta-changed", dynamic),
     Mistake("at {c} beta", "beta-changed", lambda f, c: at(beta=lambda b: c * b)(f)),
     Mistake("at beta {c}, whatever the case says", "beta-changed",
         lambda f, c: at(beta=lambda b: c)(f)),
@@ -293,6 +303,14 @@ PAIRS = (
         then(lambda made, p, x: scaled_grads(made, 1 / p["beta"]))),
     Mistake("with the gradients' factor beta twice", "beta-changed",
         then(lambda made, p, x: scaled_grads(made, p["beta"]))),
+    Mistake("at beta (1 - 2 label_smoothing), without label smoothing", "label-smoothing-misused",
+        partial(on_beta, 2)),
+    Mistake("at beta (1 - label_smoothing), without label smoothing", "label-smoothing-misused",
+        partial(on_beta, 1)),
+    Mistake("at label_smoothing squared", "label-smoothing-misused",
+        at(label_smoothing=lambda e: e * e)),
+    Mistake("at label_smoothing 1/2 - e", "label-smoothing-misused",
+        at(label_smoothing=lambda e: 0.5 - e)),
     Mistake("at label_smoothing 0", "label-smoothing-ignored", at(label_smoothing=lambda e: 0.0)),
     Mistake("at label_smoothing 1 - e", "label-smoothing-misused",
         at(label_smoothing=lambda e: 1 - e)),
@@ -308,43 +326,16 @@ PAIRS = (
         then(over_once)),
     Mistake("over 1 - 2 label_smoothing", "label-smoothing-misused",
         then(lambda made, p, x: times(made, 1 / (1 - 2 * p["label_smoothing"])))),
-    Mistake("with the pairs added, not averaged", "batch-sum", then(added)),
-    Mistake("with the metrics of the pairs added, not averaged", "batch-sum", then(added_metrics)),
-    Mistake("with the values of the pairs in reverse order", "per-example",
-        then(partial(other_singles, lambda v: v[::-1]))),
-    Mistake("with the values of the pairs sorted", "per-example",
-        then(partial(other_singles, np.sort))),
-    Mistake("with the mean as the value of each pair", "per-example",
-        then(partial(other_singles, lambda v: np.full(len(v), np.mean(v))))),
-    Mistake("with ties counted as accurate", "accuracy-tie",
-        then(partial(accurate, lambda h: h >= 0))),
-    Mistake("with ties counted as half accurate", "accuracy-tie",
-        then(partial(accurate, lambda h: (np.sign(h) + 1) / 2))),
-    Mistake("with the accuracy of the mean margin", "accuracy-of-means", then(of_mean_margin)),
     Mistake("with a lone value repeated", "broadcast", on(repeated)),
     Mistake("with arrays cut to the shortest", "broadcast", on(cut)),
-    Mistake("over beta squared", "scale", then(lambda made, p, x: times(made, p["beta"] ** -2))),
-    Mistake("times beta squared", "scale", then(lambda made, p, x: times(made, p["beta"] ** 2))),
-    Mistake("times {c}", "scale", lambda f, c: then(lambda made, p, x: times(made, c))(f)),
-    Mistake("plus {c}", "scale", lambda f, c: then(lambda made, p, x: plus(made, c))(f)),
-    Mistake("in bits", "scale", then(lambda made, p, x: times(made, 1 / np.log(2)))),
-    Mistake("with a probability, not its logarithm", "overflow", then(as_probability)),
-    Mistake("with the loss squared", "squared", then(squared)),
-    Mistake("with the exponential of the loss", "squared", then(exponential)),
-    Mistake("with absolute values, not squares", "squared", then(absolute)),
+    Mistake("without the reference and averaged over tokens", "sum-mean", lambda f: partial(
+        pairs.per_token, on(lambda x: {n: 0 * x[n] for n in REFERENCE})(f))),
     Mistake("with log-probabilities averaged over tokens", "sum-mean",
         lambda f: partial(pairs.per_token, f)),
     Mistake("with gradients in token means", "sum-mean", then(by_length)),
     Mistake("with {c} times the pair's margin", "margin-dropped", more_margin),
     Mistake("with the pair's margin added", "margin-dropped",
         on(lambda x: {"margins": -x["margins"]})),
-    Mistake("with every pair's rewards against every margin", "margin-dropped",
-        against_all_margins),
-    Mistake("with every chosen response against every rejected one", "per-example",
-        all_against_all),
-    Mistake("with pairs of margin 0 left out", "accuracy-tie", then(without_ties)),
     Mistake("with the chosen response's likelihood alone", "sign", likelihood),
-    Mistake("with the tokens of both responses counted", "sum-mean", on(both_lengths)),
-    Mistake("on each pair alone, then averaged", "example-min", one_by_one),
 )
 # fmt: on

@@ -6,17 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from reference.conformance import pairs
-from reference.conformance.mistakes.mistake import Mistake, Values, on, scaled_grads, then
-from reference.conformance.mistakes.pairs import LOGPS, SCORES
-from reference.conformance.pairs import POLICY
+from reference.conformance.mistakes.mistake import (
+    LOGPS,
+    SCORES,
+    Mistake,
+    Values,
+    argument,
+    on,
+    scaled_grads,
+    then,
+)
 
 LARGEST_EXPONENT = 88.7
 """exp of more is infinite in float32."""
 
 
 def rounded(names: tuple[str, ...], kind: str, inputs: Values) -> Values:
-    """Inputs in half precision."""
+    """Inputs in half precision; of a loss without rewards it is one mistake, not two."""
+    if set(names) == {*LOGPS, *SCORES} and not {LOGPS[0], SCORES[0]} <= inputs.keys():
+        raise ValueError("there are no rewards, or no log-probabilities")
     return {name: half(inputs[name], kind) for name in names if name in inputs}
 
 
@@ -52,19 +60,16 @@ def overflowing(name: str, where: Callable) -> tuple[Mistake, ...]:
     )
 
 
-def argument(params: Values, inputs: Values) -> np.ndarray:
-    """What the sigmoid is of."""
-    if POLICY[0] in inputs:
-        return params["beta"] * pairs.margins_of(inputs)
-    return pairs.reward_margins(inputs) - inputs.get("margins", 0.0)
-
-
 # fmt: off
 PRECISION = (
     Mistake("with log-probabilities in bfloat16", "half-precision-sums",
         on(partial(rounded, LOGPS, "bfloat16"))),
     Mistake("with log-probabilities in float16", "half-precision-sums",
         on(partial(rounded, LOGPS, "float16"))),
+    Mistake("with log-probabilities and rewards in bfloat16", "half-precision-sums",
+        on(partial(rounded, LOGPS + SCORES, "bfloat16"))),
+    Mistake("with log-probabilities and rewards in float16", "half-precision-sums",
+        on(partial(rounded, LOGPS + SCORES, "float16"))),
     Mistake("with rewards in bfloat16", "half-precision-sums",
         on(partial(rounded, SCORES, "bfloat16"))),
     Mistake("with rewards in float16", "half-precision-sums",

@@ -15,8 +15,22 @@ EOS = 1
 
 
 def masked(mask_of: Callable[[Values, Values, np.ndarray], np.ndarray]):
-    """Another mask [B, T]: `mask_of(params, inputs, mask)`."""
-    return on_case(lambda p, x: {"completion_mask": mask_of(p, x, x["completion_mask"])})
+    """Another mask [B, T], `mask_of(params, inputs, mask)`; where there are two, each of them."""
+
+    def change(function: Callable) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            def of_labels(labels: np.ndarray) -> np.ndarray:
+                mask = np.pad(labels.astype(int), ((0, 0), (1, 0)))
+                return mask_of(params, inputs, mask)[:, 1:]
+
+            if "segments" in inputs:
+                return function(params, inputs, mask_of=of_labels)
+            other = {"completion_mask": mask_of(params, inputs, inputs["completion_mask"])}
+            return function(params, inputs | other)
+
+        return mistaken
+
+    return change
 
 
 def from_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
@@ -38,6 +52,20 @@ def all_but_first(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarra
 
 def one_before(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
     return np.maximum(mask, np.pad(mask[:, 1:], ((0, 0), (0, 1))))
+
+
+def one_after(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    return np.maximum(mask, np.pad(mask[:, :-1], ((0, 0), (1, 0))))
+
+
+def moved(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The mask of the label after."""
+    return np.pad(mask[:, 1:], ((0, 0), (0, 1)))
+
+
+def rolled(by: int, params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
+    """The mask of labels is rolled, from one end of the row to the other."""
+    return np.concatenate([mask[:, :1], np.roll(mask[:, 1:], by, axis=1)], axis=1)
 
 
 def unshifted(params: Values, inputs: Values, mask: np.ndarray) -> np.ndarray:
@@ -214,7 +242,10 @@ def negated(made: Values, params: Values, inputs: Values) -> Values:
 
 
 def probabilities(made: Values, params: Values, inputs: Values) -> Values:
-    return {name: np.exp(made[name]) for name in NAMES if name in made}
+    values = {name: np.exp(made[name]) for name in NAMES if name in made}
+    if "logps" not in made:
+        return values
+    return values | {"grads": {"logits": made["grads"]["logits"] * values["logps"][:, None, None]}}
 
 
 # fmt: off
@@ -223,6 +254,16 @@ TOKENS = (
     Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
     Mistake("with one token more counted", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
+    Mistake("with the largest number of tokens in the batch counted", "mask-dropped",
+        counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).max()))),
+    Mistake("with the batch's mean number of tokens counted", "mask-dropped",
+        counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).mean()))),
+    Mistake("with all tokens of the batch counted", "mean-of-means",
+        counted(lambda m: np.full(len(m), m[:, 1:].sum()))),
+    Mistake("with the tokens of the row counted, the prompt and padding too", "mask-dropped",
+        counted(lambda m: np.full(len(m), len(m[0])))),
+    Mistake("with the root of the number of tokens", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1) ** 0.5)),
     Mistake("with one token fewer counted", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
@@ -232,6 +273,18 @@ TOKENS = (
     Mistake("with the first token not scored", "mask-dropped", masked(all_but_first)),
     Mistake("with the prompt's last token scored", "mask-dropped", masked(one_before)),
     Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
+    Mistake("with the mask shifted twice", "mask-dropped", masked(moved)),
+    Mistake("with the log-probabilities of tokens rolled by one", "shift",
+        masked(partial(rolled, -1))),
+    Mistake("with the log-probabilities of tokens rolled back by one", "shift",
+        masked(partial(rolled, 1))),
+    Mistake("with the two first tokens not scored", "mask-dropped",
+        masked(lambda p, x, m: all_but_first(p, x, all_but_first(p, x, m)))),
+    Mistake("with the first token alone scored", "mask-dropped",
+        masked(lambda p, x, m: m - all_but_first(p, x, m))),
+    Mistake("with the last token alone scored", "mask-dropped",
+        masked(lambda p, x, m: m - all_but_last(p, x, m))),
+    Mistake("with one position of padding scored", "mask-dropped", masked(one_after)),
     Mistake("negated", "sign", then(negated)),
     Mistake("with probabilities, not their logarithms", "overflow", then(probabilities)),
     Mistake("with the mask inverted", "mask-dropped", masked(lambda p, x, m: 1 - m)),

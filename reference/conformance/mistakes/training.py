@@ -59,6 +59,52 @@ def clipped(function: Function, params: Values, inputs: Values, before: np.ndarr
     return loss, inputs["table"] + change / max(norm, 1.0)
 
 
+def with_momentum(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    """Heavy ball: the update of the step before, times 0.9, is added."""
+    loss, table = one_step(function, params, inputs)
+    still = before is inputs["ref_table"]
+    return loss, table if still else table + 0.9 * (inputs["table"] - before)
+
+
+def signs(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    """Only the gradient's sign is used, as in Adam's first step."""
+    loss, table = one_step(function, params, inputs)
+    change = np.sign(table - inputs["table"])
+    return loss, inputs["table"] + params["learning_rate"] * change
+
+
+def normed(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    loss, table = one_step(function, params, inputs)
+    change = table - inputs["table"]
+    norm = np.linalg.norm(change) / params["learning_rate"]
+    return loss, inputs["table"] + change / (norm if norm > 0 else 1.0)
+
+
+def after_step(function: Function, params: Values, inputs: Values, before: np.ndarray):
+    """The loss is that after the step."""
+    _, table = one_step(function, params, inputs)
+    loss, _ = one_step(function, params, inputs | {"table": table})
+    return loss, table
+
+
+def rates(factor_of: Callable[[int, int], float]) -> Callable[[Function], Function]:
+    """The learning rate of each step times a factor of its number and theirs."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            table, losses, steps = inputs["table"], [], len(inputs["batches"])
+            for number, batch in enumerate(inputs["batches"]):
+                rate = params["learning_rate"] * factor_of(number, steps)
+                one = inputs | {"batches": batch[None], "table": table}
+                loss, table = one_step(function, params | {"learning_rate": rate}, one)
+                losses.append(loss)
+            return {"losses": np.array(losses), "parameters": table}
+
+        return mistaken
+
+    return change
+
+
 def micro_steps(function: Function) -> Function:
     """Each micro-batch is a step; the loss of a step is the mean of theirs."""
 
@@ -126,6 +172,20 @@ TRAINING = (
     Mistake("at twice the learning_rate", "accumulation-scale", at(learning_rate=lambda r: 2 * r)),
     Mistake("at half of the learning_rate", "accumulation-scale",
         at(learning_rate=lambda r: r / 2)),
+    Mistake("with momentum 0.9", "accumulation-scale", step_by_step(with_momentum)),
+    Mistake("with the gradient's sign alone", "scale", step_by_step(signs)),
+    Mistake("with the gradient over its norm", "scale", step_by_step(normed)),
+    Mistake("with the losses after the steps", "order", step_by_step(after_step)),
+    Mistake("with a learning_rate that falls to 0 linearly", "scale",
+        rates(lambda number, steps: 1 - number / steps)),
+    Mistake("with a learning_rate that falls to 0 as a cosine", "scale",
+        rates(lambda number, steps: (1 + np.cos(np.pi * number / steps)) / 2)),
+    Mistake("with a learning_rate that rises linearly", "scale",
+        rates(lambda number, steps: (number + 1) / steps)),
+    Mistake("with the last step skipped", "accumulation-scale",
+        rates(lambda number, steps: float(number < steps - 1))),
+    Mistake("with the first batch in every step", "order",
+        on(lambda x: {"batches": np.broadcast_to(x["batches"][:1], x["batches"].shape)})),
     Mistake("with the mean of each micro-batch's token mean", "mean-of-means",
         step_by_step(partial(parts_averaged, list))),
     Mistake("with the mean of each row's token mean", "mean-of-means",

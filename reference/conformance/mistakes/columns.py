@@ -1,0 +1,191 @@
+"""Mistakes in which column of inputs stands where: taken for another, or reordered; and in lengths.
+
+A column has a number for each pair.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from reference.conformance.mistakes.mistake import LOGPS, SCORES, Function, Mistake, Values, on
+from reference.conformance.pairs import POLICY, REFERENCE
+
+WORDS = {
+    POLICY[0]: "the policy's log-probability of chosen",
+    POLICY[1]: "the policy's log-probability of rejected",
+    REFERENCE[0]: "the reference's log-probability of chosen",
+    REFERENCE[1]: "the reference's log-probability of rejected",
+    SCORES[0]: "the chosen response's reward",
+    SCORES[1]: "the rejected response's reward",
+}
+LENGTHS = ("chosen_lengths", "rejected_lengths")
+
+
+def taken(wrong: str, right: str) -> Callable[[Function], Function]:
+    """The column `wrong` stands where `right` is due, and has its gradient too."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            made = function(params, inputs | {right: inputs[wrong]})
+            grads = dict(made["grads"])
+            if right in grads:
+                grads[wrong] = grads.get(wrong, 0.0) + grads[right]
+                grads[right] = 0 * grads[right]
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
+
+
+def mixed(names: tuple[str, ...], matrix: Callable[[int], np.ndarray]):
+    """Columns are products of columns and a matrix, [B] @ [B, B]."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            size = inputs[names[0]].shape[-1]
+            if names == SCORES and POLICY[0] not in inputs:
+                raise ValueError("that is another order of all pairs")
+            changed = {name: inputs[name] @ matrix(size) for name in names}
+            made = function(params, inputs | changed)
+            grads = {n: g @ matrix(size).T if n in names else g for n, g in made["grads"].items()}
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
+
+
+def per_token(*names: str) -> Callable[[Function], Function]:
+    """These log-probabilities alone are averaged over tokens."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            lengths = {n: inputs.get(f"{n.split('_')[1]}_lengths", 1) for n in names}
+            made = function(params, inputs | {n: inputs[n] / lengths[n] for n in names})
+            grads = {n: g / lengths.get(n, 1) for n, g in made["grads"].items()}
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
+
+
+def lengths(change: Callable[[np.ndarray, np.ndarray], tuple]) -> Callable[[Function], Function]:
+    """Other lengths of chosen and rejected, where there are lengths."""
+
+    def inputs_of(inputs: Values) -> Values:
+        known = [inputs[name] for name in LENGTHS if name in inputs]
+        return dict(zip(LENGTHS, change(*known), strict=True)) if known else {}
+
+    return on(inputs_of)
+
+
+def first(size: int) -> np.ndarray:
+    return np.eye(size)[[0]].T * np.ones(size)
+
+
+def interleaved(*names: str) -> Callable[[Function], Function]:
+    """Chosen and rejected lie one after the other, and are taken for alternating."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            changed, grads = dict(inputs), dict[str, np.ndarray]()
+            pairs_of = list(zip(names[::2], names[1::2], strict=True))
+            for chosen, rejected in pairs_of:
+                both = np.concatenate([inputs[chosen], inputs[rejected]])
+                changed |= {chosen: both[0::2], rejected: both[1::2]}
+            made = function(params, changed)
+            for chosen, rejected in pairs_of:
+                both = np.zeros(2 * len(inputs[chosen]))
+                both[0::2], both[1::2] = made["grads"][chosen], made["grads"][rejected]
+                grads |= dict(zip((chosen, rejected), np.split(both, 2), strict=True))
+            return made | {"grads": made["grads"] | grads}
+
+        return mistaken
+
+    return change
+
+
+def over_deviation(freedom: int, centred: bool, inputs: Values) -> Values:
+    """Reward margins over their standard deviation."""
+    rho = inputs[SCORES[0]] - inputs[SCORES[1]]
+    scale = np.std(rho, axis=-1, ddof=freedom, keepdims=True) + 1e-8
+    rho = rho - np.mean(rho, axis=-1, keepdims=True) if centred else rho
+    return {SCORES[0]: rho / scale, SCORES[1]: 0 * rho}
+
+
+def standardised(rewards: np.ndarray) -> np.ndarray:
+    return (rewards - rewards.mean(-1, keepdims=True)) / (rewards.std(-1, keepdims=True) + 1e-8)
+
+
+# fmt: off
+SUBJECTS = (
+    ("the policy", POLICY),
+    ("the reference", REFERENCE),
+    ("the rejected responses", (POLICY[1], REFERENCE[1])),
+    ("the rejected responses' reference", REFERENCE[1:]),
+    ("the rewards", SCORES),
+    ("the rejected responses' rewards", SCORES[1:]),
+)
+ORDERS = (
+    ("{s} of the pair after", lambda size: np.roll(np.eye(size), 1, axis=1).T),
+    ("{s} of the pair before", lambda size: np.roll(np.eye(size), 1, axis=1)),
+    ("{s} in reverse order", lambda size: np.eye(size)[::-1]),
+    ("{s} of the first pair for all", first),
+    ("the batch's mean of {s}", lambda size: np.full((size, size), 1 / size)),
+)
+COLUMNS = (
+    *(Mistake(f"with {WORDS[wrong]} in place of {WORDS[right]}",
+        "swapped-reference", taken(wrong, right))
+        for right in LOGPS for wrong in LOGPS
+        if wrong != right and not {wrong, right} <= set(REFERENCE)),
+    *(Mistake(f"with {WORDS[wrong]} in place of the other", "reward-sign", taken(wrong, right))
+        for right in SCORES for wrong in SCORES if wrong != right),
+    *(Mistake(f"with {words.replace('{s}', subject)}", "order", mixed(names, matrix))
+        for subject, names in SUBJECTS for words, matrix in ORDERS),
+    Mistake("less the batch's mean margin", "order",
+        mixed(LOGPS, lambda size: np.eye(size) - 1 / size)),
+    Mistake("with rewards less their batch's mean", "order",
+        mixed(SCORES, lambda size: np.eye(size) - 1 / size)),
+    Mistake("with rewards standardised over the batch", "order",
+        on(lambda x: {name: standardised(x[name]) for name in SCORES})),
+    *(Mistake(f"with reward margins {less}over their standard deviation{sample}", "order",
+        on(partial(over_deviation, freedom, centred)))
+        for freedom, sample in ((0, ""), (1, " of a sample"))
+        for centred, less in ((False, ""), (True, "less their mean, "))),
+    Mistake("with the reference's chosen and rejected interleaved", "order",
+        interleaved(*REFERENCE)),
+    Mistake("with the policy's chosen and rejected interleaved", "order", interleaved(*POLICY)),
+    Mistake("with chosen and rejected interleaved", "order", interleaved(*POLICY, *REFERENCE)),
+    Mistake("with the policy's log-probabilities alone averaged over tokens", "sum-mean",
+        per_token(*POLICY)),
+    Mistake("with the reference's log-probabilities alone averaged over tokens", "sum-mean",
+        per_token(*REFERENCE)),
+    Mistake("with the chosen response's log-probabilities alone averaged over tokens", "sum-mean",
+        per_token(POLICY[0], REFERENCE[0])),
+    Mistake("with the rejected response's log-probabilities alone averaged over tokens",
+        "sum-mean", per_token(POLICY[1], REFERENCE[1])),
+    Mistake("with the tokens of both responses counted", "sum-mean",
+        lengths(lambda w, r: (w + r, w + r))),
+    Mistake("with the tokens of the other response counted", "sum-mean",
+        lengths(lambda w, r: (r, w))),
+    Mistake("with the longer response's tokens counted", "sum-mean",
+        lengths(lambda w, r: (np.maximum(w, r),) * 2)),
+    Mistake("with the shorter response's tokens counted", "sum-mean",
+        lengths(lambda w, r: (np.minimum(w, r),) * 2)),
+    Mistake("with the mean length of both responses counted", "sum-mean",
+        lengths(lambda w, r: ((w + r) / 2,) * 2)),
+    Mistake("with the chosen response's tokens counted for both", "sum-mean",
+        lengths(lambda w, r: (w, w))),
+    Mistake("with the rejected response's tokens counted for both", "sum-mean",
+        lengths(lambda w, r: (r, r))),
+    Mistake("with the batch's longest response counted", "sum-mean",
+        lengths(lambda w, r: (np.full(len(w), max(*w, *r)),) * 2)),
+    Mistake("with one token more counted", "sum-mean", lengths(lambda w, r: (w + 1, r + 1))),
+    Mistake("with one token fewer counted", "sum-mean", lengths(lambda w, r: (w - 1, r - 1))),
+    Mistake("with the root of the number of tokens", "sum-mean",
+        lengths(lambda w, r: (w**0.5, r**0.5))),
+)
+# fmt: on

@@ -1,0 +1,368 @@
+"""Bugs that were written when the search for names was done, in four sets, with JAX's gradients.
+
+Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
+"""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import log_sigmoid, log_softmax, sigmoid, softmax
+
+POLICY = ("policy_chosen_logps", "policy_rejected_logps")
+SCORES = ("score_chosen", "score_rejected")
+TRAINED = (*POLICY, "policy_sample_logps", "policy_distribution_logps", "logits")
+
+
+class Bug(NamedTuple):
+    claimed: str
+    function: object
+    first: str
+    now: str
+
+
+def client(function):
+    """Its gradients are those of the loss, or of the sum of log-probabilities."""
+
+    def evaluate(objective, dialect, params, inputs):
+        pairs = [n for n in inputs if "sample" not in n and "distribution" not in n]
+        columns = {inputs[n].shape[-1] for n in pairs if n.endswith("_logps") or n in SCORES}
+        if len(columns) > 1 or ("logits" in inputs and mismatched(inputs)):
+            raise ValueError("shapes differ")
+        names = [n for n in TRAINED if n in inputs] or list(SCORES)
+        with jax.enable_x64(True):
+            x = {name: jnp.asarray(value) for name, value in inputs.items()}
+
+            def total(part):
+                made = function(params, x | part)
+                return made["loss"] if "loss" in made else jnp.sum(made["logps"]), made
+
+            grads, made = jax.grad(total, has_aux=True)({n: x[n] for n in names})
+            return jax.tree.map(np.asarray, made | {"grads": grads})
+
+    return SimpleNamespace(dtype="float64", supports=lambda o, d: True, evaluate=evaluate)
+
+
+def mismatched(inputs):
+    return inputs["completion_mask"].shape != inputs["input_ids"].shape
+
+
+def ratios(x):
+    return tuple(x[f"policy_{s}_logps"] - x[f"ref_{s}_logps"] for s in ("chosen", "rejected"))
+
+
+def h(x):
+    chosen, rejected = ratios(x)
+    return chosen - rejected
+
+
+def rho(x):
+    return x["score_chosen"] - x["score_rejected"]
+
+
+def lengths(x):
+    return [x.get(f"{side}_lengths", 1.0) for side in ("chosen", "rejected")]
+
+
+def loss(value):
+    """A loss of each pair, `value(params, inputs)`."""
+
+    def function(p, x):
+        losses = value(p, x)
+        return {"loss": losses.mean(), "per_example": losses}
+
+    return function
+
+
+def of_batch(value):
+    return lambda p, x: {"loss": value(p, x)}
+
+
+def pessimistic(kl):
+    def function(p, x):
+        return {"loss": dpo(p, x).mean() + p["gamma"] * kl(x), "metrics": {"kl": kl(x)}}
+
+    return function
+
+
+def dpo(p, x):
+    return -log_sigmoid(p["beta"] * h(x))
+
+
+def smoothed(right, wrong):
+    """Weights of both sides, as functions of the label smoothing."""
+
+    def value(p, x):
+        e, a = p["label_smoothing"], p["beta"] * h(x)
+        return -right(e) * log_sigmoid(a) - wrong(e) * log_sigmoid(-a)
+
+    return loss(value)
+
+
+def both(value):
+    """A function of the implicit rewards of chosen and rejected."""
+    return loss(lambda p, x: value(*(p["beta"] * ratio for ratio in ratios(x))))
+
+
+def tokens(scores, reduce=lambda scored, mask: scored.sum(axis=1)):
+    """Token scores [B, T - 1, V] of logits; `reduce(scored, mask)`."""
+
+    def function(p, x):
+        ids, mask = x["input_ids"][:, 1:, None], x["completion_mask"][:, 1:]
+        labels = jnp.take_along_axis(scores(x["logits"][:, :-1]), ids, axis=-1)[..., 0]
+        return {"logps": reduce(jnp.where(mask == 1, labels, 0.0), mask)}
+
+    return function
+
+
+def rolled(p, x):
+    ids, mask = x["input_ids"][:, 1:, None], x["completion_mask"][:, 1:]
+    labels = jnp.take_along_axis(log_softmax(x["logits"][:, :-1]), ids, axis=-1)[..., 0]
+    return {"logps": jnp.where(mask == 1, jnp.roll(labels, 1, axis=1), 0.0).sum(axis=1)}
+
+
+def interleaved(p, x):
+    ref = jnp.concatenate([x["ref_chosen_logps"], x["ref_rejected_logps"]])
+    return dpo(p, x | {"ref_chosen_logps": ref[0::2], "ref_rejected_logps": ref[1::2]})
+
+
+def kto(p, x):
+    w, l = (p["beta"] * ratio for ratio in ratios(x))  # noqa: E741
+    a, b = w - jnp.maximum(l.mean(), 0.0), jnp.maximum(w.mean(), 0.0) - l
+    return jnp.concatenate([sigmoid(-a), sigmoid(-b)]).mean()
+
+
+def contrasted(p, x):
+    w, l = (p["beta"] * ratio for ratio in ratios(x))  # noqa: E741
+    return jax.nn.logsumexp(jnp.concatenate([w, l])) - w
+
+
+def dynamic(p, x):
+    return -log_sigmoid(p["beta"] * (1 + 0.6 * jax.lax.stop_gradient(h(x)).mean()) * h(x))
+
+
+def simpo(p, x):
+    w, l = (x[name] / n for name, n in zip(POLICY, lengths(x), strict=True))  # noqa: E741
+    return -log_sigmoid(p["beta"] * (w - l - 0.5))
+
+
+def wpo(p, x):
+    means = sum(x[name] / n for name, n in zip(POLICY, lengths(x), strict=True))
+    return jax.lax.stop_gradient(jnp.exp(means)) * dpo(p, x)
+
+
+def by_softmax(p, x):
+    losses = ((rho(x) - p["beta"] * h(x)) ** 2).mean(axis=1)
+    return (softmax(-losses) * losses).sum()
+
+
+def worst(p, x):
+    least = rho(x)[jnp.argmin(rho(x).mean(axis=1))]
+    return ((least - p["beta"] * h(x)) ** 2).mean()
+
+
+def log_ratio(x):
+    return x["ref_sample_logps"] - x["policy_sample_logps"]
+
+
+def exact_sum(x):
+    ref, policy = x["ref_distribution_logps"], x["policy_distribution_logps"]
+    possible = jnp.exp(ref) > 0
+    return jnp.where(possible, jnp.exp(ref) * (jnp.where(possible, ref, 0.0) - policy), 0.0).sum()
+
+
+# fmt: off
+REPORTS = {
+    "beta twice (AI-Hypercomputer/maxtext#1530)": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] ** 2 * h(x))),
+        "named", "at beta squared"),
+    "loss inverted (linkedin/Liger-Kernel#481)": Bug(
+        "dpo/plain", loss(lambda p, x: -dpo(p, x)), "named", "negated"),
+    "IPO of sums (huggingface/blog#1764)": Bug(
+        "ipo/token-mean", loss(lambda p, x: (h(x) - 0.5 / p["beta"]) ** 2), "named", "ipo/sum"),
+    "softmax over the batch (Joshua-Ren/Neural_Iterated_Learning#2)": Bug(
+        "logps/sum", tokens(lambda logits: log_softmax(logits, axis=0)), "unknown", ""),
+    "squared log-ratio as KL (one-covenant/grail#42)": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: (log_ratio(x) ** 2).mean()),
+        "named", "with the squared log-ratio for the KL"),
+    "DPO-positive's penalty outside (abacusai/smaug#2)": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x) + 50 * jnp.maximum(-ratios(x)[0], 0.0)),
+        "unknown", "plus 50 times how far chosen is below its reference"),
+    "label smoothing adds 1/n (TimDettmers/ConvE#55)": Bug(
+        "dpo/conservative", smoothed(lambda e: 1.5 - e, lambda e: 0.5),
+        "unknown", "with the loss"),
+    "SimPO's gamma times beta (natolambert/rlhf-book#358)": Bug(
+        "dpo/plain", loss(simpo), "unknown",
+        "with -0.5 added to the margin and without the reference and averaged over tokens"),
+    "SimPO of sums (princeton-nlp/SimPO#32)": Bug(
+        "dpo/plain",
+        loss(lambda p, x: -log_sigmoid(p["beta"] * (x[POLICY[0]] - x[POLICY[1]]) - 1.4)),
+        "unknown", "with -1.4 added to beta times the margin and without the reference"),
+    "KTO of pairs (huggingface/trl#1075)": Bug(
+        "dpo/plain", of_batch(kto), "unknown", "with KTO's loss of pairs"),
+    "beta by the batch's margin (junkangwu/beta-DPO#1)": Bug(
+        "dpo/plain", loss(dynamic), "unknown", "at beta (1 + 0.6 times the batch's mean margin)"),
+    "reference interleaved (NVIDIA/NeMo-Aligner#227)": Bug(
+        "dpo/plain", loss(interleaved), "unknown",
+        "with the reference's chosen and rejected interleaved"),
+    "chosen's mask for both (QwenAudio/CosyVoice#1449)": Bug(
+        "ipo/token-mean", loss(lambda p, x: (h(x) / lengths(x)[0] - 0.5 / p["beta"]) ** 2),
+        "named", "with the chosen response's tokens counted for both"),
+    "token log-probabilities rolled (huggingface/trl#2733)": Bug(
+        "logps/sum", rolled, "unknown", "with the log-probabilities of tokens rolled by one"),
+    "KL maximised (Unakar/Logic-RL#58)": Bug(
+        "pessimistic/sampled-kl", lambda p, x: {
+            "loss": dpo(p, x).mean() - p["gamma"] * log_ratio(x).mean(),
+            "metrics": {"kl": log_ratio(x).mean()}}, "named", "with the KL subtracted"),
+    "k3 the other way (OpenRLHF/OpenRLHF#525)": Bug(
+        "pessimistic/sampled-kl",
+        pessimistic(lambda x: (jnp.exp(log_ratio(x)) - 1 - log_ratio(x)).mean()),
+        "named", "with pi_ref/pi - 1 - log(pi_ref/pi) for the KL"),
+    "beta outside": Bug(
+        "dpo/plain", loss(lambda p, x: -p["beta"] * log_sigmoid(h(x))),
+        "named", "with the loss beta L(h)"),
+    "IPO's parentheses": Bug(
+        "ipo/sum", loss(lambda p, x: ((h(x) - 1) / (2 * p["beta"])) ** 2),
+        "unknown", "with the square of (h - 1) / (2 beta)"),
+    "reward margin over its deviation": Bug(
+        "distillation/d-dpo",
+        loss(lambda p, x: (rho(x) / (rho(x).std() + 1e-8) - p["beta"] * h(x)) ** 2),
+        "unknown", "with reward margins over their standard deviation"),
+    "each response distilled by itself": Bug(
+        "distillation/d-dpo", loss(lambda p, x: sum(
+            (x[s] - p["beta"] * r) ** 2 for s, r in zip(SCORES, ratios(x), strict=True)) / 2),
+        "unknown", "with each response's reward distilled by itself"),
+    "softmax over all rewards of the batch": Bug(
+        "dpo/plain", loss(contrasted), "unknown",
+        "with the softmax over all responses of the batch"),
+    "reward margin as a factor": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(x["margins"] * rho(x))),
+        "unknown", "-log sigmoid of the margin times the difference"),
+    "cDPO's second sign": Bug(
+        "dpo/conservative", smoothed(lambda e: 1 - e, lambda e: -e),
+        "named",
+        "with the loss L(beta h) - label_smoothing L(beta h) - label_smoothing L(-beta h)"),
+}
+SECOND = {
+    "difference of log-sigmoids": Bug(
+        "dpo/plain", both(lambda won, lost: log_sigmoid(lost) - log_sigmoid(won)),
+        "unknown", "with the loss L(beta h_w) - L(beta h_l)"),
+    "each response by itself": Bug(
+        "dpo/plain", both(lambda won, lost: -log_sigmoid(won) - log_sigmoid(-lost)),
+        "unknown", "with the loss L(beta h_w) + L(-beta h_l)"),
+    "label smoothing on the margin": Bug(
+        "dpo/conservative",
+        loss(lambda p, x: -log_sigmoid((1 - 2 * p["label_smoothing"]) * p["beta"] * h(x))),
+        "unknown", "at beta (1 - 2 label_smoothing), without label smoothing"),
+    "softmax-weighted models": Bug(
+        "ensemble/batch-min", of_batch(by_softmax), "unknown",
+        "with models weighed by softmax(-loss / 1)"),
+    "probabilities as weights of the sampled KL": Bug(
+        "pessimistic/sampled-kl",
+        pessimistic(lambda x: (jnp.exp(x["ref_sample_logps"]) * log_ratio(x)).mean()),
+        "unknown", "with pi_ref log(pi_ref/pi) averaged, not added, for the KL"),
+    "margin added to the loss": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x)) + x["margins"]),
+        "unknown", "with the loss L(rho) + margin"),
+    "rewards centred (TRL's coefficient)": Bug(
+        "reward/bradley-terry",
+        loss(lambda p, x: -log_sigmoid(rho(x)) + 0.01 * sum(x[s] for s in SCORES) ** 2),
+        "unknown", "with the loss L(rho) + 0.01 (r_w + r_l)^2"),
+    "length penalty (R-DPO)": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(
+            p["beta"] * h(x) - 0.05 * (lengths(x)[0] - lengths(x)[1]))),
+        "unknown", "less 0.05 for each token that chosen is longer"),
+    "weights of WPO": Bug("dpo/plain", loss(wpo), "unknown", ""),
+    "rewards clipped at 1": Bug(
+        "distillation/d-dpo", loss(lambda p, x: (jnp.clip(x[SCORES[0]], -1, 1) - jnp.clip(
+            x[SCORES[1]], -1, 1) - p["beta"] * h(x)) ** 2),
+        "named", "with the rewards clipped at 1 and -1"),
+    "model of the least mean reward margin": Bug(
+        "ensemble/batch-min", of_batch(worst), "unknown", ""),
+}
+THIRD = {
+    "focal weight of exponent 1": Bug(
+        "dpo/plain", loss(lambda p, x: sigmoid(-p["beta"] * h(x)) * dpo(p, x)),
+        "unknown", "with the loss sigmoid(-beta h) L(beta h)"),
+    "the reference of chosen for both": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * (x[POLICY[0]] - x[POLICY[1]]))),
+        "named", "without the reference"),
+    "anchor of chosen to its reference": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x) + 0.1 * ratios(x)[0] ** 2),
+        "named", "with the loss L(beta h) + 0.1 h_w^2"),
+    "half of the square with target 1/beta": Bug(
+        "ipo/sum", loss(lambda p, x: 0.5 * (h(x) - 1 / p["beta"]) ** 2),
+        "unknown", "ipo/paper times 0.5"),
+    "soft labels of the reward": Bug(
+        "distillation/d-dpo", loss(lambda p, x: -sigmoid(rho(x)) * log_sigmoid(p["beta"] * h(x))
+            - sigmoid(-rho(x)) * log_sigmoid(-p["beta"] * h(x))),
+        "named", "with the cross-entropy of sigmoid(rho) and sigmoid(beta h)"),
+    "absolute difference": Bug(
+        "distillation/d-dpo", loss(lambda p, x: jnp.abs(rho(x) - p["beta"] * h(x))),
+        "named", "with "),
+    "mean over models of the losses": Bug(
+        "ensemble/mean", of_batch(lambda p, x: ((rho(x) - p["beta"] * h(x)) ** 2).mean()),
+        "named", "with the models' losses averaged"),
+    "KL on the chosen responses": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: -ratios(x)[0].mean()),
+        "named", "with the KL on the chosen responses"),
+    "Brier score of the reward": Bug(
+        "reward/bradley-terry", loss(lambda p, x: sigmoid(-rho(x)) ** 2),
+        "named", "with the square of sigmoid of -x"),
+    "epsilon in the logarithm of probabilities": Bug(
+        "logps/sum", tokens(lambda logits: jnp.log(softmax(logits) + 1e-3)),
+        "named", "with 0.001 added to the probabilities of tokens"),
+    "beta over the mean length": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * h(x) * 2 / sum(lengths(x)))),
+        "wrong", "averaged over tokens and with the mean length of both responses counted"),
+    "sigmoid twice": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(sigmoid(p["beta"] * h(x)))),
+        "named", "with the sigmoid of beta times the margin"),
+}
+FOURTH = {
+    "temperature 2, and the loss times 2": Bug(
+        "dpo/plain", loss(lambda p, x: -2 * log_sigmoid(p["beta"] * h(x) / 2)),
+        "unknown", "with the loss 2 L(beta h/2)"),
+    "likelihood per token added": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x) - x[POLICY[0]] / lengths(x)[0]),
+        "named", "plus 1 times the chosen response's negative log-likelihood per token"),
+    "half of the reference": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * (
+            h(x) + 0.5 * (x["ref_chosen_logps"] - x["ref_rejected_logps"])))),
+        "named", "with 0.5 times the reference's log-probabilities"),
+    "weights 1 and e": Bug(
+        "dpo/conservative", smoothed(lambda e: 1.0, lambda e: e),
+        "named", "with the loss L(beta h) + label_smoothing L(-beta h)"),
+    "rDPO over 1 - e": Bug(
+        "dpo/robust", smoothed(lambda e: 1.0, lambda e: -e / (1 - e)),
+        "named", "over 1 - label_smoothing, not 1 - 2 label_smoothing"),
+    "IPO at beta squared": Bug(
+        "ipo/paper", loss(lambda p, x: (h(x) - 0.5 / p["beta"] ** 2) ** 2),
+        "named", "ipo/sum at beta squared"),
+    "IPO with the rejected side added": Bug(
+        "ipo/sum", loss(lambda p, x: (sum(ratios(x)) - 0.5 / p["beta"]) ** 2),
+        "named", "with the rejected response's log-ratio negated"),
+    "the loss added, not its pairs": Bug(
+        "distillation/d-dpo", lambda p, x: {
+            "loss": ((rho(x) - p["beta"] * h(x)) ** 2).sum(),
+            "per_example": (rho(x) - p["beta"] * h(x)) ** 2},
+        "named", "with the pairs added, not averaged"),
+    "both sides over beta": Bug(
+        "distillation/d-dpo", loss(lambda p, x: ((rho(x) - h(x)) / p["beta"]) ** 2),
+        "named", "beta is dropped and over beta squared"),
+    "greatest reward of each response": Bug(
+        "ensemble/mean", of_batch(lambda p, x: (
+            (x[SCORES[0]].max(0) - x[SCORES[1]].max(0) - p["beta"] * h(x)) ** 2).mean()),
+        "named", "with the greatest reward of each response"),
+    "KL of distributions added": Bug(
+        "pessimistic/exact-kl", pessimistic(exact_sum),
+        "named", "with the KL added over prompts or samples"),
+    "sums over the root of the length": Bug(
+        "logps/mean", tokens(log_softmax, lambda scored, mask: scored.sum(axis=1)
+            / jnp.sqrt(jnp.maximum(mask.sum(axis=1), 1))),
+        "named", "with the root of the number of tokens"),
+}
+# fmt: on
+SETS = (REPORTS, SECOND, THIRD, FOURTH)
