@@ -284,6 +284,9 @@ def _below(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> ModelFo
     """The frozen model below the adapters of a folder, whose hash is known."""
     place = trunk_path(path)
     assert place is not None
+    if not located(place).exists():
+        place = Path(os.path.normpath(path / place))
+        raise InputError(f"{path}: the model below its adapters is not at {place}")
     is_shared = dtype == runtime.dtype
     trunk = load_policy(place, runtime) if is_shared else _policy(place, runtime, dtype)
     if trunk.hashes["model"] != expected:
