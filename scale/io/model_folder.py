@@ -83,13 +83,18 @@ class ModelFolder:
         Raises:
             InputError: The limits are longer than the model's sequences, or no row fits them.
         """
-        if limits.prompt + limits.response > self.config.max_seq_len:
-            raise InputError(
-                f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made "
-                f"for {self.config.max_seq_len}"
-            )
+        require_length(limits, self.config, str(self.path))
         with_layout = bool(fields) and runtime_of(self.model).needs_layout
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout)
+
+
+def require_length(limits: Limits, config: ModelConfig, name: str) -> None:
+    """Refuse limits that are longer than the sequences of the model of this name."""
+    if limits.prompt + limits.response > config.max_seq_len:
+        raise InputError(
+            f"--limits: {limits.prompt} + {limits.response} tokens, but {name} is made for "
+            f"{config.max_seq_len}"
+        )
 
 
 def save(folder: ModelFolder) -> None:

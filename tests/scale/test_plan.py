@@ -4,7 +4,7 @@ import importlib.util
 import json
 import math
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import equinox as eqx
@@ -326,6 +326,14 @@ def test_rows_that_cannot_be_read_are_refused_before_anything_is_compiled(tmp_pa
     rows.write_text('{"text": "a"}\n')
     with pytest.raises(InputError, match=r"rows\.jsonl:1: field 'prompt': missing"):
         Plan(data=rows).run()
+
+
+def test_rows_longer_than_the_stage_takes_are_not_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_module, "planned", lambda *_: pytest.fail("it compiles"))
+    record = {"num_reward_models": 0, "model": asdict(replace(SMALL, max_seq_len=64))}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"^--limits: 40 \+ 25 tokens, but .* is made for 64$"):
+        Plan(model=str(tmp_path), limits=Limits(40, 25)).run()
 
 
 @pytest.mark.parametrize(
