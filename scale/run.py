@@ -30,6 +30,7 @@ from scale.paper.pipeline import PRESETS, Paper
 from scale.parallel.processes import join
 from scale.parallel.programs import keep_programs
 from scale.plan.command import Plan
+from scale.plan.options import RECIPES
 from scale.stages.align import Align
 from scale.stages.bias import Bias
 from scale.stages.bounds import require_bounds
@@ -73,8 +74,9 @@ def parse(argv: Sequence[str]) -> Any:
     """The command with its options; `paper` where none is named."""
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv = ["paper", *argv]
-    if argv[0] == "paper":  # its defaults depend on --preset
-        return tyro.cli(Paper, prog=f"{PROG} paper", default=preset(argv), args=argv[1:])
+    if default := {"paper": preset, "plan": recipe}.get(argv[0]):  # it depends on an option
+        command, prog = COMMANDS[argv[0]], f"{PROG} {argv[0]}"
+        return tyro.cli(command, prog=prog, default=default(argv), args=argv[1:])
     return tyro.extras.subcommand_cli_from_dict(
         COMMANDS, prog=PROG, description=__doc__, args=argv
     )
@@ -82,9 +84,18 @@ def parse(argv: Sequence[str]) -> Any:
 
 def preset(argv: Sequence[str]) -> Paper:
     """The preset that the arguments name, or the first one."""
+    return PRESETS.get(named(argv, "--preset"), PRESETS["miniature"])
+
+
+def recipe(argv: Sequence[str]) -> Plan:
+    """`plan` with what the recipe that the arguments name, if any, has instead of defaults."""
+    return Plan(**RECIPES.get(named(argv, "--recipe"), {}))
+
+
+def named(argv: Sequence[str], option: str) -> str:
+    """The last value of an option, or nothing."""
     words = [word for argument in argv for word in argument.split("=", 1)]
-    names = [value for option, value in pairwise(words) if option == "--preset"]
-    return PRESETS.get(names[-1] if names else "miniature", PRESETS["miniature"])
+    return next((value for value, name in pairwise(words[::-1]) if name == option), "")
 
 
 def start(command: Any) -> None:

@@ -49,9 +49,10 @@ def entry(inputs: Sequence[Any], make: Callable[[Path], Any]) -> tuple[Path, Any
 def cache_folder() -> Path:
     """The user's cache, or where it cannot be written a folder of this process alone."""
     try:
-        return user_cache("tokens")
+        folder = user_cache("tokens")
     except OSError:
         return own_folder()
+    return folder if os.access(folder, os.W_OK | os.X_OK) else own_folder()
 
 
 @cache

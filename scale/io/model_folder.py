@@ -83,13 +83,18 @@ class ModelFolder:
         Raises:
             InputError: The limits are longer than the model's sequences, or no row fits them.
         """
-        if limits.prompt + limits.response > self.config.max_seq_len:
-            raise InputError(
-                f"--limits: {limits.prompt} + {limits.response} tokens, but {self.path} is made "
-                f"for {self.config.max_seq_len}"
-            )
+        require_length(limits, self.config, str(self.path))
         with_layout = bool(fields) and runtime_of(self.model).needs_layout
         return make_dataset(self.tokenizer, rows, fields, limits, source, with_layout)
+
+
+def require_length(limits: Limits, config: ModelConfig, name: str) -> None:
+    """Refuse limits that are longer than the sequences of the model of this name."""
+    if limits.prompt + limits.response > config.max_seq_len:
+        raise InputError(
+            f"--limits: {limits.prompt} + {limits.response} tokens, but {name} is made for "
+            f"{config.max_seq_len}"
+        )
 
 
 def save(folder: ModelFolder) -> None:
@@ -284,6 +289,9 @@ def _below(path: Path, runtime: Runtime, dtype: Dtype, expected: str) -> ModelFo
     """The frozen model below the adapters of a folder, whose hash is known."""
     place = trunk_path(path)
     assert place is not None
+    if not located(place).exists():
+        place = Path(os.path.normpath(path / place))
+        raise InputError(f"{path}: the model below its adapters is not at {place}")
     is_shared = dtype == runtime.dtype
     trunk = load_policy(place, runtime) if is_shared else _policy(place, runtime, dtype)
     if trunk.hashes["model"] != expected:

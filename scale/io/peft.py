@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from scale.errors import InputError
 from scale.files import write_json
 from scale.io.boxes import to_host, whole
+from scale.io.hf_config import refuse_palm
 from scale.io.huggingface import new_folder, require_new
 from scale.io.weight_table import TABLE
 from scale.model.adapters import Adapted, Product, adapter_config
@@ -28,11 +29,12 @@ def export_adapters(path: Path, model: Transformer, trunk: str) -> None:
         trunk: The model below them: a Hugging Face folder, or an id of its hub.
 
     Raises:
-        InputError: The policy has no adapters, or `path` has files already.
+        InputError: The policy has no adapters or is PaLM-shaped, or `path` has files already.
     """
     config = adapter_config(model)
     if config is None:
         raise InputError("--adapters: the policy has none")
+    refuse_palm(model.config)
     require_new(path)
     tensors = {
         f"base_model.model.{name}.{part}.weight": array

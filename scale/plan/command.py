@@ -9,6 +9,8 @@ from typing import Any
 from scale.console import console
 from scale.data.table import scan
 from scale.errors import InputError
+from scale.io.model_folder import require_length
+from scale.model.presets import MODELS
 from scale.parallel.chips import chip_of
 from scale.plan.options import TRAINED, PlanOptions
 from scale.plan.search import best, memory_text, planned
@@ -42,19 +44,22 @@ class Plan(PlanOptions):
         """Print the figures, or those of the best candidate.
 
         Raises:
-            InputError: Nothing fits. With `json` it is printed, and the exit status is 2.
+            InputError: The rows cannot be read, the model is made for shorter ones, or nothing
+                fits. With `json` the last two are printed, and the exit status is 2.
         """
-        options = self.with_recipe()
+        rows = len(scan(self.data, ("prompt",))) if self.data else None
         try:
-            figures = best(options, self.log) if self.search else planned(options, self.log)
+            if self.model not in MODELS:  # of a published shape no length is known
+                require_length(self.limits, self.config, self.model)
+            figures = best(self, self.log) if self.search else planned(self, self.log)
         except InputError as error:
             if self.json:
                 print(json.dumps({"fits": False, "error": str(error)}))
                 sys.exit(2)
             raise
-        figures |= {"command": self.command_of(options, figures)}
-        if self.data:
-            figures |= duration(self, figures, len(scan(self.data, ("prompt",))))
+        figures |= {"command": self.command_of(figures)}
+        if rows:
+            figures |= duration(self, figures, rows)
         if self.json:
             print(json.dumps(figures))
         else:
@@ -65,18 +70,17 @@ class Plan(PlanOptions):
         if not self.json:
             console.print(f"  {line}", markup=False, highlight=False)
 
-    def command_of(self, options: PlanOptions, figures: dict[str, Any]) -> str:
+    def command_of(self, figures: dict[str, Any]) -> str:
         """The command that runs the step of the figures."""
-        mesh, adapters = figures["mesh"], options.adapter.rank > 0
+        mesh, adapters = figures["mesh"], self.adapter.rank > 0
         rates = rates_for(figures["params"], adapters)
         rate = rates.reward if self.stage == "reward" else rates.policy
-        if self.stage != "reward" and options.optimizer.optimizer == "adafactor":
+        if self.stage != "reward" and self.optimizer.optimizer == "adafactor":
             rate /= RMS
-        runtime = replace(options.runtime, remat=figures["remat"], **mesh, processes=0)
-        stage = replace(options, runtime=runtime).command(
+        runtime = replace(self.runtime, remat=figures["remat"], **mesh, processes=0)
+        stage = replace(self, runtime=runtime).command(
             self.data or Path("DATA"), batch_size=figures["batch"], epochs=self.epochs,
-            learning_rate=float(f"{rate:.3g}"),
-            accumulation=options.accumulation,
+            learning_rate=float(f"{rate:.3g}"), accumulation=self.accumulation,
         )  # fmt: skip
         return command_line(stage)
 

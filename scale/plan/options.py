@@ -24,11 +24,10 @@ StageName = Literal["align", "reward", "sft", "score", "sample"]
 
 TRAINED: dict[str, type] = {"align": Align, "reward": Reward, "sft": Sft}
 
-RECIPES: dict[str, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {  # what other options are by default
     "palm": {
         "optimizer": OptimizerConfig("adafactor", 1e-4),
-        "remat": "full",
-        "dtype": "bfloat16",
+        "runtime": RuntimeConfig(remat="full", dtype="bfloat16"),
     }
 }
 
@@ -40,8 +39,8 @@ class PlanOptions:
     stage: StageName = "align"
     """The stage whose step is compiled: the very function that the command runs."""
     model: str = "palm-8b"
-    """Shape: palm-8b, palm-62b, palm-540b, llama-3-8b, llama-3-70b or smollm2-135m; or a model, as
-    the stage takes it."""
+    """Shape: palm-8b, palm-62b, palm-540b, llama-3-8b, llama-3-70b or smollm2-135m; or the
+    folder or .gguf file of a model."""
     method: MethodName = "e-dpo"
     """The objective of `align`; README.md has the table."""
     topology: str = "v5e:4x4"
@@ -88,22 +87,6 @@ class PlanOptions:
         """How many reward models the method distils."""
         several = self.num_reward_models
         return {"none": 0, "single": 1, "ensemble": several}[METHODS[self.method].rewards]
-
-    def with_recipe(self) -> "PlanOptions":
-        """These options, in which the recipe stands for those that have their defaults."""
-        if self.recipe is None:
-            return self
-        recipe, defaults = RECIPES[self.recipe], RuntimeConfig()
-        runtime = {
-            name: recipe[name]
-            for name in ("remat", "dtype")
-            if getattr(self.runtime, name) == getattr(defaults, name)
-        }
-        is_default = self.optimizer == OptimizerConfig()
-        optimizer = recipe["optimizer"] if is_default else self.optimizer
-        return replace(
-            self, optimizer=optimizer, runtime=replace(self.runtime, **runtime), recipe=None
-        )
 
     def command(self, data: Path, **training: Any) -> Any:
         """The stage that is planned, on rows `data`; its other folders are examples.

@@ -1,6 +1,7 @@
 """Adapters: what they compute, their gradients by the chain rule, the stages that train them."""
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -24,6 +25,7 @@ from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
 from scale.files import read_json
 from scale.io.model_folder import ModelFolder, load_policy, load_rewards, load_trunk, save
+from scale.io.peft import export_adapters
 from scale.model import inference
 from scale.model.adapters import (
     PRODUCTS,
@@ -353,7 +355,8 @@ def test_a_trunk_that_has_changed_or_gone_is_refused_by_name(chain, tmp_path):
     with pytest.raises(InputError, match=r"trunk: has changed since the adapters of .*policy"):
         load_policy(tmp_path / "policy")
     (tmp_path / "trunk").rename(tmp_path / "moved")
-    with pytest.raises(InputError, match=r"trunk"):
+    gone = f"{tmp_path}/policy: the model below its adapters is not at {tmp_path}/trunk"
+    with pytest.raises(InputError, match=f"^{re.escape(gone)}$"):
         load_policy(tmp_path / "policy")
 
 
@@ -429,6 +432,13 @@ def own_logits(model: Transformer, tokens: np.ndarray) -> np.ndarray:
     attend = masked(attention_mask(jnp.zeros(tokens.shape, jnp.int32)))
     hidden = model.hidden(jnp.asarray(tokens), positions, attend)[0]
     return np.asarray(hidden @ model.unembedding.T)[0]
+
+
+def test_adapters_of_a_model_that_peft_cannot_load_are_not_exported(tmp_path):
+    palm = adapted(random_model(replace(CONFIG, block="parallel")), ADAPTER, jax.random.key(0))
+    with pytest.raises(InputError, match=r"block = 'parallel' .* cannot be exported"):
+        export_adapters(tmp_path / "peft", palm, "trunk")
+    assert not (tmp_path / "peft").exists()
 
 
 def test_a_policy_without_adapters_has_none_to_export(chain, tmp_path):

@@ -4,7 +4,7 @@ import importlib.util
 import json
 import math
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import equinox as eqx
@@ -21,11 +21,12 @@ from scale.model.config import ModelConfig
 from scale.model.presets import MODELS
 from scale.model.transformer import Transformer, parameter_count
 from scale.parallel.mesh import Runtime, RuntimeConfig, make_mesh, make_runtime
+from scale.plan import command as command_module
 from scale.plan import search as search_module
 from scale.plan import step as step_module
 from scale.plan.attention_flops import kernel_flops, visited_pairs
 from scale.plan.command import REALISTIC, Plan, duration, show
-from scale.plan.options import PlanOptions
+from scale.plan.options import RECIPES, PlanOptions
 from scale.plan.report import step_flops
 from scale.plan.search import best, planned
 from scale.plan.step import SCHEDULE, advice, batch_of, compiler_message, on_mesh, place
@@ -43,8 +44,8 @@ UNTIED = replace(
     num_kv_heads=1,
 )  # fmt: skip
 PLAN = PlanOptions(
-    model="small", topology="v5e:2x2", batch=8, limits=Limits(256, 80), recipe="palm"
-).with_recipe()
+    model="small", topology="v5e:2x2", batch=8, limits=Limits(256, 80), **RECIPES["palm"]
+)
 
 
 def silent(line):
@@ -319,11 +320,37 @@ def test_the_command_line():
     assert (plan.stage, plan.method, plan.batch) == ("align", "e-dpo", None)
 
 
-def test_a_recipe_stands_for_what_is_not_given():
-    plan = Plan(recipe="palm", runtime=RuntimeConfig(dtype="float32", remat="dots")).with_recipe()
-    assert plan.optimizer == OptimizerConfig("adafactor", 1e-4)
-    assert (plan.runtime.remat, plan.runtime.dtype, plan.recipe) == ("dots", "bfloat16", None)
-    assert Plan().with_recipe() == Plan()
+def test_rows_that_cannot_be_read_are_refused_before_anything_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_module, "planned", lambda *_: pytest.fail("it compiles"))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    with pytest.raises(InputError, match=r"rows\.jsonl:1: field 'prompt': missing"):
+        Plan(data=rows).run()
+
+
+def test_rows_longer_than_the_stage_takes_are_not_planned(tmp_path, monkeypatch):
+    monkeypatch.setattr(command_module, "planned", lambda *_: pytest.fail("it compiles"))
+    record = {"num_reward_models": 0, "model": asdict(replace(SMALL, max_seq_len=64))}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"^--limits: 40 \+ 25 tokens, but .* is made for 64$"):
+        Plan(model=str(tmp_path), limits=Limits(40, 25)).run()
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "remat", "dtype"),
+    [
+        ("--recipe palm", ("adafactor", 1e-4), "full", "bfloat16"),
+        ("--runtime.remat auto --recipe=palm", ("adafactor", 1e-4), "auto", "bfloat16"),
+        ("--recipe palm --runtime.dtype float32", ("adafactor", 1e-4), "full", "float32"),
+        ("--recipe palm --optimizer.optimizer adam", ("adam", 1e-4), "full", "bfloat16"),
+        ("--recipe palm --optimizer.z-loss 0", ("adafactor", 0.0), "full", "bfloat16"),
+        ("--recipe None", ("adam", 0.0), "auto", "float32"),
+    ],
+)
+def test_a_recipe_stands_for_what_is_not_given(given, optimizer, remat, dtype):
+    plan = parse(["plan", *given.split()])
+    assert plan.optimizer == OptimizerConfig(*optimizer)
+    assert plan.runtime == RuntimeConfig(remat=remat, dtype=dtype)
 
 
 FIGURES = {
@@ -343,11 +370,10 @@ FIGURES = {
 @pytest.mark.parametrize("rank", [0, 8])
 def test_the_plan_ends_with_a_command_that_parses(stage, rank):
     plan = Plan(
-        stage=stage, model="llama-3-8b", recipe="palm", adapter=AdapterConfig(rank),
-        limits=Limits(96, 32), accumulation=2,
+        stage=stage, model="llama-3-8b", adapter=AdapterConfig(rank), limits=Limits(96, 32),
+        accumulation=2, **RECIPES["palm"],
     )  # fmt: skip
-    options = plan.with_recipe()
-    words = shlex.split(plan.command_of(options, FIGURES))
+    words = shlex.split(plan.command_of(FIGURES))
     assert words[:4] == ["python", "-m", "scale.run", stage]
     command = parse(words[3:])
     runtime = RuntimeConfig(2, 8, 1, remat="full", dtype="bfloat16", processes=0)

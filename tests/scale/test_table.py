@@ -238,6 +238,15 @@ def test_without_a_folder_to_write_there_is_one_for_this_process(tmp_path, monke
     assert arrays(dataset_of(scan(path))[0]) == arrays(dataset_of(read(path))[0])
 
 
+def test_a_folder_that_is_only_read_is_not_used(cache, tmp_path, monkeypatch):
+    """Root may write any folder, so `access` is what says it."""
+    cache.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != cache)
+    path = jsonl(tmp_path / "rows.jsonl", ROWS)
+    assert arrays(dataset_of(scan(path))[0]) == arrays(dataset_of(read(path))[0])
+    assert not [*cache.iterdir()]
+
+
 def test_entries_of_last_month_are_removed_and_used_ones_stay(cache):
     def make(folder):
         (folder / "a").write_text("a")
