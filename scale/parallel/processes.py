@@ -50,7 +50,7 @@ def main_first(work: Callable[[], T]) -> T:
     They find the files of process 0; where they have a file system of their own, they make theirs.
 
     Raises:
-        InputError: Process 0 raised it.
+        InputError: Process 0 raised it, or an OSError, such as that of a full disk.
     """
     if jax.process_count() == 1:
         return work()
@@ -58,7 +58,7 @@ def main_first(work: Callable[[], T]) -> T:
     if is_main():
         try:
             result = work()
-        except InputError as error:
+        except (InputError, OSError) as error:
             fault = str(error)
     if fault := broadcast_text(fault):
         raise InputError(fault)
