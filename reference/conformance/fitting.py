@@ -66,12 +66,14 @@ def _members(family: Family, asked: Asked, evidence: Evidence, output: str) -> I
 
     A constant is rounded to a few digits where that is enough.
     """
-    case, answer = asked.case, asked.answer or {}
+    case, value = asked.case, (asked.answer or {}).get(output)
     one = evidence._replace(asked=[asked])
+    if not isinstance(value, np.ndarray):
+        return
 
     def gap(constant: float) -> float:
         made = evaluated(family(constant), case) or {}
-        return np.sum(made[output]) - np.sum(answer[output]) if output in made else np.nan
+        return np.sum(made[output]) - np.sum(value) if output in made else np.nan
 
     def fits(constant: float) -> bool:
         return output in reproduced(family(constant), one, frozenset([output]))

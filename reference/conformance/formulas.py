@@ -95,9 +95,9 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
         Hypotheses, which may fail in other outputs.
     """
     cases = [
-        (case, float(answer["loss"]))
+        (case, float(answer["loss"].item()))
         for case, answer in evidence.asked
-        if case.result == "value" and answer and np.size(answer.get("loss", ())) == 1
+        if case.result == "value" and answer and is_number(answer.get("loss"))
     ]
     cases = [(case, loss) for case, loss in cases if abs(loss) > 1e-9 and np.isfinite(loss)]
     if key[0] not in OBJECTIVES or key in BUILT or len(cases) <= MOST:
@@ -109,6 +109,15 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
         yield from (_hypothesis(key, sum_of) for sum_of in chosen)
         if chosen:
             return
+
+
+def is_number(value: Any) -> bool:
+    """Whether an output is an array of one number.
+
+    Args:
+        value: as `evidence` has it.
+    """
+    return isinstance(value, np.ndarray) and value.size == 1
 
 
 def _table(cases: list[Case]) -> tuple[list[Term], np.ndarray]:

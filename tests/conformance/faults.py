@@ -372,7 +372,7 @@ FAULTS = {
 # fmt: off
 NAMES: dict[str, tuple[str, ...]] = {
     "margin's sign": ("with chosen and rejected swapped and with the gradients negated", "with the gradients negated and with the rewards of chosen and rejected swapped",),
-    "preference's sign": ("with chosen and rejected swapped", "at label_smoothing 1 - e", "with the rewards of chosen and rejected swapped", "with the pair's margin added and with the rewards of chosen and rejected swapped",),
+    "preference's sign": ("with chosen and rejected swapped", "at label_smoothing 1 - e", "with the rewards of chosen and rejected swapped", "with the pair's margin added and with the rewards of chosen and rejected swapped", "with the loss L(-(rho - margin))",),
     "distillation's sign": ("with chosen and rejected swapped", "with the rewards of chosen and rejected swapped",),
     "ensemble's sign": ("with chosen and rejected swapped and with the gradients negated", "with the gradients negated and with the rewards of chosen and rejected swapped"),
     "example-min's sign": ("with chosen and rejected swapped and with the gradients negated", "with the gradients negated and with the rewards of chosen and rejected swapped",),
