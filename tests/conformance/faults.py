@@ -563,6 +563,8 @@ UNKNOWN = (
     "hull's cone",
     "softmax of exponentials",
     "denominator not shifted",
+    "log-probabilities in bfloat16",
+    "log-probabilities in float16",
     "reference moved when training resumes",
 )
 """Faults that break some output in a way that no hypothesis has."""
