@@ -19,7 +19,8 @@ MOST_REPETITION = 0.1  # beyond pi_ref's
 LEAST_DIVERSITY = 0.7  # of pi_ref's
 NGRAM = 4  # tokens
 MOST_SPIKE = 5.0  # ranges of the values of a window, above the largest of them
-SPIKING = {"loss": "loss", "grad_norm": "the norm of the gradient"}
+OF_BATCH = {"loss": "loss", "grad_norm": "the norm of the gradient"}
+"""What the rows of a step's batch decide, in words."""
 
 WARNINGS = "warnings"  # the finding that holds the signs
 Record = dict[str, Any]
@@ -82,7 +83,7 @@ def spike_signs(records: Sequence[Record], new: int) -> Signs:
         new: How many of them, at the end, are looked at.
     """
     signs = {}
-    for name, words in SPIKING.items():
+    for name, words in OF_BATCH.items():
         with_it = [record for record in records[-new - WINDOW :] if name in record]
         peaks = [float(np.max(record[name])) for record in with_it]
         for i in range(max(WINDOW, len(peaks) - new), len(peaks)):

@@ -97,7 +97,7 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     cases = [
         (case, float(answer["loss"].item()))
         for case, answer in evidence.asked
-        if case.result == "value" and answer and is_number(answer.get("loss"))
+        if case.result == "value" and answer and _is_number(answer.get("loss"))
     ]
     cases = [(case, loss) for case, loss in cases if abs(loss) > 1e-9 and np.isfinite(loss)]
     if key[0] not in OBJECTIVES or key in BUILT or len(cases) <= MOST:
@@ -111,12 +111,8 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
             return
 
 
-def is_number(value: Any) -> bool:
-    """Whether an output is an array of one number.
-
-    Args:
-        value: as `evidence` has it.
-    """
+def _is_number(value: Any) -> bool:
+    """Whether an output is an array of one number."""
     return isinstance(value, np.ndarray) and value.size == 1
 
 

@@ -47,10 +47,6 @@ class IsolatedAdapter(Client):
             self.close()
             raise ValueError(str(error)) from error
 
-    def supports(self, objective: str, dialect: str) -> bool:
-        """Whether the adapter claims this dialect of this objective."""
-        return self.ask({"method": "supports", "objective": objective, "dialect": dialect}) is True
-
     def evaluate(
         self, objective: str, dialect: str, params: dict[str, Any], inputs: dict[str, Any]
     ) -> Any:

@@ -62,6 +62,10 @@ class Client:
             raise self.failure(answer)
         return answer.get("result")
 
+    def supports(self, objective: str, dialect: str) -> bool:
+        """Ask the program whether it claims this dialect of this objective."""
+        return self.ask({"method": "supports", "objective": objective, "dialect": dialect}) is True
+
     def failure(self, answer: dict[str, Any]) -> Exception:
         """What to raise for an answer that is an error."""
         return Rejected(readable(str(answer["error"])))
@@ -88,10 +92,6 @@ class CommandAdapter(Client):
         if not words:
             raise ValueError("the command is empty")
         super().__init__(words, "the program", timeout)
-
-    def supports(self, objective: str, dialect: str) -> bool:
-        """Ask the program whether it claims this dialect of this objective."""
-        return self.ask({"method": "supports", "objective": objective, "dialect": dialect}) is True
 
     def evaluate(
         self, objective: str, dialect: str, params: dict[str, Any], inputs: dict[str, Any]

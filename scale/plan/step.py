@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from minipref.batch import Batch, Inputs, Targets
 from minipref.reward_models import RewardModel, stack
 from minipref.training import Hyperparameters, TrainState
-from scale.data.layout import Layout, round_up
+from scale.data.layout import round_up
 from scale.errors import InputError
 from scale.model.adapters import adapted, matrices, partition, stored, trunk_of
 from scale.model.inference import ROWS, jitted_logps
@@ -138,8 +138,9 @@ def smallest_batch(options: PlanOptions, placed: Placed) -> int:
     return round_up(rows, shards)
 
 
-def inputs_of(layout: Layout, runtime: Runtime, *rows: int) -> Inputs:
+def inputs_of(options: PlanOptions, runtime: Runtime, *rows: int) -> Inputs:
     """Shapes and shardings of packed rows [*rows, length]; the last axis of `rows` is split."""
+    layout = options.layout
     sizes = [layout.length] * 3 + [layout.num_labels] * 3 + [layout.num_responses]
     axes = [None] * (len(rows) - 1) + [BATCH]
     sharding = runtime.sharding(*axes)  # type: ignore[arg-type]
@@ -152,7 +153,7 @@ def batch_of(options: PlanOptions, placed: Placed, rows: int) -> Batch:
     runtime, parts = placed.runtime, options.accumulation
     several = (placed.members,) if options.stage == "reward" else ()
     lead = (*several, parts) if parts > 1 else several
-    inputs = inputs_of(options.layout, runtime, *lead, rows // parts)
+    inputs = inputs_of(options, runtime, *lead, rows // parts)
 
     def target(*shape: int) -> Any:
         sharding = runtime.sharding(*[None] * len(several), BATCH)
@@ -179,7 +180,7 @@ def lowered(options: PlanOptions, placed: Placed, rows: int) -> Any:
             return reward_step.lower(SCHEDULE, state, batch, frozen=frozen)
         case "score":
             reads = jax.jit(lambda model, inputs: jitted_logps(model, inputs))
-            return reads.lower(frozen, inputs_of(options.layout, runtime, rows))
+            return reads.lower(frozen, inputs_of(options, runtime, rows))
         case "sample":
             return lowered_sampling(options, placed, rows)
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from minipref.losses import Metrics
 from minipref.training import TrainState
 from scale.console import track
-from scale.health import Signs, spike_signs, warn
+from scale.health import OF_BATCH, Signs, spike_signs, warn
 from scale.io.arrays import all_finite
 from scale.train.checkpoints import Checkpoints
 from scale.train.metrics import WALL_CLOCK, LoggerName, Record, logged, open_log
@@ -32,8 +32,6 @@ WATCHED = {
     "validation/kl": "held-out KL {:.3g}",
     "tokens_per_second": "{:,.0f} tokens/s",
 }
-WITH_ROWS = {"loss": "loss", "grad_norm": "the norm of the gradient"}
-"""What the rows of a step's batch decide, in words."""
 AHEAD = 2  # batches that are made before the loop asks for them
 StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 EvalFn = Callable[[Any, int], dict[str, Any]]
@@ -289,7 +287,7 @@ def require_finite(
     last = records[-1]["step"]
     for record in records:
         step = record["step"]
-        for name, words in WITH_ROWS.items():
+        for name, words in OF_BATCH.items():
             if not np.all(np.isfinite(record.get(name, 0.0))):
                 if step == 1:
                     advice = "it is so before the first update: look at beta and the rows' scores"
