@@ -49,6 +49,25 @@ def tokenized_rows(rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
     return TokenizedRows(ids, ends.reshape(len(rows), -1) if rows else ends)
 
 
+def shared_out(rows: np.ndarray, tokens: np.ndarray, num_groups: int) -> np.ndarray:
+    """Rows in groups that have about equal totals of tokens.
+
+    The longest rows are dealt first, one to each group, and then on in turns there and back.
+
+    Args:
+        rows: Indices [G * n], which may be there several times.
+        tokens: How many tokens each row has.
+        num_groups: G.
+
+    Returns:
+        The indices of the rows of each group [G, n].
+    """
+    longest_first = rows[np.argsort(-tokens[rows], kind="stable")]
+    dealt = longest_first.reshape(-1, num_groups)
+    dealt[1::2] = dealt[1::2, ::-1]
+    return dealt.T
+
+
 def pack(
     rows: TokenizedRows, shape: BatchShape, layout: Layout | None = None, pad: int = 0
 ) -> Inputs:

@@ -43,11 +43,9 @@ def choose_shapes(
     def flops(sizes: np.ndarray) -> np.ndarray:
         return parts * batch_flops(model, num_sequences, batch // parts, *sizes.T)
 
-    compile_flops = compile_seconds * run_flops(model.runtime)
     of_parts = lengths.reshape(steps * parts, batch // parts, -1)
     sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
-    sizes = few_sizes(sizes, flops, compile_flops)
-    return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
+    return shapes_of(sizes, flops, model.runtime, compile_seconds)
 
 
 def choose_prompt_shapes(
@@ -67,9 +65,16 @@ def choose_prompt_shapes(
         attention = 4 * config.num_layers * config.num_heads * config.head_dim
         return prompts + attention * rows * new_tokens * sizes[:, 2]
 
-    compile_flops = COMPILE_SECONDS * run_flops(model.runtime)
-    sizes = few_sizes(smallest_sizes(lengths, num_sequences), flops, compile_flops)
-    return [BatchShape(num_sequences, *map(int, row)) for row in sizes]
+    sizes = smallest_sizes(lengths, num_sequences)
+    return shapes_of(sizes, flops, model.runtime, COMPILE_SECONDS)
+
+
+def shapes_of(
+    sizes: np.ndarray, cost: Cost, runtime: Runtime, compile_seconds: float
+) -> list[BatchShape]:
+    """A shape for each batch: no smaller than its sizes [steps, 3], and few different ones."""
+    few = few_sizes(sizes, cost, compile_seconds * run_flops(runtime))
+    return [BatchShape(runtime.batch_shards, *map(int, row)) for row in few]
 
 
 def run_flops(runtime: Runtime) -> float:

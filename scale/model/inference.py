@@ -17,6 +17,7 @@ from minipref.reward_models import RewardModel, ensemble_rewards
 from scale.console import Rate, track
 from scale.data.dataset import Dataset
 from scale.data.layout import BatchShape, round_up
+from scale.data.packing import shared_out
 from scale.data.tokenizer import Tokenizer
 from scale.files import atomic
 from scale.model.adapters import partition, trunk_of
@@ -29,6 +30,7 @@ from scale.parallel.sharding import runtime_of
 
 ROWS = 16  # of a batch; they fit a CPU's cache: with 128 the miniature runs at half the speed
 
+WINDOW = 4  # batches among which rows are shared out
 BLOCK = 64 * ROWS  # rows whose numbers are kept together
 
 jitted_logps = eqx.filter_jit(lambda model, inputs: response_logps(model, inputs).logps)
@@ -131,7 +133,7 @@ def over_batches(
     label: str = "",
     cache: Path | None = None,
 ) -> np.ndarray:
-    """`function` over all rows, in packed batches of rows of similar length.
+    """`function` over all rows, in packed batches.
 
     Args:
         function: The model and a batch -> an array with a row for each of the batch's.
@@ -144,8 +146,7 @@ def over_batches(
         The results of all rows, in their order.
     """
     runtime, rate = runtime_of(model), Rate()
-    order = longest_first(dataset.tokens.lengths.sum(1))
-    batches = in_batches(order, round_up(min(ROWS, len(order)), runtime.batch_shards))
+    batches = even_batches(dataset.tokens.lengths.sum(1), runtime.batch_shards)
     shapes = shapes_of(dataset, batches, model)
 
     def results(indices: Iterable[int]) -> list[np.ndarray]:
@@ -160,16 +161,33 @@ def over_batches(
     per_block = -(-BLOCK // batches.shape[1])
     blocks: list[np.ndarray] = []
     for start in range(0, len(batches), per_block):
-        folder = cache and cache / f"{label}-by-length-{start}-{per_block}"
+        folder = cache and cache / f"{label}-{start}-{per_block}"
         block = islice(progress, per_block)
         blocks += cached(folder, ("values",), partial(results, block))
         deque(block, maxlen=0)  # where the block was there, its batches are done
     deque(progress, maxlen=0)
-    return np.concatenate(blocks)[np.argsort(order)]
+    return np.concatenate(blocks)[np.unique(batches, return_index=True)[1]]
+
+
+def even_batches(tokens: np.ndarray, num_sequences: int) -> np.ndarray:
+    """The rows in batches [batches, B], those that need most memory first.
+
+    The batches of a window have rows of similar length, and their packed sequences about as many
+    tokens each: so they share a shape, and few positions are padding.
+
+    Args:
+        tokens: How many tokens each row has [N].
+        num_sequences: Packed sequences of a batch.
+    """
+    size = round_up(min(ROWS, len(tokens)), num_sequences)
+    batches = in_batches(longest_first(tokens), size)
+    windows = np.split(batches, range(WINDOW, len(batches), WINDOW))
+    shared = [shared_out(w.ravel(), tokens, len(w) * num_sequences) for w in windows]
+    return np.concatenate(shared).reshape(-1, size)
 
 
 def longest_first(lengths: np.ndarray) -> np.ndarray:
-    """Rows in the order of their lengths: the batch that needs most memory comes first."""
+    """Rows in the order of their lengths."""
     return np.argsort(-lengths, kind="stable")
 
 

@@ -11,7 +11,7 @@ PALM_8B = ModelConfig(
 LLAMA_3_8B = ModelConfig(
     vocab_size=128_256, num_layers=32, d_model=4096, num_heads=32, head_dim=128, d_ff=14_336,
     rope_base=500_000.0, num_kv_heads=8, block="sequential", norm="rms", norm_eps=1e-5,
-    tie_embeddings=False, scaled_logits=False,
+    tie_embeddings=False, scaled_logits=False, max_seq_len=8192,
 )  # fmt: skip
 SMOLLM2_135M = replace(
     LLAMA_3_8B, vocab_size=49_152, num_layers=30, d_model=576, num_heads=9, head_dim=64, d_ff=1536,

@@ -10,7 +10,6 @@ from scale.console import console
 from scale.data.table import scan
 from scale.errors import InputError
 from scale.io.model_folder import require_length
-from scale.model.presets import MODELS
 from scale.parallel.chips import chip_of
 from scale.plan.options import TRAINED, PlanOptions
 from scale.plan.search import best, memory_text, planned
@@ -44,13 +43,14 @@ class Plan(PlanOptions):
         """Print the figures, or those of the best candidate.
 
         Raises:
-            InputError: The rows cannot be read, the model is made for shorter ones, or nothing
-                fits. With `json` the last two are printed, and the exit status is 2.
+            InputError: The rows cannot be read, the stage has no such option, the model is made
+                for shorter rows, or nothing fits. With `json` all but the first are printed, and
+                the exit status is 2.
         """
         rows = len(scan(self.data, ("prompt",))) if self.data else None
         try:
-            if self.model not in MODELS:  # of a published shape no length is known
-                require_length(self.limits, self.config, self.model)
+            self.require_used()
+            require_length(self.limits, self.config, self.model)
             figures = best(self, self.log) if self.search else planned(self, self.log)
         except InputError as error:
             if self.json:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from minipref.methods import METHODS
 from scale.data.dataset import Limits
 from scale.data.layout import Layout
+from scale.errors import InputError
 from scale.io.model_folder import config_of
 from scale.model.adapters import AdapterConfig
 from scale.model.config import ModelConfig
@@ -56,7 +57,7 @@ class PlanOptions:
     asks."""
     recipe: Literal["palm"] | None = None
     """Options for pods that are given together. palm: Adafactor, z-loss 1e-4, bfloat16, remat full.
-    An option that is also given by itself wins."""
+    An option that is also given by itself wins. `reward` takes no optimizer of it: it has Adam."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer and z-loss of `align` and `sft`."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -87,6 +88,22 @@ class PlanOptions:
         """How many reward models the method distils."""
         several = self.num_reward_models
         return {"none": 0, "single": 1, "ensemble": several}[METHODS[self.method].rewards]
+
+    def require_used(self) -> None:
+        """Refuse options that the stage does not have.
+
+        Raises:
+            InputError: Names the option.
+        """
+        trains, chooses = self.stage in TRAINED, self.stage in ("align", "sft")
+        of_recipes = [OptimizerConfig(), *(each["optimizer"] for each in RECIPES.values())]
+        unused = {
+            "--accumulation": self.accumulation > 1 and not trains,
+            "--adapter.rank": self.adapter.rank > 0 and not trains,
+            "--optimizer": self.optimizer not in of_recipes and not chooses,
+        }
+        for option in [name for name, given in unused.items() if given]:
+            raise InputError(f"{option}: `{self.stage}` has no such option")
 
     def command(self, data: Path, **training: Any) -> Any:
         """The stage that is planned, on rows `data`; its other folders are examples.

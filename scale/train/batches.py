@@ -15,6 +15,7 @@ import numpy as np
 from minipref.batch import Batch
 from scale.data.dataset import Dataset, batch_indices
 from scale.data.layout import BatchShape
+from scale.data.packing import shared_out
 from scale.errors import InputError
 from scale.model.batch_shapes import choose_shapes
 from scale.model.transformer import Transformer
@@ -147,22 +148,3 @@ def row_order(
     batches = [rng.permutation(shared_out(w.ravel(), tokens, len(w))) for w in windows]
     in_order = [shared_out(batch, tokens, num_sequences) for batch in np.concatenate(batches)]
     return np.stack(in_order).reshape(steps, size)
-
-
-def shared_out(rows: np.ndarray, tokens: np.ndarray, num_groups: int) -> np.ndarray:
-    """Rows in groups that have about equal totals of tokens.
-
-    The longest rows are dealt first, one to each group, and then on in turns there and back.
-
-    Args:
-        rows: Indices [G * n], which may be there several times.
-        tokens: How many tokens each row has.
-        num_groups: G.
-
-    Returns:
-        The indices of the rows of each group [G, n].
-    """
-    longest_first = rows[np.argsort(-tokens[rows], kind="stable")]
-    dealt = longest_first.reshape(-1, num_groups)
-    dealt[1::2] = dealt[1::2, ::-1]
-    return dealt.T

@@ -1,4 +1,4 @@
-"""Scores and samples of rows in batches by length, against those of each row alone."""
+"""Scores and samples of rows in packed batches, against those of each row alone."""
 
 import equinox as eqx
 import jax
@@ -56,15 +56,27 @@ def test_over_batches_gives_each_row_once_and_in_order(monkeypatch, model, n, si
     assert type(outputs) is np.ndarray
     np.testing.assert_array_equal(outputs, 10 * np.arange(n)[:, None])
     assert [len(rows) for rows in seen] == [min(size, n)] * -(-n // size)
-    by_length = sorted(range(n), key=lambda i: -lengths[i])
-    rows = np.concatenate(seen).tolist()
-    assert rows[:n] == by_length and set(rows[n:]) <= {by_length[-1]}
+    rows, shortest = np.concatenate(seen), int(np.argmin(lengths))
+    copies = -n % min(size, n)
+    assert np.bincount(rows).tolist() == [1 + copies * (i == shortest) for i in range(n)]
+
+
+def test_batches_of_a_window_have_equal_totals(monkeypatch):
+    """By hand: 9 8 7 6 5 4 3 2 in a window of two batches of four rows, 1 and its copies after it.
+    Of one sequence each: 9 6 5 2 and 8 7 4 3. Of two: the turns are 9 8 7 6 | 2 3 4 5."""
+    monkeypatch.setattr(inference, "ROWS", 4)
+    monkeypatch.setattr(inference, "WINDOW", 2)
+    tokens = np.array([3, 9, 1, 7, 5, 2, 8, 4, 6])
+    one, two = (tokens[inference.even_batches(tokens, n)].tolist() for n in (1, 2))
+    assert one == [[9, 6, 5, 2], [8, 7, 4, 3], [1, 1, 1, 1]]
+    assert two == [[9, 2, 8, 3], [7, 4, 6, 5], [1, 1, 1, 1]]
 
 
 def test_blocks_that_are_there_are_not_computed_again(tmp_path, monkeypatch, model):
     """Three blocks of two batches of two rows; the first and the third are there."""
     monkeypatch.setattr(inference, "ROWS", 2)
     monkeypatch.setattr(inference, "BLOCK", 4)
+    monkeypatch.setattr(inference, "WINDOW", 1)
     seen, items = [], []
 
     def counted(sequence, label, status):
@@ -77,7 +89,7 @@ def test_blocks_that_are_there_are_not_computed_again(tmp_path, monkeypatch, mod
     whole = inference.over_batches(function, model, rows, "x", tmp_path)
     np.testing.assert_array_equal(whole, 10 * np.arange(11)[:, None])
     assert items == [(i, "rows/s") for i in range(6)]
-    (tmp_path / "x-by-length-2-2/values.npy").unlink()
+    (tmp_path / "x-2-2/values.npy").unlink()
     seen.clear()
     items.clear()
     again = inference.over_batches(function, model, rows, "x", tmp_path)

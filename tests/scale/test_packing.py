@@ -17,12 +17,12 @@ from minipref.methods import METHODS
 from minipref.training import Hyperparameters
 from scale.data.dataset import Dataset, batch_indices
 from scale.data.layout import BatchShape, smallest_shape
-from scale.data.packing import pack, tokenized_rows
+from scale.data.packing import pack, shared_out, tokenized_rows
 from scale.model.batch_shapes import coarsen_sizes, merge_sizes, smallest_sizes
 from scale.model.config import ModelConfig
 from scale.model.response_logps import response_logps
 from scale.model.transformer import Transformer
-from scale.train.batches import plan_batches, row_order, shared_out
+from scale.train.batches import plan_batches, row_order
 from scale.train.loop import TrainingConfig
 from scale.train.optimizer import OptimizerConfig
 from scale.train.steps import language_model_loss, policy_loss, policy_step, start_state

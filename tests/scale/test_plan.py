@@ -353,6 +353,37 @@ def test_a_recipe_stands_for_what_is_not_given(given, optimizer, remat, dtype):
     assert plan.runtime == RuntimeConfig(remat=remat, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ("--stage score --accumulation 2", "--accumulation"),
+        ("--stage sample --adapter.rank 8", "--adapter.rank"),
+        ("--stage reward --optimizer.z-loss 1", "--optimizer"),
+        ("--stage sample --recipe palm --optimizer.optimizer adam", "--optimizer"),
+    ],
+)
+def test_an_option_that_the_stage_does_not_have_is_refused(given, option, monkeypatch):
+    monkeypatch.setattr(command_module, "planned", lambda *_: pytest.fail("it compiles"))
+    with pytest.raises(InputError, match=rf"^{option}: `\w+` has no such option$"):
+        parse(["plan", *given.split()]).run()
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["--stage reward --recipe palm", "--stage score --recipe palm", "--stage sft --accumulation 2",
+     "--stage reward --adapter.rank 8", "--optimizer.z-loss 1", "--stage sft --recipe palm"],
+)  # fmt: skip
+def test_options_that_the_stage_has_are_planned(given, monkeypatch, capsys):
+    monkeypatch.setattr(command_module, "planned", lambda plan, log: dict(FIGURES))
+    parse(["plan", *given.split()]).run()
+    assert "bound" in capsys.readouterr().out
+
+
+def test_rows_longer_than_a_published_model_are_not_planned():
+    with pytest.raises(InputError, match=r"^--limits: 8000 \+ 193 tokens, but .* for 8192$"):
+        Plan(model="llama-3-8b", limits=Limits(8000, 193)).run()
+
+
 FIGURES = {
     "stage": "align", "model": "small", "method": "dpo", "topology": "v3:2x2", "slices": 2,
     "batch": 4, "tokens": 8, "remat": "full", "dtype": "bfloat16",

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from scale.data.table import Table, scan
 from scale.data.token_cache import GrowingArray, entry
 from scale.data.tokenizer import train_tokenizer
 from scale.errors import InputError
+from scale.parallel import processes
 from scale.stages.reward import held_out
 
 SIDES = ("chosen", "rejected")
@@ -275,3 +277,17 @@ def test_a_growing_array_is_a_npy_file(tmp_path):
 
 def test_a_table_is_one_of_files(file):
     assert isinstance(scan(file), Table) and scan(file).identity != scan(file, SIDES).identity
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left", "x"), InputError("x: no")])
+def test_what_stops_process_0_stops_all_with_its_words(monkeypatch, error):
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "broadcast_text", lambda text: said.append(text) or text)
+
+    def work():
+        raise error
+
+    with pytest.raises(InputError) as caught:
+        processes.main_first(work)
+    assert said == [str(caught.value)] == [str(error)]
