@@ -26,6 +26,7 @@ from scale.files import atomic, require_file, write_json
 PAD, EOS = 0, 1
 SPECIAL = ["<|pad|>", "<|eos|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SMALLEST = 256 + len(SPECIAL)
+MOST_IDS = 2**24  # of tokens: `tokenizers` takes memory for every number up to the largest
 ROLE_IDS = {name.strip("<|>"): i for i, name in enumerate(SPECIAL) if i > EOS}
 
 TEMPLATE = (
@@ -194,15 +195,19 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     """A `tokenizer.json`.
 
     Raises:
-        InputError: The file is missing or no tokenizer.
+        InputError: The file is missing or no tokenizer, or an id is larger than any vocabulary.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; a slow tokenizer's files are not read")
     require_file(path)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(f"{path}: not a tokenizer: {error}") from error
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= MOST_IDS:
+        raise InputError(f"{path}: not a tokenizer: it has a token {largest}")
+    return tokenizer
 
 
 def special_as_text(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

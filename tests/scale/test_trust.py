@@ -385,6 +385,15 @@ def test_a_length_of_a_tokenizer_that_is_none(theirs):
     refused(lambda: tokenizer_of(theirs), "theirs", "model_max_length must be a number")
 
 
+def test_a_token_whose_number_would_take_gigabytes(theirs):
+    path = theirs / "tokenizer.json"
+    record = json.loads(path.read_text())
+    [*_, last] = record["model"]["vocab"]
+    record["model"]["vocab"][last] = 2**31
+    path.write_text(json.dumps(record))
+    refused(lambda: tokenizer_of(theirs), "tokenizer.json: not a tokenizer: it has a token 214748")
+
+
 @pytest.mark.parametrize("line", ["", "x", "[]", '{"step": "1"}', '{"loss": 1}', '{"step": {}}'])
 def test_a_damaged_log_is_refused_by_name(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
