@@ -18,11 +18,10 @@ if "MINIPREF_TEST_CACHE" not in os.environ:
 
 
 def pytest_configure(config):
-    """The fast tests compile without LLVM's optimisation, which would take a third of their time;
-    the slow ones compile as users do."""
+    """Programs compile without LLVM's optimisation, which would take a third of the tests' time."""
     flag = "--xla_backend_optimization_level=0"
     flags = os.environ.get("XLA_FLAGS", "").split()
-    if config.option.markexpr == "not slow" and flag not in flags:
+    if flag not in flags:
         os.environ["XLA_FLAGS"] = " ".join([*flags, flag])
 
 
