@@ -132,11 +132,11 @@ FAULTS = {
         "swapped-reference", MARGIN, "(policy_chosen - ref_rejected) - (policy_rejected - ref_chosen)"),
     "no reference": objectives("swapped-reference", MARGIN, "policy_chosen - policy_rejected"),
     "gradients into the reference": pairs("reference-gradient", GRADS, "(slopes, -slopes, -slopes, slopes)"),
-    "accuracy of ties": pairs("accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean(margins_of(inputs) >= 0)"),
+    "accuracy of ties": pairs("accuracy-tie", "np.mean(margins > 0)", "np.mean(margins >= 0)"),
     "accuracy of equal rewards": pairs("accuracy-tie", "np.mean(differences > 0)", "np.mean(differences >= 0)"),
     "half a point for ties": pairs(
-        "accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean((np.sign(margins_of(inputs)) + 1) / 2)"),
-    "accuracy of the mean": pairs("accuracy-of-means", "np.mean(margins_of(inputs) > 0)", "float(np.mean(margins_of(inputs)) > 0)"),
+        "accuracy-tie", "np.mean(margins > 0)", "np.mean((np.sign(margins) + 1) / 2)"),
+    "accuracy of the mean": pairs("accuracy-of-means", "np.mean(margins > 0)", "float(np.mean(margins) > 0)"),
     # beta
     "DPO without beta": objectives("beta-dropped", DPO, "bradley_terry(margin)"),
     "DPO's slope without beta": pairs("beta-dropped", "slopes = beta * (wrong", "slopes = (wrong"),
