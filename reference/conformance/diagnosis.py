@@ -168,7 +168,8 @@ def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
     best = [one for one in useful if rank(one) == rank(useful[0])]
     best = sorted(best, key=lambda one: len(one.hypothesis.name))
-    names = [f"{one.hypothesis.name} and " for one in best]  # the rest has no effect on the cases
+    marks = (" and ", ": ")  # what follows has no effect on the cases
+    names = [one.hypothesis.name + mark for one in best for mark in marks]
     return [one for one in best if not one.hypothesis.name.startswith(tuple(names))]
 
 

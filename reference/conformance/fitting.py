@@ -1,6 +1,7 @@
 """Constants that no case gives, from the answers of one case."""
 
 from collections.abc import Callable, Iterable, Iterator
+from math import exp, log
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def _members(
 ) -> Iterator[Hypothesis]:
     """The members of a family that reproduce one output of a case, where their neighbours do not.
 
-    A constant is rounded to a few digits where that is enough.
+    A constant, or its exponential, is rounded to a few digits where that is enough.
     """
     case, value = asked.case, (asked.answer or {}).get(output)
     one = evidence._replace(asked=[asked])
@@ -100,9 +101,16 @@ def _members(
         return output in reproduced(family(constant), one, frozenset([output]))
 
     for root in _roots(gap):
-        rounded = (float(f"{root:.{digits}g}") for digits in (1, 2, 3, 17))
-        constants = [constant for constant in rounded if fits(constant)][:1]
+        constants = [constant for constant in _rounded(root) if fits(constant)][:1]
         yield from (family(c) for c in constants if not (fits(1.01 * c) or fits(0.99 * c)))
+
+
+def _rounded(root: float) -> Iterator[float]:
+    """A constant with few digits, the logarithm of one, and the constant as it is."""
+    yield from (float(f"{root:.{digits}g}") for digits in (1, 2, 3))
+    if -700 < root < 0:  # the exponential is a small number
+        yield from (log(float(f"{exp(root):.{digits}g}")) for digits in (1, 2, 3))
+    yield root
 
 
 def _roots(gap: Callable[[float], float]) -> Iterator[float]:

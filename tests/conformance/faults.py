@@ -419,7 +419,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "cDPO for robust DPO": ("dpo/conservative",),
     "robust DPO not normalised": ("times 1 - 2 label_smoothing",),
     "cDPO's label smoothing on the other side": ("at label_smoothing 1 - e",),
-    "robust DPO's label smoothing doubled": ("at 2 label_smoothing",),
+    "robust DPO's label smoothing doubled": ("at label_smoothing 2 e",),
     "half of the paper's target": ("ipo/sum",),
     "twice IPO's target": ("ipo/paper",),
     "twice IPO's target per token": ("at 0.5 beta", "with -0.5 added to beta times the margin"),

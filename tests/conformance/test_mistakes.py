@@ -35,7 +35,7 @@ def batch_of(objective, dialect):
 
 
 def changed(row, function):
-    return row.change(function, 1.3) if "{c}" in row.name else row.change(function)
+    return row.change(function, 1.3) if row.free else row.change(function)
 
 
 def slope(function, params, inputs, name, direction):

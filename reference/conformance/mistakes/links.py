@@ -8,10 +8,12 @@ import numpy as np
 
 from reference.conformance import pairs
 from reference.conformance.mistakes.mistake import (
+    LOGPS,
     Function,
     Mistake,
     Values,
     argument,
+    scaled_grads,
     step,
     then,
     through,
@@ -20,15 +22,15 @@ from reference.conformance.pairs import POLICY, REFERENCE, sigmoid
 
 
 def of_loss(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
-    """The loss of each pair is a function of the right one; with "{c}" of a constant too."""
+    """The loss of each pair is a function of the right one; with "{c}" in its name of a constant too."""
 
     def outputs(made: Values, *rest: Values, **constants: float) -> Values:
         right = made["per_example"]
         return through(made, value(right, **constants), slope(right, **constants))
 
-    if "{c}" not in words:
-        return Mistake(words, flag, then(outputs))
-    return Mistake(words, flag, lambda f, c: then(partial(outputs, c=c))(f))
+    fixed = Mistake(words, flag, then(outputs))
+    fitted = Mistake(words, flag, lambda f, c: then(partial(outputs, c=c))(f))
+    return fitted if fixed.free else fixed
 
 
 def linked(value: Callable, slope: Callable) -> Callable[[Function], Function]:
@@ -85,6 +87,19 @@ def of_target(value: Callable, slope: Callable) -> Callable[[Function], Function
         return pairs.over_pairs(value(h, params["beta"]), slope(h, params["beta"]))
 
     return then(outputs)
+
+
+def before_loss(function: Function) -> Function:
+    """The margin of IPO is multiplied by beta, as in DPO; the target is what it was."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        scale = params["beta"]
+        made = function(params, inputs | {name: scale * inputs[name] for name in LOGPS})
+        if "metrics" in made or "score_chosen" in inputs:
+            raise ValueError("this is not IPO")
+        return made | scaled_grads(made, scale)
+
+    return mistaken
 
 
 def of_sides(made: Values, losses: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Values:
@@ -269,8 +284,8 @@ OF_LOSSES = (
         lambda v, c: np.minimum(v, c), lambda v, c: 1.0 * (v < c)),
     ("with losses no lower than {c}", "clipped",
         lambda v, c: np.maximum(v, c), lambda v, c: 1.0 * (v > c)),
-    ("with {c} added to the probability in the logarithm", "offset",
-        lambda v, c: -np.log(np.exp(-v) + c), lambda v, c: np.exp(-v) / (np.exp(-v) + c)),
+    ("with {exp c} added to the probability in the logarithm", "offset",
+        lambda v, c: -np.logaddexp(-v, c), lambda v, c: np.exp(-v - np.logaddexp(-v, c))),
 )
 OF_MARGINS = (
     ("-log sigmoid of the margin times the difference",
@@ -297,6 +312,7 @@ LINKS = (
         for words, value, slope in OF_MARGINS),
     *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
         for words, value, slope in OF_TARGETS),
+    Mistake("with the margin multiplied by beta before the loss", "beta-changed", before_loss),
     Mistake("with each response's reward distilled by itself", "link", one_by_one),
     Mistake("with the softmax over all responses of the batch", "link",
         contrasted(lambda rows: np.concatenate([rows["chosen"], rows["rejected"]], axis=1))),
