@@ -196,7 +196,8 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
     odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
     found = diagnosis("dpo/plain", odd)
     assert not found.known and found.parts[0].hypotheses == ()
-    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith("dpo/plain/one-pair")
+    said = "case is dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)"
+    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith(said)
 
 
 def test_a_constant_that_nothing_determines_is_no_name():

@@ -22,7 +22,7 @@ from reference.conformance.pairs import POLICY, REFERENCE, sigmoid
 
 
 def of_loss(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
-    """The loss of each pair is a function of the right one; with "{c}" in its name of a constant too."""
+    """The loss of each pair is a function of the right one, and of a constant if it has one."""
 
     def outputs(made: Values, *rest: Values, **constants: float) -> Values:
         right = made["per_example"]
@@ -52,6 +52,12 @@ def of_argument(made: Values, params: Values, losses: np.ndarray, slopes: np.nda
         grads = {"score_chosen": d, "score_rejected": -d}
         return {"loss": np.mean(losses), "per_example": losses, "grads": grads}
     return pairs.over_pairs(losses, params["beta"] * slopes)
+
+
+def wrong_weights(function: Function) -> Function:
+    """The gradients have the sigmoid of the other sign; the loss is right."""
+    weighed = linked(lambda a: a, lambda a: -sigmoid(a))(function)
+    return lambda p, x: function(p, x) | {"grads": weighed(p, x)["grads"]}
 
 
 def of_rewards(value: Callable, slope: Callable) -> Callable[[Function], Function]:
@@ -215,6 +221,7 @@ def inverse(x: np.ndarray) -> np.ndarray:
 
 
 # fmt: off
+OF_X = " of x, where x is beta h or the reward margin"
 LOGISTIC = (
     ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -step(1 - a)),
     ("the squared hinge",
@@ -274,7 +281,7 @@ OF_LOSSES = (
     ("with log cosh, not the square", "squared",
         lambda v: root(v) + np.log1p(np.exp(-2 * root(v))) - np.log(2),
         lambda v: np.tanh(root(v)) * inverse(2 * root(v))),
-    ("with the smooth absolute value, not the square", "squared",
+    ("with smooth L1 (Huber), not the square", "squared",
         lambda v: np.where(v < 1, v / 2, root(v) - 0.5),
         lambda v: np.where(v < 1, 0.5, inverse(2 * root(v)))),
     ("with Huber's function at {c}, not the square", "squared",
@@ -319,8 +326,10 @@ LINKS = (
     Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(
         lambda rows: np.concatenate([diagonal(rows["chosen"]), rows["rejected"]], axis=1))),
     Mistake("with KTO's loss of pairs", "link", kto),
-    *(Mistake(f"with {words} for -log sigmoid", "link", linked(value, slope))
-        for words, value, slope in LOGISTIC),
+    *(Mistake(f"with {words} for -log sigmoid{OF_X * ('x' in words.split(' ')[-1])}", "link",
+        linked(value, slope)) for words, value, slope in LOGISTIC),
+    Mistake(f"with gradients weighed by sigmoid of x, not of -x{OF_X[5:]}", "link",
+        wrong_weights),
     *(Mistake(f"with {words} for the square", "link", of_rewards(value, slope))
         for words, value, slope in OF_REWARDS),
     *(of_loss(*row) for row in OF_LOSSES),
