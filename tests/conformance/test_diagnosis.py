@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.diagnosis import names_for, said_of
 from reference.conformance import load_cases, run
-from reference.conformance.dialects import DIALECTS
 from reference.conformance.diagnosis import Diagnosis, Part
 from reference.conformance.diagnosis import _common as common
+from reference.conformance.dialects import DIALECTS
 from reference.conformance.evidence import REFUSALS, evaluated
 from reference.conformance.fitting import _roots as roots
 from reference.conformance.flags import FLAGS, is_note
