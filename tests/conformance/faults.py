@@ -202,7 +202,7 @@ FAULTS = {
     "token means' slopes of the means": pairs("sum-mean", "grad / lengths[name]", "grad"),
     # rewards
     "rewards swapped": pairs("reward-sign", SCORES, "return rejected - chosen"),
-    "rewards reported swapped": pairs("reward-sign", "beta * np.mean(ratios[0])", "beta * np.mean(ratios[1])"),
+    "rewards reported swapped": pairs("reward-sign", '"rewards/chosen": chosen,', '"rewards/chosen": rejected,'),
     "distillation not squared": objectives("squared", SQUARE, "np.abs(reward_margin - beta * margin)"),
     "half of the square": objectives("squared", SQUARE, f"0.5 * {SQUARE}"),
     "half of distillation's slope": pairs("squared", "-2 * beta * (rewards", "-beta * (rewards"),
