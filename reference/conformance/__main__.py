@@ -16,7 +16,8 @@ from reference.conformance.program import TIMEOUT
 from reference.conformance.record import record
 from reference.conformance.report import run, table
 
-NAME = "python -m reference.conformance"
+NAMES = ("python -m reference.conformance", "preference-conformance")
+"""As a module, and as what the wheel installs."""
 WHAT = (
     "Puts every test vector to an implementation of preference optimisation and says which of them "
     "it meets."
@@ -29,7 +30,7 @@ EXIT = (
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the kit."""
-    arguments = argparse.ArgumentParser(NAME, description=WHAT, epilog=EXIT)
+    arguments = argparse.ArgumentParser(_typed(), description=WHAT, epilog=EXIT)
     tested = arguments.add_mutually_exclusive_group(required=True)
     adapter = "a Python object with supports and evaluate"
     tested.add_argument("--adapter", metavar="MODULE:ATTRIBUTE", help=adapter)
@@ -87,9 +88,14 @@ def _open_adapter(options: argparse.Namespace, stack: ExitStack) -> Adapter:
     return stack.enter_context(closing(CommandAdapter(options.command, timeout=options.timeout)))
 
 
+def _typed() -> str:
+    """The command that was typed."""
+    return NAMES[Path(sys.argv[0]).stem == NAMES[1]]
+
+
 def _cannot_run(reason: str) -> int:
     """Print why the kit cannot run; returns the exit status for it."""
-    print(f"{NAME}: error: {reason}", file=sys.stderr)
+    print(f"{_typed()}: error: {reason}", file=sys.stderr)
     return 2
 
 

@@ -55,13 +55,15 @@ class Diagnosis(NamedTuple):
         dialect: the claimed `objective/dialect`.
         parts: the wrong outputs.
         whole: the first part's hypotheses reproduce all outputs, those that are right too.
-        smallest: the id of the failing case with the fewest numbers.
+        smallest: the failing case with the fewest numbers.
+        common: what all failing cases have, and no other; "" where that is not known.
     """
 
     dialect: str
     parts: tuple[Part, ...]
     whole: bool
-    smallest: str
+    smallest: Case
+    common: str = ""
 
     @property
     def known(self) -> bool:
@@ -97,7 +99,25 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
         parts.append(_refusals(key, evidence, parts))
-    return Diagnosis("/".join(key), tuple(parts), whole, cases[0].id)
+    return Diagnosis("/".join(key), tuple(parts), whole, cases[0], _common(cases, failed))
+
+
+def _common(cases: list[Case], failed: set[str]) -> str:
+    """Whether the number of pairs says which cases fail."""
+    sizes = {case.id: _rows(case) for case in cases if case.result == "value"}
+    several = {name for name, number in sizes.items() if number > 1}
+    if not failed or failed - several or not sizes.keys() - several:
+        return ""
+    word = "rows" if cases[0].objective == "logps" else "pairs"
+    return f"all failing cases have several {word}, and all cases with one pass"
+
+
+def _rows(case: Case) -> int:
+    """The number of pairs, or of rows; 0 where there are neither."""
+    if "input_ids" in case.inputs:
+        return len(case.inputs["input_ids"])
+    columns = [case.inputs[n] for n in ("ref_chosen_logps", "score_chosen") if n in case.inputs]
+    return columns[0].shape[-1] if columns else 0
 
 
 def _refusals(key: Key, evidence: Evidence, parts: list[Part]) -> Part:
@@ -168,7 +188,8 @@ def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list
     useful = sorted((one for one in found if one.outputs & wrong), key=rank)
     best = [one for one in useful if rank(one) == rank(useful[0])]
     best = sorted(best, key=lambda one: len(one.hypothesis.name))
-    names = [f"{one.hypothesis.name} and " for one in best]  # the rest has no effect on the cases
+    marks = (" and ", ": ")  # what follows has no effect on the cases
+    names = [one.hypothesis.name + mark for one in best for mark in marks]
     return [one for one in best if not one.hypothesis.name.startswith(tuple(names))]
 
 

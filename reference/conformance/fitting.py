@@ -1,9 +1,12 @@
 """Constants that no case gives, from the answers of one case."""
 
 from collections.abc import Callable, Iterable, Iterator
+from math import exp, log
+from typing import Any
 
 import numpy as np
 
+from reference.conformance.cases import Case
 from reference.conformance.evidence import (
     REFUSALS,
     Asked,
@@ -20,6 +23,9 @@ from reference.conformance.hypotheses import Family, Hypothesis, Key, right
 SCALES = 10.0 ** np.linspace(-3, 3, 25)
 GRID = np.concatenate([-SCALES[::-1], SCALES])
 """Constants between which one is looked for."""
+Outputs = dict[str, Any]
+Made = Callable[[Case, float], Outputs]
+"""A case and a constant -> outputs."""
 
 
 def fitted(
@@ -40,10 +46,11 @@ def fitted(
     outputs = {"loss"} & wrong or wrong - {REFUSALS}
     cases = {output: _largest_wrong(right(*key), evidence, output) for output in outputs}
     for family in families:
-        left = set(outputs)
+        left, made = set(outputs), _made(family)
         while left:
             output = min(left)
-            members = searched(_members(family, cases[output], evidence, output), evidence, wrong)
+            known = _members(family, made, cases[output], evidence, output)
+            members = searched(known, evidence, wrong)
             names = {member.hypothesis.name for member in members}
             found += members[:1] if len(names) == 1 else []
             left -= {output}.union(*(member.outputs for member in members))
@@ -61,10 +68,25 @@ def _largest_wrong(usual: Hypothesis, evidence: Evidence, output: str) -> Asked:
     return max(wrong, key=lambda one: size_of(one.case))
 
 
-def _members(family: Family, asked: Asked, evidence: Evidence, output: str) -> Iterator[Hypothesis]:
+def _made(family: Family) -> Made:
+    """What the members of a family make of a case; each is evaluated once."""
+    known = dict[tuple[str, float], Outputs]()
+
+    def made(case: Case, constant: float) -> Outputs:
+        key = case.id, constant
+        if key not in known:
+            known[key] = evaluated(family(constant), case) or {}
+        return known[key]
+
+    return made
+
+
+def _members(
+    family: Family, made: Made, asked: Asked, evidence: Evidence, output: str
+) -> Iterator[Hypothesis]:
     """The members of a family that reproduce one output of a case, where their neighbours do not.
 
-    A constant is rounded to a few digits where that is enough.
+    A constant, or its exponential, is rounded to a few digits where that is enough.
     """
     case, value = asked.case, (asked.answer or {}).get(output)
     one = evidence._replace(asked=[asked])
@@ -72,21 +94,34 @@ def _members(family: Family, asked: Asked, evidence: Evidence, output: str) -> I
         return
 
     def gap(constant: float) -> float:
-        made = evaluated(family(constant), case) or {}
-        return np.sum(made[output]) - np.sum(value) if output in made else np.nan
+        outputs = made(case, constant)
+        return np.sum(outputs[output]) - np.sum(value) if output in outputs else np.nan
 
     def fits(constant: float) -> bool:
         return output in reproduced(family(constant), one, frozenset([output]))
 
     for root in _roots(gap):
-        rounded = (float(f"{root:.{digits}g}") for digits in (1, 2, 3, 17))
-        constants = [constant for constant in rounded if fits(constant)][:1]
+        constants = [constant for constant in _rounded(root) if fits(constant)][:1]
         yield from (family(c) for c in constants if not (fits(1.01 * c) or fits(0.99 * c)))
 
 
+def _rounded(root: float) -> Iterator[float]:
+    """A constant with few digits, the logarithm of one, and the constant as it is."""
+    yield from (float(f"{root:.{digits}g}") for digits in (1, 2, 3))
+    if -700 < root < 0:  # the exponential is a small number
+        yield from (log(float(f"{exp(root):.{digits}g}")) for digits in (1, 2, 3))
+    yield root
+
+
 def _roots(gap: Callable[[float], float]) -> Iterator[float]:
-    """Where a function changes its sign between two points of the grid."""
+    """Where a function changes its sign between two points of the grid.
+
+    One that is the same at points of the whole grid is constant, and has none.
+    """
     with np.errstate(all="ignore"):
+        spread = np.array([gap(constant) for constant in GRID[::8]])
+        if np.array_equal(spread, np.roll(spread, 1), equal_nan=True):
+            return
         values = [gap(constant) for constant in GRID]
         for low, high, below, above in zip(GRID, GRID[1:], values, values[1:], strict=False):
             if np.isfinite(below * above) and below * above <= 0 and low * high > 0:

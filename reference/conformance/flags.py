@@ -179,6 +179,9 @@ AIMED_AT = {
         "select with where, never by multiplying -inf by 0"),
 }
 OF_MISTAKES = {
+    "accuracy": Flag(
+        "error", "the accuracy compares other numbers than the implicit rewards",
+        "compare beta [log pi - log pi_ref] of chosen and rejected, pair by pair"),
     "clipped": Flag(
         "error", "a quantity or the loss is clipped, which ends its gradient there",
         "leave out the clamp: log-sigmoid needs none, and gradients are clipped by their norm"),
@@ -191,6 +194,9 @@ OF_MISTAKES = {
     "order": Flag(
         "error", "values of several pairs are mixed, as those of the pair after",
         "follow one pair through the batch: sorting, shuffling, means and broadcasts"),
+    "token-not-scored": Flag(
+        "error", "a response's first or last tokens are not scored",
+        "score every token of the response, the first by the prompt's last position"),
 }
 """Flags of mistakes that no case is aimed at."""
 # fmt: on

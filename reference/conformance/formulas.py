@@ -5,7 +5,6 @@ loss of a batch is linear in the coefficients, so that those of a few terms foll
 of all cases.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -63,9 +62,16 @@ FACTORS: dict[str, Callable[[Values], float]] = {
     "": lambda p: 1.0,
     "label_smoothing ": lambda p: p["label_smoothing"],
     "beta ": lambda p: p["beta"],
-    "1/beta ": lambda p: 1 / p["beta"],
-    "1/beta^2 ": lambda p: p["beta"] ** -2,
+    " / beta": lambda p: 1 / p["beta"],
+    " / beta^2": lambda p: p["beta"] ** -2,
 }
+OWN = {
+    "dpo/plain": "L(beta h)",
+    "distillation/d-dpo": "(rho - beta h)^2",
+    "reward/bradley-terry": "L(rho)",
+    "reward/margin": "L((rho - margin))",
+}
+"""Right losses that are one term."""
 # fmt: on
 
 
@@ -78,10 +84,18 @@ class Term(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As it is written."""
-        if self.quantity == "1":
-            return self.factor.strip() or "1"
-        return self.factor + self.function.replace("{q}", self.quantity)
+        """As it is written; the quantity 1 is left out."""
+        bare = " " not in self.quantity or self.quantity.startswith("(")
+        power = self.function == "{q}^2" and not bare
+        value = self.function.replace("{q}", f"({self.quantity})" if power else self.quantity)
+        value = "" if self.quantity == "1" else value
+        return value + self.factor if self.factor.startswith(" /") else self.factor + value
+
+    def times(self, constant: float) -> str:
+        """The term with a coefficient, which is left out where it is 1."""
+        name = self.name.strip()
+        number = "" if abs(constant) == 1 and name and name[0] != "/" else f"{abs(constant):g} "
+        return ("-" if constant < 0 else "") + (number + name).strip()
 
 
 def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
@@ -174,10 +188,10 @@ def _digits(sum_of: list[tuple[float, Term]]) -> tuple[int, float, int]:
 
 def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
     usual = right(*key).function
-    words = " + ".join(f"{c:g} {term.name}" for c, term in sum_of).replace("+ -", "- ")
-    words = re.sub(r"(?<![\d.])1 ", "", words)
-    name = f"{'/'.join(key)} with the loss {words}"
-    return Hypothesis(name, ("link",), _function(usual, sum_of), 1)
+    words = " + ".join(term.times(c) for c, term in sum_of).replace("+ -", "- ")
+    name, own = f"{'/'.join(key)} with the loss {words}", OWN.get("/".join(key))
+    flag = "offset" if own in [term.times(c) for c, term in sum_of] else "link"
+    return Hypothesis(name, (flag,), _function(usual, sum_of), 1)
 
 
 def _function(usual: Function, sum_of: list[tuple[float, Term]]) -> Function:

@@ -221,7 +221,7 @@ def changes(objective: str, dialect: str, free: bool = False) -> list[Change]:
         (Change(row, False) for row in (PAIRS if of_pairs or built else ())),
         (Change(row, True) for row in whole),
     )
-    return [row for row in rows if ("{c}" in row.mistake.name) == free]
+    return [row for row in rows if row.mistake.free == free]
 
 
 def _with(build: Callable) -> Callable[[Function], Function]:
@@ -236,11 +236,8 @@ def _name(key: Key, of: Key) -> str:
 
 
 def _with_fitted(base: Base, change: Change, partner: Change | None, constant: float) -> Hypothesis:
-    mistake = change.mistake
-    name = mistake.name.replace("{c}", f"{constant:g}")
-    known = mistake._replace(name=name, change=lambda f: mistake.change(f, constant))
     others = [partner] if partner else []
-    return base.with_changes(change._replace(mistake=known), *others)
+    return base.with_changes(change._replace(mistake=change.mistake.known(constant)), *others)
 
 
 def _with_constant(key: Key, look: Lookalike, constant: float) -> Hypothesis:

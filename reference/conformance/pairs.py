@@ -249,12 +249,14 @@ def over_pairs(losses: Any, slopes: np.ndarray) -> Values:
 
 def implicit_rewards(beta: float, inputs: Values) -> Values:
     """Batch means of beta log(pi / pi_ref); a margin of 0 is not accurate."""
+    margins = margins_of(inputs)
     ratios = [inputs[policy] - inputs[ref] for policy, ref in zip(POLICY, REFERENCE, strict=True)]
+    chosen, rejected, margin = beta * np.mean([*ratios, margins], axis=1)
     return {
-        "rewards/chosen": beta * np.mean(ratios[0]),
-        "rewards/rejected": beta * np.mean(ratios[1]),
-        "rewards/margins": beta * np.mean(margins_of(inputs)),
-        "rewards/accuracies": np.mean(margins_of(inputs) > 0),
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margin,
+        "rewards/accuracies": np.mean(margins > 0),
     }
 
 

@@ -79,7 +79,7 @@ def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
         "known": diagnosis.known,
         "whole": diagnosis.whole,
         "parts": parts,
-        "smallest_failing_case": diagnosis.smallest,
+        "smallest_failing_case": diagnosis.smallest.id,
         "text": sentences(diagnosis),
     }
 

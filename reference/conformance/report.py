@@ -130,8 +130,10 @@ def _sentence(diagnosis: Diagnosis, part: Part) -> str:
         like = f", as {names}" if names else ""
         return f"{diagnosis.dialect} accepts what it should refuse{like}"
     if not part.hypotheses:
-        what = f"{', '.join(part.outputs)}: unknown, no named mistake does this"
-        return f"{diagnosis.dialect}: {what}; the smallest failing case is {diagnosis.smallest}"
+        what, case = ", ".join(part.outputs), diagnosis.smallest
+        smallest = f"the smallest failing case is {case.id} ({case.comment})"
+        told = [f"{what}: unknown, no named mistake does this", smallest, diagnosis.common]
+        return f"{diagnosis.dialect}: {'; '.join(filter(None, told))}"
     if diagnosis.whole:
         return f"{diagnosis.dialect} in fact computes {names}"
     return f"{diagnosis.dialect}: {', '.join(part.outputs)} as of {names}"

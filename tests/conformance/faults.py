@@ -132,11 +132,11 @@ FAULTS = {
         "swapped-reference", MARGIN, "(policy_chosen - ref_rejected) - (policy_rejected - ref_chosen)"),
     "no reference": objectives("swapped-reference", MARGIN, "policy_chosen - policy_rejected"),
     "gradients into the reference": pairs("reference-gradient", GRADS, "(slopes, -slopes, -slopes, slopes)"),
-    "accuracy of ties": pairs("accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean(margins_of(inputs) >= 0)"),
+    "accuracy of ties": pairs("accuracy-tie", "np.mean(margins > 0)", "np.mean(margins >= 0)"),
     "accuracy of equal rewards": pairs("accuracy-tie", "np.mean(differences > 0)", "np.mean(differences >= 0)"),
     "half a point for ties": pairs(
-        "accuracy-tie", "np.mean(margins_of(inputs) > 0)", "np.mean((np.sign(margins_of(inputs)) + 1) / 2)"),
-    "accuracy of the mean": pairs("accuracy-of-means", "np.mean(margins_of(inputs) > 0)", "float(np.mean(margins_of(inputs)) > 0)"),
+        "accuracy-tie", "np.mean(margins > 0)", "np.mean((np.sign(margins) + 1) / 2)"),
+    "accuracy of the mean": pairs("accuracy-of-means", "np.mean(margins > 0)", "float(np.mean(margins) > 0)"),
     # beta
     "DPO without beta": objectives("beta-dropped", DPO, "bradley_terry(margin)"),
     "DPO's slope without beta": pairs("beta-dropped", "slopes = beta * (wrong", "slopes = (wrong"),
@@ -202,7 +202,7 @@ FAULTS = {
     "token means' slopes of the means": pairs("sum-mean", "grad / lengths[name]", "grad"),
     # rewards
     "rewards swapped": pairs("reward-sign", SCORES, "return rejected - chosen"),
-    "rewards reported swapped": pairs("reward-sign", "beta * np.mean(ratios[0])", "beta * np.mean(ratios[1])"),
+    "rewards reported swapped": pairs("reward-sign", '"rewards/chosen": chosen,', '"rewards/chosen": rejected,'),
     "distillation not squared": objectives("squared", SQUARE, "np.abs(reward_margin - beta * margin)"),
     "half of the square": objectives("squared", SQUARE, f"0.5 * {SQUARE}"),
     "half of distillation's slope": pairs("squared", "-2 * beta * (rewards", "-beta * (rewards"),
@@ -419,7 +419,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "cDPO for robust DPO": ("dpo/conservative",),
     "robust DPO not normalised": ("times 1 - 2 label_smoothing",),
     "cDPO's label smoothing on the other side": ("at label_smoothing 1 - e",),
-    "robust DPO's label smoothing doubled": ("at 2 label_smoothing",),
+    "robust DPO's label smoothing doubled": ("at label_smoothing 2 e",),
     "half of the paper's target": ("ipo/sum",),
     "twice IPO's target": ("ipo/paper",),
     "twice IPO's target per token": ("at 0.5 beta", "with -0.5 added to beta times the margin"),

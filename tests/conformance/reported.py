@@ -1,8 +1,9 @@
-"""Bugs that were written when the search for names was done, in four sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in five sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
 
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -126,6 +127,19 @@ def rolled(p, x):
 def interleaved(p, x):
     ref = jnp.concatenate([x["ref_chosen_logps"], x["ref_rejected_logps"]])
     return dpo(p, x | {"ref_chosen_logps": ref[0::2], "ref_rejected_logps": ref[1::2]})
+
+
+def one_reference(p, x):
+    """The reference's log-probability of chosen is subtracted from both policy's."""
+    x = x | {"ref_rejected_logps": x["ref_chosen_logps"]}
+    chosen, rejected = (p["beta"] * ratio.mean() for ratio in ratios(x))
+    metrics = {"rewards/chosen": chosen, "rewards/rejected": rejected}
+    return {"loss": dpo(p, x).mean(), "per_example": dpo(p, x), "metrics": metrics}
+
+
+def over_deviation(freedom, more, p, x):
+    scale = jnp.concatenate([x[name] for name in SCORES]).std(ddof=freedom) + more
+    return (rho(x) / scale - p["beta"] * h(x)) ** 2
 
 
 def kto(p, x):
@@ -364,5 +378,44 @@ FOURTH = {
             / jnp.sqrt(jnp.maximum(mask.sum(axis=1), 1))),
         "named", "with the root of the number of tokens"),
 }
+FIFTH = {
+    "one reference for both responses": Bug(
+        "dpo/plain", one_reference, "unknown",
+        "without the reference: the chosen response's is subtracted from both"),
+    "the loss of the mean margin": Bug(
+        "dpo/plain", lambda p, x: {
+            "loss": -log_sigmoid(p["beta"] * h(x).mean()), "per_example": dpo(p, x)},
+        "unknown", "with the loss of the batch's mean margin"),
+    "the square of the mean difference": Bug(
+        "distillation/d-dpo", of_batch(lambda p, x: (rho(x).mean() - p["beta"] * h(x).mean()) ** 2),
+        "unknown", "with the loss of the batch's mean margin"),
+    "IPO with the margin times beta": Bug(
+        "ipo/sum", loss(lambda p, x: (p["beta"] * h(x) - 0.5 / p["beta"]) ** 2),
+        "named", "with the margin multiplied by beta before the loss"),
+    "rewards over the deviation of all": Bug(
+        "distillation/d-dpo", loss(partial(over_deviation, 1, 1e-8)),
+        "unknown", "with all rewards over their standard deviation of a sample plus 1e-08"),
+    "rewards over the deviation of all, without epsilon": Bug(
+        "distillation/d-dpo", loss(partial(over_deviation, 0, 0.0)),
+        "unknown", "with all rewards over their standard deviation"),
+    "the batch's KL is not negative": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: jnp.maximum(log_ratio(x).mean(), 0.0)),
+        "unknown", "with the batch's KL clipped at 0"),
+    "the batch's KL is at most 1/2": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: jnp.minimum(log_ratio(x).mean(), 0.5)),
+        "unknown", "with the batch's KL no higher than 0.5"),
+    "a tiny epsilon in the logarithm of tokens' probabilities": Bug(
+        "logps/sum", tokens(lambda logits: jnp.log(softmax(logits) + 1e-8)),
+        "unknown", "with 1e-08 added to the probabilities of tokens"),
+    "a tiny epsilon in the logarithm of the sigmoid": Bug(
+        "dpo/plain", loss(lambda p, x: -jnp.log(sigmoid(p["beta"] * h(x)) + 1e-8)),
+        "unknown", "with 1e-08 added to the probability in the logarithm"),
+    "probabilities of tokens no lower than 1e-8": Bug(
+        "logps/sum", tokens(lambda logits: jnp.log(jnp.maximum(softmax(logits), 1e-8))),
+        "named", "no lower than -18.4207, the logarithm of 1e-08"),
+    "label smoothing over both classes": Bug(
+        "dpo/conservative", smoothed(lambda e: 1 - e / 2, lambda e: e / 2),
+        "named", "at label_smoothing 0.5 e"),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH)

@@ -1,5 +1,6 @@
 """The kit names what an implementation computes, or says that it does not know."""
 
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,9 +9,14 @@ import pytest
 
 from benchmarks.diagnosis import names_for, said_of
 from reference.conformance import load_cases, run
+from reference.conformance.diagnosis import Diagnosis, Part
+from reference.conformance.diagnosis import _common as common
 from reference.conformance.dialects import DIALECTS
-from reference.conformance.evidence import REFUSALS
+from reference.conformance.evidence import REFUSALS, evaluated
+from reference.conformance.fitting import _roots as roots
 from reference.conformance.flags import FLAGS, is_note
+from reference.conformance.formulas import Term
+from reference.conformance.hypotheses import Hypothesis
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
 from reference.conformance.report import sentences, table
@@ -109,9 +115,7 @@ def test_label_smoothing_on_the_wrong_side_is_named():
         ),
         (
             "dpo/plain",
-            of_margin(
-                lambda h, p: softplus(-0.25 * h), lambda h, p: -0.25 * sigmoid(-0.25 * h)
-            ),
+            of_margin(lambda h, p: softplus(-0.25 * h), lambda h, p: -0.25 * sigmoid(-0.25 * h)),
             "dpo/plain at beta 0.25, whatever the case says",
         ),
         (
@@ -196,7 +200,65 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
     odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
     found = diagnosis("dpo/plain", odd)
     assert not found.known and found.parts[0].hypotheses == ()
-    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith("dpo/plain/one-pair")
+    said = "case is dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)"
+    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith(said)
+
+
+def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
+    cases = load_cases("dpo", "plain")
+    several = {c.id for c in cases if c.id.rpartition("/")[2] in ("batch", "ties", "rewards")}
+    told = "all failing cases have several pairs, and all cases with one pass"
+    assert common(cases, several) == told
+    assert common(cases, several | {"dpo/plain/one-pair"}) == common(cases, set()) == ""
+    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], told)
+    assert sentences(found)[0].endswith(f"({cases[0].comment}); {told}")
+    rows = load_cases("logps", "sum")
+    assert "several rows" in common(rows, {"logps/sum/padded"})
+
+
+def test_a_second_loss_is_an_addition_and_powers_have_their_brackets():
+    added = of_margin(
+        lambda h, p: softplus(-p["beta"] * h) + 0.3 * (p["beta"] * h) ** 2,
+        lambda h, p: -p["beta"] * sigmoid(-p["beta"] * h) + 0.6 * p["beta"] ** 2 * h,
+    )
+    found = diagnosis("dpo/plain", added)
+    (hypothesis,) = found.parts[0].hypotheses
+    assert hypothesis.name == "dpo/plain with the loss L(beta h) + 0.3 (beta h)^2"
+    assert found.flags[0] == "offset"
+
+
+@pytest.mark.parametrize(
+    ("constant", "term", "words"),
+    [
+        (0.25, Term(" / beta^2", "{q}", "1"), "0.25 / beta^2"),
+        (1.0, Term(" / beta", "{q}", "1"), "1 / beta"),
+        (1.0, Term("", "{q}", "1"), "1"),
+        (-1.0, Term("", "{q}", "h"), "-h"),
+        (1.0, Term("", "{q}^2", "beta h"), "(beta h)^2"),
+        (1.0, Term("beta ", "{q}^2", "h"), "beta h^2"),
+        (2.0, Term("", "{q}^2", "(r_w + r_l)"), "2 (r_w + r_l)^2"),
+        (1.0, Term("", "max(0, 1 - {q})", "rho"), "max(0, 1 - rho)"),
+        (-1.0, Term("label_smoothing ", "L({q})", "beta h"), "-label_smoothing L(beta h)"),
+    ],
+)
+def test_a_term_with_its_coefficient(constant, term, words):
+    assert term.times(constant) == words
+
+
+def test_a_constant_without_effect_is_tried_at_few_points():
+    tried = list[float]()
+    assert list(roots(lambda constant: tried.append(constant) or 2.0)) == [] and len(tried) < 10
+    assert list(roots(lambda constant: constant - 3.0)) == [3.0]
+    assert len(list(roots(lambda constant: constant if constant > 1 else np.nan))) == 0
+
+
+def test_the_search_is_silent():
+    """A sample of one pair has no deviation."""
+    name = "with reward margins over their standard deviation of a sample"
+    row = next(row for row in PAIRS if row.name == name)
+    (case,) = (c for c in load_cases("distillation", "d-dpo") if c.id.endswith("/one-pair"))
+    with warnings.catch_warnings(action="error"):
+        evaluated(Hypothesis("", (), row.change(DIALECTS["distillation", "d-dpo"]), 1), case)
 
 
 def test_a_constant_that_nothing_determines_is_no_name():

@@ -595,6 +595,13 @@ def test_help(capsys):
     assert "Exits with 0 " in out and "with 1 " in out and "with 2 " in out and "`" not in out
 
 
+def test_help_has_the_command_that_was_typed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/preference-conformance", "--help"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert capsys.readouterr().out.startswith("usage: preference-conformance [-h]")
+
+
 def test_precision_on_the_command_line(kit):
     near = changed(loss=lambda x: x * (1 + 1e-7))
     assert kit(near, "--only", "ipo/sum")[0] == 1

@@ -19,6 +19,7 @@ STEP = 1e-5
 DETACHED = (
     "which its gradient ignores",
     "detached",
+    "gradients weighed",
     "with rewards standardised over the batch",
     "in place of the reference's log-probability",
     "standard deviation",
@@ -35,7 +36,7 @@ def batch_of(objective, dialect):
 
 
 def changed(row, function):
-    return row.change(function, 1.3) if "{c}" in row.name else row.change(function)
+    return row.change(function, 1.3) if row.free else row.change(function)
 
 
 def slope(function, params, inputs, name, direction):
@@ -117,6 +118,9 @@ def with_likelihood(p, x):
     return {"loss": loss, "grads": {POLICY[0]: d - 0.2 / len(h), POLICY[1]: -d}}
 
 
+WRONG_WEIGHTS = of_margin(
+    lambda h, p: softplus(-p["beta"] * h), lambda h, p: -p["beta"] * sigmoid(p["beta"] * h)
+)
 SQUARED_HINGE = of_margin(
     lambda h, p: np.maximum(0, 1 - p["beta"] * h) ** 2,
     lambda h, p: -2 * p["beta"] * np.maximum(0, 1 - p["beta"] * h),
@@ -131,6 +135,11 @@ SQUARED_HINGE = of_margin(
         (
             with_likelihood,
             "dpo/plain plus 0.2 times the chosen response's negative log-likelihood",
+        ),
+        (
+            WRONG_WEIGHTS,
+            "dpo/plain with gradients weighed by sigmoid of x, not of -x, "
+            "where x is beta h or the reward margin",
         ),
         (SQUARED_HINGE, "dpo/plain with the squared hinge for -log sigmoid"),
     ],

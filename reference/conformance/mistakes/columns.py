@@ -108,10 +108,44 @@ def interleaved(*names: str) -> Callable[[Function], Function]:
     return change
 
 
+def of_mean_margin(function: Function) -> Function:
+    """The loss, and its gradient, of a pair whose numbers are the batch's means."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        columns = [name for name in (*LOGPS, *SCORES, "margins") if name in inputs]
+        made = function(params, inputs)
+        other = function(params, inputs | {name: mean_of(inputs[name]) for name in columns})
+        grads = {n: mean_of(g) if n in columns else g for n, g in other["grads"].items()}
+        return made | {"loss": other["loss"], "grads": grads}
+
+    return mistaken
+
+
+def mean_of(column: np.ndarray) -> np.ndarray:
+    return np.mean(column, axis=-1, keepdims=True) + 0 * column
+
+
+def deviation(numbers: np.ndarray, freedom: int) -> np.ndarray:
+    """The standard deviation; NaN where a sample has no degree of freedom."""
+    gaps = numbers - np.mean(numbers, axis=-1, keepdims=True)
+    return np.sqrt(np.sum(gaps**2, axis=-1, keepdims=True) / (numbers.shape[-1] - freedom))
+
+
+def over_common(freedom: int, function: Function, constant: float = -np.inf) -> Function:
+    """All rewards over their standard deviation, plus the exponential of a constant."""
+
+    def inputs_of(inputs: Values) -> Values:
+        both = np.concatenate([inputs[name] for name in SCORES], axis=-1)
+        scale = deviation(both, freedom) + np.exp(constant)
+        return {name: inputs[name] / scale for name in SCORES}
+
+    return on(inputs_of)(function)
+
+
 def over_deviation(freedom: int, centred: bool, inputs: Values) -> Values:
     """Reward margins over their standard deviation."""
     rho = inputs[SCORES[0]] - inputs[SCORES[1]]
-    scale = np.std(rho, axis=-1, ddof=freedom, keepdims=True) + 1e-8
+    scale = deviation(rho, freedom) + 1e-8
     rho = rho - np.mean(rho, axis=-1, keepdims=True) if centred else rho
     return {SCORES[0]: rho / scale, SCORES[1]: 0 * rho}
 
@@ -141,12 +175,16 @@ COLUMNS = (
         "swapped-reference", taken(wrong, right))
         for right in LOGPS for wrong in LOGPS
         if wrong != right and not {wrong, right} <= set(REFERENCE)),
+    *(Mistake(f"without the reference: the {side} response's is subtracted from both",
+        "swapped-reference", taken(*names))
+        for side, names in (("chosen", REFERENCE), ("rejected", REFERENCE[::-1]))),
     *(Mistake(f"with {WORDS[wrong]} in place of the other", "reward-sign", taken(wrong, right))
         for right in SCORES for wrong in SCORES if wrong != right),
     *(Mistake(f"with {words.replace('{s}', subject)}", "order", mixed(names, matrix))
         for subject, names in SUBJECTS for words, matrix in ORDERS),
     Mistake("less the batch's mean margin", "order",
         mixed(LOGPS, lambda size: np.eye(size) - 1 / size)),
+    Mistake("with the loss of the batch's mean margin", "order", of_mean_margin),
     Mistake("with rewards less their batch's mean", "order",
         mixed(SCORES, lambda size: np.eye(size) - 1 / size)),
     Mistake("with rewards standardised over the batch", "order",
@@ -155,6 +193,9 @@ COLUMNS = (
         on(partial(over_deviation, freedom, centred)))
         for freedom, sample in ((0, ""), (1, " of a sample"))
         for centred, less in ((False, ""), (True, "less their mean, "))),
+    *(Mistake(f"with all rewards over their standard deviation{sample}{more}", "order",
+        partial(over_common, freedom))
+        for freedom, sample in ((0, ""), (1, " of a sample")) for more in ("", " plus {exp c}")),
     Mistake("with the reference's chosen and rejected interleaved", "order",
         interleaved(*REFERENCE)),
     Mistake("with the policy's chosen and rejected interleaved", "order", interleaved(*POLICY)),

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, then
+from reference.conformance.mistakes.mistake import ANY, Function, Mistake, Values, at, step, then
 from reference.objectives import forward_kl
 
 KINDS = ("sample", "distribution")
@@ -151,6 +151,24 @@ def clipped(above: bool, function: Function, constant: float) -> Function:
     )(function)
 
 
+def bounded(lowest: bool, function: Function, constant: float = 0.0) -> Function:
+    """The KL of the whole batch is no lower, or no higher, than a constant."""
+
+    def outputs(made: Values, params: Values, inputs: Values) -> Values:
+        kl = made["metrics"]["kl"]
+        now = np.maximum(kl, constant) if lowest else np.minimum(kl, constant)
+        kept = step(kl - constant if lowest else constant - kl)
+        grads = {
+            name: np.where(np.isfinite(kept), np.nan_to_num(kept) * grad, ANY)
+            for name, grad in made["grads"].items()
+            if name.split("_")[1] in KINDS
+        }
+        loss = made["loss"] + params["gamma"] * (now - kl)
+        return {"loss": loss, "grads": made["grads"] | grads, "metrics": {"kl": now}}
+
+    return then(outputs)(function)
+
+
 def middle(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
     """log of the mean of both distributions."""
     return np.logaddexp(ref, policy) - np.log(2)
@@ -172,6 +190,7 @@ KL = (
     Mistake("with the KL negated", "kl-sign", negated),
     Mistake("with the KL's estimates clipped at 0", "kl-sign", another(
         lambda r, p: np.maximum(r - p, 0.0), lambda r, p: -1.0 * (r > p))),
+    Mistake("with the batch's KL clipped at 0", "kl-sign", partial(bounded, True)),
     Mistake("at gamma 1: gamma is dropped", "gamma-dropped", at(gamma=lambda g: 1.0)),
     Mistake("without the KL", "gamma-dropped", another(lambda r, p: 0.0, lambda r, p: 0 * r)),
     Mistake("at gamma squared", "gamma-dropped", at(gamma=lambda g: g * g)),
@@ -225,6 +244,8 @@ ODD_KL = (
         lambda r, p: np.mean(r - p, axis=1), lambda r, p: -1.0 / p.shape[-1] + 0 * p)),
     Mistake("with the KL's estimates no higher than {c}", "clipped", partial(clipped, True)),
     Mistake("with the KL's estimates no lower than {c}", "clipped", partial(clipped, False)),
+    Mistake("with the batch's KL no higher than {c}", "clipped", partial(bounded, False)),
+    Mistake("with the batch's KL no lower than {c}", "clipped", partial(bounded, True)),
     Mistake("with the KL detached", "gradient-lost", then(detached)),
     Mistake("with the KL on the chosen responses", "kl-sign", of_sides("chosen")),
     Mistake("with the KL on the rejected responses", "kl-sign", of_sides("rejected")),

@@ -8,10 +8,12 @@ import numpy as np
 
 from reference.conformance import pairs
 from reference.conformance.mistakes.mistake import (
+    LOGPS,
     Function,
     Mistake,
     Values,
     argument,
+    scaled_grads,
     step,
     then,
     through,
@@ -20,15 +22,15 @@ from reference.conformance.pairs import POLICY, REFERENCE, sigmoid
 
 
 def of_loss(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
-    """The loss of each pair is a function of the right one; with "{c}" of a constant too."""
+    """The loss of each pair is a function of the right one, and of a constant if it has one."""
 
     def outputs(made: Values, *rest: Values, **constants: float) -> Values:
         right = made["per_example"]
         return through(made, value(right, **constants), slope(right, **constants))
 
-    if "{c}" not in words:
-        return Mistake(words, flag, then(outputs))
-    return Mistake(words, flag, lambda f, c: then(partial(outputs, c=c))(f))
+    fixed = Mistake(words, flag, then(outputs))
+    fitted = Mistake(words, flag, lambda f, c: then(partial(outputs, c=c))(f))
+    return fitted if fixed.free else fixed
 
 
 def linked(value: Callable, slope: Callable) -> Callable[[Function], Function]:
@@ -50,6 +52,12 @@ def of_argument(made: Values, params: Values, losses: np.ndarray, slopes: np.nda
         grads = {"score_chosen": d, "score_rejected": -d}
         return {"loss": np.mean(losses), "per_example": losses, "grads": grads}
     return pairs.over_pairs(losses, params["beta"] * slopes)
+
+
+def wrong_weights(function: Function) -> Function:
+    """The gradients have the sigmoid of the other sign; the loss is right."""
+    weighed = linked(lambda a: a, lambda a: -sigmoid(a))(function)
+    return lambda p, x: function(p, x) | {"grads": weighed(p, x)["grads"]}
 
 
 def of_rewards(value: Callable, slope: Callable) -> Callable[[Function], Function]:
@@ -85,6 +93,19 @@ def of_target(value: Callable, slope: Callable) -> Callable[[Function], Function
         return pairs.over_pairs(value(h, params["beta"]), slope(h, params["beta"]))
 
     return then(outputs)
+
+
+def before_loss(function: Function) -> Function:
+    """The margin of IPO is multiplied by beta, as in DPO; the target is what it was."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        scale = params["beta"]
+        made = function(params, inputs | {name: scale * inputs[name] for name in LOGPS})
+        if "metrics" in made or "score_chosen" in inputs:
+            raise ValueError("this is not IPO")
+        return made | scaled_grads(made, scale)
+
+    return mistaken
 
 
 def of_sides(made: Values, losses: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> Values:
@@ -200,6 +221,7 @@ def inverse(x: np.ndarray) -> np.ndarray:
 
 
 # fmt: off
+OF_X = " of x, where x is beta h or the reward margin"
 LOGISTIC = (
     ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -step(1 - a)),
     ("the squared hinge",
@@ -259,7 +281,7 @@ OF_LOSSES = (
     ("with log cosh, not the square", "squared",
         lambda v: root(v) + np.log1p(np.exp(-2 * root(v))) - np.log(2),
         lambda v: np.tanh(root(v)) * inverse(2 * root(v))),
-    ("with the smooth absolute value, not the square", "squared",
+    ("with smooth L1 (Huber), not the square", "squared",
         lambda v: np.where(v < 1, v / 2, root(v) - 0.5),
         lambda v: np.where(v < 1, 0.5, inverse(2 * root(v)))),
     ("with Huber's function at {c}, not the square", "squared",
@@ -269,8 +291,8 @@ OF_LOSSES = (
         lambda v, c: np.minimum(v, c), lambda v, c: 1.0 * (v < c)),
     ("with losses no lower than {c}", "clipped",
         lambda v, c: np.maximum(v, c), lambda v, c: 1.0 * (v > c)),
-    ("with {c} added to the probability in the logarithm", "offset",
-        lambda v, c: -np.log(np.exp(-v) + c), lambda v, c: np.exp(-v) / (np.exp(-v) + c)),
+    ("with {exp c} added to the probability in the logarithm", "offset",
+        lambda v, c: -np.logaddexp(-v, c), lambda v, c: np.exp(-v - np.logaddexp(-v, c))),
 )
 OF_MARGINS = (
     ("-log sigmoid of the margin times the difference",
@@ -297,14 +319,17 @@ LINKS = (
         for words, value, slope in OF_MARGINS),
     *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
         for words, value, slope in OF_TARGETS),
+    Mistake("with the margin multiplied by beta before the loss", "beta-changed", before_loss),
     Mistake("with each response's reward distilled by itself", "link", one_by_one),
     Mistake("with the softmax over all responses of the batch", "link",
         contrasted(lambda rows: np.concatenate([rows["chosen"], rows["rejected"]], axis=1))),
     Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(
         lambda rows: np.concatenate([diagonal(rows["chosen"]), rows["rejected"]], axis=1))),
     Mistake("with KTO's loss of pairs", "link", kto),
-    *(Mistake(f"with {words} for -log sigmoid", "link", linked(value, slope))
-        for words, value, slope in LOGISTIC),
+    *(Mistake(f"with {words} for -log sigmoid{OF_X * ('x' in words.split(' ')[-1])}", "link",
+        linked(value, slope)) for words, value, slope in LOGISTIC),
+    Mistake(f"with gradients weighed by sigmoid of x, not of -x{OF_X[5:]}", "link",
+        wrong_weights),
     *(Mistake(f"with {words} for the square", "link", of_rewards(value, slope))
         for words, value, slope in OF_REWARDS),
     *(of_loss(*row) for row in OF_LOSSES),

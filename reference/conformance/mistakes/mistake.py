@@ -22,14 +22,28 @@ class Mistake(NamedTuple):
 
     Attributes:
         name: what follows the name of a dialect: "dpo/plain" "at beta 1: beta is dropped". A "{c}"
-            stands for a constant that no case gives; it is fitted.
+            stands for a constant that no case gives, and an "{exp c}" for its exponential, where
+            the constant is the logarithm of what may be tiny; it is fitted.
         flag: the flag whose line in the README says how to mend it.
-        change: the function of a dialect -> the mistaken function; with "{c}", of the constant too.
+        change: the function of a dialect -> the mistaken function; of the constant too, if any.
     """
 
     name: str
     flag: str
     change: Callable[..., Function]
+
+    @property
+    def free(self) -> bool:
+        """Whether it has a constant."""
+        return "c}" in self.name
+
+    def known(self, constant: float) -> "Mistake":
+        """The mistake at a constant."""
+        words = {"{c}": f"{constant:g}", "{exp c}": f"{np.exp(constant):g}"}
+        name = self.name
+        for mark, number in words.items():
+            name = name.replace(mark, number)
+        return self._replace(name=name, change=lambda f: self.change(f, constant))
 
 
 def at(**changes: Callable[[float], float]) -> Callable[[Function], Function]:

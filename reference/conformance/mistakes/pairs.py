@@ -314,7 +314,7 @@ PAIRS = (
     Mistake("at label_smoothing 0", "label-smoothing-ignored", at(label_smoothing=lambda e: 0.0)),
     Mistake("at label_smoothing 1 - e", "label-smoothing-misused",
         at(label_smoothing=lambda e: 1 - e)),
-    Mistake("at {c} label_smoothing", "label-smoothing-misused",
+    Mistake("at label_smoothing {c} e", "label-smoothing-misused",
         lambda f, c: at(label_smoothing=lambda e: c * e)(f)),
     Mistake("at label_smoothing {c}, whatever the case says", "label-smoothing-misused",
         lambda f, c: at(label_smoothing=lambda e: c)(f)),
