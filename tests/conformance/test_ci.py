@@ -139,7 +139,7 @@ def pytest_in(folder, *arguments):
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = clean | {"PYTHONPATH": str(VECTORS.parents[2])}
     options = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-    return subprocess.run([*line, *arguments], timeout=60, **options)
+    return subprocess.run([*line, *arguments], timeout=300, **options)
 
 
 def test_junit_has_the_diagnosis_and_the_notes(clients):

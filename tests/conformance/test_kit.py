@@ -399,7 +399,7 @@ def kit(capsys, monkeypatch):
 def command(*arguments, **options):
     call = [sys.executable, "-W", "error", "-m", "reference.conformance", *arguments]
     return subprocess.run(
-        call, capture_output=True, text=True, timeout=60, **{"cwd": ROOT} | options
+        call, capture_output=True, text=True, timeout=300, **{"cwd": ROOT} | options
     )
 
 
@@ -636,7 +636,7 @@ def test_a_reader_may_stop_early(arguments):
     for unbuffered in ("", "1"):
         options = {"cwd": ROOT, "env": os.environ | {"PYTHONUNBUFFERED": unbuffered}}
         done = subprocess.run(
-            ["bash", "-c", call], capture_output=True, text=True, timeout=60, **options
+            ["bash", "-c", call], capture_output=True, text=True, timeout=300, **options
         )
         assert done.stderr == "status 0\n"
 
@@ -998,7 +998,7 @@ def plugged(tmp_path):
             *plugin,
             *arguments,
         ]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60, **options)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, **options)
         return done.returncode, done.stdout + done.stderr
 
     return call

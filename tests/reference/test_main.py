@@ -49,7 +49,7 @@ def printed():
     """
     command = [sys.executable, "-W", "error", "-c", BLOCKED]
     return subprocess.run(
-        command, cwd=REFERENCE.parent, capture_output=True, text=True, check=True, timeout=120
+        command, cwd=REFERENCE.parent, capture_output=True, text=True, check=True, timeout=600
     ).stdout
 
 
@@ -60,7 +60,7 @@ def test_the_tables_fit_a_hundred_columns(printed):
 def run(*arguments, **options):
     command = [sys.executable, "-W", "error", "-m", "reference", *arguments]
     return subprocess.run(
-        command, cwd=REFERENCE.parent, stderr=subprocess.PIPE, text=True, timeout=120, **options
+        command, cwd=REFERENCE.parent, stderr=subprocess.PIPE, text=True, timeout=600, **options
     )
 
 

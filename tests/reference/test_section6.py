@@ -212,7 +212,7 @@ def test_a_study_is_each_world_at_each_beta():
 def test_help_explains_and_runs_nothing():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "reference.section6", "--help"],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=20,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     assert "64 random worlds" in done.stdout and "DPO  " not in done.stdout
 

@@ -189,7 +189,7 @@ def trainee() -> Iterator[Callable[..., subprocess.Popen]]:
 def succeed(process: subprocess.Popen, separator: str | None = None) -> list[str]:
     """The words that it prints, or the lines; nothing else, such as a library's warnings, may reach
     the console."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, err) == (0, "")
     return out.strip().split(separator)
 
@@ -286,7 +286,7 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_one_step(tmp_path, tra
     for _ in range(25):
         next(line for line in processes[1].stdout if line == "step\n")
     processes[1].send_signal(signal.SIGTERM)
-    last = [process.communicate(timeout=60)[0].split()[-2:] for process in processes]
+    last = [process.communicate(timeout=300)[0].split()[-2:] for process in processes]
     assert last[0] == last[1] and last[0][0] == "stopped"
     step = int(last[0][1])
     assert step >= 28

@@ -243,7 +243,7 @@ def read_in_two_processes(folder, data, caches):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(cache))
             workers.append(start([*command, i], 2))
-    outputs = [worker.communicate(timeout=100)[0] for worker in workers]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     said = [[line for line in text.splitlines() if line[:1] in "rt"] for text in outputs]
     assert all(said), outputs
     return [lines[-1] for lines in said]

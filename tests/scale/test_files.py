@@ -307,7 +307,7 @@ def script() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def printed(process: subprocess.Popen) -> str:
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 0, out
     return out
 
@@ -331,7 +331,7 @@ def test_two_processes_save_one_file_and_each_loads_its_parts(tmp_path, script):
         server.bind(("localhost", 0))
         port = server.getsockname()[1]
     processes = [script(4, "sharded", tmp_path, port, i) for i in range(2)]
-    outcomes = [(p.communicate(timeout=120)[0], p.returncode) for p in processes]
+    outcomes = [(p.communicate(timeout=600)[0], p.returncode) for p in processes]
     assert [code for _, code in outcomes] == [0, 0], outcomes
     require_counting(tmp_path / "0/m.safetensors")
     written = [path.name for path in tmp_path.rglob("*.safetensors")]

@@ -468,7 +468,7 @@ def start(script: str, *args: str, devices: int = 1) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     try:
-        out, errors = process.communicate(timeout=120)
+        out, errors = process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == 0, errors
