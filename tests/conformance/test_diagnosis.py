@@ -362,7 +362,6 @@ FEW = (
     "KL reversed",
     "last token not scored",
     "cut at the first mark",
-    "hull's cone",
 )
 
 

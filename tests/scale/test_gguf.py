@@ -307,11 +307,13 @@ TURNS = [
 QUESTION = "Why is the sky blue? Explain it to a child of 7."
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_llama_cpp(smollm2):
     for text, ids in zip(TEXTS, LLAMA_CPP, strict=True):
         assert smollm2[1].text_ids(text) == ids and smollm2[1].decode(ids) == text
 
 
+@pytest.mark.slow
 def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
     transformers = pytest.importorskip("transformers", reason="extra 'peers' is not installed")
     tokenizer = smollm2[1]
@@ -327,6 +329,7 @@ def test_tokens_and_conversations_are_those_of_transformers(smollm2, tmp_path):
     assert facts == (tokenizer.eos, tokenizer.pad, tokenizer.vocab_size)
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_transformers(smollm2, peer):
     import torch
 
@@ -342,6 +345,7 @@ def test_logits_are_those_of_transformers(smollm2, peer):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1.5e-4)
 
 
+@pytest.mark.slow
 def test_greedy_text_is_that_of_transformers(smollm2, peer):
     import torch
 
