@@ -221,7 +221,7 @@ def inverse(x: np.ndarray) -> np.ndarray:
 
 
 # fmt: off
-OF_X = " of x, where x is beta h or the reward margin"
+X = ", where x is beta h or the reward margin"
 LOGISTIC = (
     ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -step(1 - a)),
     ("the squared hinge",
@@ -326,10 +326,9 @@ LINKS = (
     Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(
         lambda rows: np.concatenate([diagonal(rows["chosen"]), rows["rejected"]], axis=1))),
     Mistake("with KTO's loss of pairs", "link", kto),
-    *(Mistake(f"with {words} for -log sigmoid{OF_X * ('x' in words.split(' ')[-1])}", "link",
-        linked(value, slope)) for words, value, slope in LOGISTIC),
-    Mistake(f"with gradients weighed by sigmoid of x, not of -x{OF_X[5:]}", "link",
-        wrong_weights),
+    *(Mistake(f"with {words} for -log sigmoid" + (f" of x{X}" if "x" in words.split()[-1] else ""),
+        "link", linked(value, slope)) for words, value, slope in LOGISTIC),
+    Mistake(f"with gradients weighed by sigmoid of x, not of -x{X}", "link", wrong_weights),
     *(Mistake(f"with {words} for the square", "link", of_rewards(value, slope))
         for words, value, slope in OF_REWARDS),
     *(of_loss(*row) for row in OF_LOSSES),
