@@ -223,6 +223,8 @@ def evaluated(hypothesis: Hypothesis, case: Case) -> dict[str, Any] | None:
     """
     try:
         with np.errstate(all="ignore"):
-            return reported(hypothesis.function(case.params, case.inputs))
+            made = reported(hypothesis.function(case.params, case.inputs))
     except Exception:
         return None
+    is_real = not any(np.iscomplexobj(value) for value in made.values())
+    return made if is_real else None  # the root of a negative beta is complex

@@ -163,14 +163,23 @@ def _sums(terms: list[Term], table: np.ndarray, number: int) -> Iterator[list[tu
     for subset in subsets[good][np.abs(left) < 1e-6]:
         columns = table[:, subset]
         exact = np.linalg.lstsq(columns, np.ones(len(table)))[0]
-        if np.allclose(columns @ exact, 1.0, rtol=0.0, atol=1e-4) and np.all(np.abs(exact) > 1e-6):
-            yield [(_short(c), terms[i]) for c, i in zip(exact, subset, strict=True)]
+        sum_of = [(_short(c), terms[i]) for c, i in zip(exact, subset, strict=True)]
+        fits = np.allclose(columns @ exact, 1.0, rtol=0.0, atol=1e-4)
+        if fits and np.all(np.abs(exact) > 1e-6) and _is_meant(sum_of):
+            yield sum_of
 
 
 def _is_plain(term: Term) -> bool:
     """Whether the longest sums may have it: with a power of beta, only what is simple."""
     simple = "beta" not in term.quantity and term.function in ("{q}", "{q}^2")
     return simple or "beta" not in term.factor
+
+
+def _is_meant(sum_of: list[tuple[float, Term]]) -> bool:
+    """Whether a sum may be what is written: the cases have few values of the label smoothing, and a
+    line through what another function has at them has coefficients of many digits."""
+    smoothed = any("label_smoothing" in term.factor for _, term in sum_of)
+    return not smoothed or all(len(f"{abs(c):g}".replace(".", "")) <= 4 for c, _ in sum_of)
 
 
 def _short(coefficient: float) -> float:

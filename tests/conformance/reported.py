@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in five sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in six sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -135,6 +135,20 @@ def one_reference(p, x):
     chosen, rejected = (p["beta"] * ratio.mean() for ratio in ratios(x))
     metrics = {"rewards/chosen": chosen, "rewards/rejected": rejected}
     return {"loss": dpo(p, x).mean(), "per_example": dpo(p, x), "metrics": metrics}
+
+
+def in_half(x, kind):
+    names = ("ref_chosen_logps", "ref_rejected_logps")
+    return {name: x[name].astype(kind).astype(float) for name in names}
+
+
+def of_token_means(p, x, policy, reference):
+    """IPO's loss, of sums or of means of each."""
+    n = dict(zip(("chosen", "rejected"), lengths(x), strict=True))
+    w, l = (  # noqa: E741
+        x[f"policy_{s}_logps"] / n[s] ** policy - x[f"ref_{s}_logps"] / n[s] ** reference for s in n
+    )
+    return (w - l - 0.5 / p["beta"]) ** 2
 
 
 def over_deviation(freedom, more, p, x):
@@ -381,7 +395,7 @@ FOURTH = {
 FIFTH = {
     "one reference for both responses": Bug(
         "dpo/plain", one_reference, "unknown",
-        "without the reference: the chosen response's is subtracted from both"),
+        "with the chosen response's reference subtracted from both"),
     "the loss of the mean margin": Bug(
         "dpo/plain", lambda p, x: {
             "loss": -log_sigmoid(p["beta"] * h(x).mean()), "per_example": dpo(p, x)},
@@ -417,5 +431,33 @@ FIFTH = {
         "dpo/conservative", smoothed(lambda e: 1 - e / 2, lambda e: e / 2),
         "named", "at label_smoothing 0.5 e"),
 }
+SIXTH = {
+    "the reference in bfloat16": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x | in_half(x, jnp.bfloat16))),
+        "unknown", "with the reference's log-probabilities in bfloat16"),
+    "the reference in float16": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x | in_half(x, jnp.float16))),
+        "unknown", "with the reference's log-probabilities in float16"),
+    "policy averaged, reference added": Bug(
+        "ipo/token-mean", loss(lambda p, x: of_token_means(p, x, 1, 0)),
+        "unknown", "with the reference's log-probabilities alone added over tokens"),
+    "policy added, reference averaged": Bug(
+        "ipo/token-mean", loss(lambda p, x: of_token_means(p, x, 0, 1)),
+        "unknown", "with the policy's log-probabilities alone added over tokens"),
+    "the KL of all samples over the pairs": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: log_ratio(x).sum() / len(h(x))),
+        "unknown", "with the KL added over samples, over the number of pairs"),
+    "the robust loss, its first term alone divided": Bug(
+        "dpo/robust", smoothed(lambda e: (1 - e) / (1 - 2 * e), lambda e: -e), "wrong", ""),
+    "the robust loss, its second term alone divided": Bug(
+        "dpo/robust", smoothed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e)), "unknown", ""),
+    "a mean over all predicted tokens": Bug(
+        "logps/mean", tokens(jax.nn.log_softmax, lambda s, mask: s.mean(axis=1)),
+        "named", "with all tokens of the row but one counted, the prompt and padding too"),
+    "each reward beside each margin": Bug(
+        "distillation/d-dpo", of_batch(
+            lambda p, x: ((rho(x)[:, None] - p["beta"] * h(x)) ** 2).mean()),
+        "wrong", ""),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH)

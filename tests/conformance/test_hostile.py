@@ -170,9 +170,10 @@ def test_an_adapter_that_is_lost(opened, monkeypatch, kind):
 
 
 def test_an_adapter_that_is_two(opened):
-    details = [
-        result.detail for result in reported(opened("os.fork(); return right(question)")).values()
-    ]
+    """How soon the second answer comes is a race: the last process may be alive at the end."""
+    adapter = opened("os.fork(); return right(question)")
+    details = [result.detail for result in reported(adapter).values()]
+    adapter.close()
     assert any("out of turn, or not in JSON" in detail for detail in details)
     assert all_end(opened.pids())
 

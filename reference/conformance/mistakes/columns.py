@@ -57,14 +57,15 @@ def mixed(names: tuple[str, ...], matrix: Callable[[int], np.ndarray]):
     return change
 
 
-def per_token(*names: str) -> Callable[[Function], Function]:
-    """These log-probabilities alone are averaged over tokens."""
+def per_token(*names: str, power: float = -1.0) -> Callable[[Function], Function]:
+    """These log-probabilities alone are averaged over tokens; with power 1 they alone are added,
+    where the right loss averages all."""
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
-            lengths = {n: inputs.get(f"{n.split('_')[1]}_lengths", 1) for n in names}
-            made = function(params, inputs | {n: inputs[n] / lengths[n] for n in names})
-            grads = {n: g / lengths.get(n, 1) for n, g in made["grads"].items()}
+            sizes = {n: inputs.get(f"{n.split('_')[1]}_lengths", 1) ** power for n in names}
+            made = function(params, inputs | {n: inputs[n] * sizes[n] for n in names})
+            grads = {n: g * sizes.get(n, 1) for n, g in made["grads"].items()}
             return made | {"grads": grads}
 
         return mistaken
@@ -175,7 +176,7 @@ COLUMNS = (
         "swapped-reference", taken(wrong, right))
         for right in LOGPS for wrong in LOGPS
         if wrong != right and not {wrong, right} <= set(REFERENCE)),
-    *(Mistake(f"without the reference: the {side} response's is subtracted from both",
+    *(Mistake(f"with the {side} response's reference subtracted from both",
         "swapped-reference", taken(*names))
         for side, names in (("chosen", REFERENCE), ("rejected", REFERENCE[::-1]))),
     *(Mistake(f"with {WORDS[wrong]} in place of the other", "reward-sign", taken(wrong, right))
@@ -204,6 +205,10 @@ COLUMNS = (
         per_token(*POLICY)),
     Mistake("with the reference's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(*REFERENCE)),
+    Mistake("with the policy's log-probabilities alone added over tokens", "sum-mean",
+        per_token(*POLICY, power=1.0)),
+    Mistake("with the reference's log-probabilities alone added over tokens", "sum-mean",
+        per_token(*REFERENCE, power=1.0)),
     Mistake("with the chosen response's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(POLICY[0], REFERENCE[0])),
     Mistake("with the rejected response's log-probabilities alone averaged over tokens",

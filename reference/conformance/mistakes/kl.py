@@ -5,7 +5,16 @@ from functools import partial
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import ANY, Function, Mistake, Values, at, step, then
+from reference.conformance.mistakes.mistake import (
+    ANY,
+    Function,
+    Mistake,
+    Values,
+    at,
+    size,
+    step,
+    then,
+)
 from reference.objectives import forward_kl
 
 KINDS = ("sample", "distribution")
@@ -53,16 +62,20 @@ def negated(function: Function) -> Function:
     return mistaken
 
 
-def added(function: Function) -> Function:
-    """The KLs of prompts or samples are added, not averaged."""
+def added(number_of: Callable[[Values], float]) -> Callable[[Function], Function]:
+    """The KLs of prompts or samples are added, and divided by another number."""
 
-    def mistaken(params: Values, inputs: Values) -> Values:
-        names = ("ref_sample_logps", "ref_distribution_logps")
-        number = next(len(inputs[name]) for name in names if name in inputs)
-        made = function(params | {"gamma": number * params["gamma"]}, inputs)
-        return made | {"metrics": {"kl": number * made["metrics"]["kl"]}}
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            names = ("ref_sample_logps", "ref_distribution_logps")
+            number = next(len(inputs[name]) for name in names if name in inputs)
+            share = number / number_of(inputs)
+            made = function(params | {"gamma": share * params["gamma"]}, inputs)
+            return made | {"metrics": {"kl": share * made["metrics"]["kl"]}}
 
-    return mistaken
+        return mistaken
+
+    return change
 
 
 def scaled(factor: Callable[[Values], float]) -> Callable[[Function], Function]:
@@ -201,7 +214,8 @@ KL = (
     Mistake("at {c} gamma", "gamma-dropped", lambda f, c: at(gamma=lambda g: c * g)(f)),
     Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
         lambda f, c: at(gamma=lambda g: c)(f)),
-    Mistake("with the KL added over prompts or samples", "batch-sum", added),
+    Mistake("with the KL added over prompts or samples", "batch-sum", added(lambda x: 1)),
+    Mistake("with the KL added over samples, over the number of pairs", "batch-sum", added(size)),
     Mistake("with the KL reversed", "kl-reversed", another(
         lambda r, p: forward_kl(p, r), reversed_slopes)),
     Mistake("with the KL reversed where the reference allows it", "kl-reversed", another(

@@ -16,6 +16,7 @@ from reference.conformance.mistakes.mistake import (
     scaled_grads,
     then,
 )
+from reference.conformance.pairs import POLICY, REFERENCE
 
 LARGEST_EXPONENT = 88.7
 """exp of more is infinite in float32."""
@@ -66,6 +67,10 @@ PRECISION = (
         on(partial(rounded, LOGPS, "bfloat16"))),
     Mistake("with log-probabilities in float16", "half-precision-sums",
         on(partial(rounded, LOGPS, "float16"))),
+    *(Mistake(f"with the {side}'s log-probabilities in {kind}", "half-precision-sums",
+        on(partial(rounded, names, kind)))
+        for side, names in (("reference", REFERENCE), ("policy", POLICY))
+        for kind in ("bfloat16", "float16")),
     Mistake("with log-probabilities and rewards in bfloat16", "half-precision-sums",
         on(partial(rounded, LOGPS + SCORES, "bfloat16"))),
     Mistake("with log-probabilities and rewards in float16", "half-precision-sums",

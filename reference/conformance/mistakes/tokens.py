@@ -250,7 +250,8 @@ def probabilities(made: Values, params: Values, inputs: Values) -> Values:
 
 # fmt: off
 TOKENS = (
-    Mistake("with the padding counted", "mask-dropped", counted(lambda m: len(m[0]) - 1)),
+    Mistake("with all tokens of the row but one counted, the prompt and padding too",
+        "mask-dropped", counted(lambda m: len(m[0]) - 1)),
     Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
     Mistake("with one token more counted", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
