@@ -201,9 +201,9 @@ def weighted(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
 KL = (
     Mistake("with the KL subtracted", "kl-sign", at(gamma=lambda g: -g)),
     Mistake("with the KL negated", "kl-sign", negated),
-    Mistake("with the KL's estimates clipped at 0", "kl-sign", another(
+    Mistake("with the KL's estimates clipped at 0", "clipped", another(
         lambda r, p: np.maximum(r - p, 0.0), lambda r, p: -1.0 * (r > p))),
-    Mistake("with the batch's KL clipped at 0", "kl-sign", partial(bounded, True)),
+    Mistake("with the batch's KL clipped at 0", "clipped", partial(bounded, True)),
     Mistake("at gamma 1: gamma is dropped", "gamma-dropped", at(gamma=lambda g: 1.0)),
     Mistake("without the KL", "gamma-dropped", another(lambda r, p: 0.0, lambda r, p: 0 * r)),
     Mistake("at gamma squared", "gamma-dropped", at(gamma=lambda g: g * g)),
