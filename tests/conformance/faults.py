@@ -544,7 +544,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "rows averaged": ("with the tokens added, over the number of rows",),
     "likelihood of the chosen response alone": ("with the chosen response's likelihood alone",),
     "rejected response left out": ("with the policy's log-probability of rejected in place of the reference's log-probability of rejected",),
-    "mask inverted, over all positions": ("with the mask inverted and with all tokens of the row but one counted, the prompt and padding too",),
+    "mask inverted, over all positions": ("with all tokens of the row but one counted, the prompt and padding too and with the mask inverted",),
     "IPO's setting ignored": ("dpo/plain",),
     "reward margins against all pairs": ("with every pair's rewards against every margin",),
     "pairs of equal rewards skipped": ("with pairs of margin 0 left out",),
