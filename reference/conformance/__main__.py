@@ -16,8 +16,9 @@ from reference.conformance.program import TIMEOUT
 from reference.conformance.record import record
 from reference.conformance.report import run, table
 
-NAMES = ("python -m reference.conformance", "preference-conformance")
-"""As a module, and as what the wheel installs."""
+MODULE = "python -m reference.conformance"
+INSTALLED = "preference-conformance"
+"""The command that the wheel installs."""
 WHAT = (
     "Puts every test vector to an implementation of preference optimisation and says which of them "
     "it meets."
@@ -90,7 +91,7 @@ def _open_adapter(options: argparse.Namespace, stack: ExitStack) -> Adapter:
 
 def _typed() -> str:
     """The command that was typed."""
-    return NAMES[Path(sys.argv[0]).stem == NAMES[1]]
+    return INSTALLED if Path(sys.argv[0]).stem == INSTALLED else MODULE
 
 
 def _cannot_run(reason: str) -> int:

@@ -120,7 +120,7 @@ def _roots(gap: Callable[[float], float]) -> Iterator[float]:
     """
     with np.errstate(all="ignore"):
         spread = np.array([gap(constant) for constant in GRID[::8]])
-        if np.array_equal(spread, np.roll(spread, 1), equal_nan=True):
+        if np.array_equal(spread, np.full_like(spread, spread[0]), equal_nan=True):
             return
         values = [gap(constant) for constant in GRID]
         for low, high, below, above in zip(GRID, GRID[1:], values, values[1:], strict=False):

@@ -179,7 +179,7 @@ def _is_meant(sum_of: list[tuple[float, Term]]) -> bool:
     """Whether a sum may be what is written: the cases have few values of the label smoothing, and a
     line through what another function has at them has coefficients of many digits."""
     smoothed = any("label_smoothing" in term.factor for _, term in sum_of)
-    return not smoothed or all(len(f"{abs(c):g}".replace(".", "")) <= 4 for c, _ in sum_of)
+    return not smoothed or all(c == float(f"{c:.3g}") for c, _ in sum_of)
 
 
 def _short(coefficient: float) -> float:
@@ -197,10 +197,10 @@ def _digits(sum_of: list[tuple[float, Term]]) -> tuple[int, float, int]:
 
 def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
     usual = right(*key).function
-    words = " + ".join(term.times(c) for c, term in sum_of).replace("+ -", "- ")
-    name, own = f"{'/'.join(key)} with the loss {words}", OWN.get("/".join(key))
-    flag = "offset" if own in [term.times(c) for c, term in sum_of] else "link"
-    return Hypothesis(name, (flag,), _function(usual, sum_of), 1)
+    terms, dialect = [term.times(c) for c, term in sum_of], "/".join(key)
+    words = " + ".join(terms).replace("+ -", "- ")
+    flag = "offset" if OWN.get(dialect) in terms else "link"
+    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(usual, sum_of), 1)
 
 
 def _function(usual: Function, sum_of: list[tuple[float, Term]]) -> Function:

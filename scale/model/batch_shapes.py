@@ -45,7 +45,7 @@ def choose_shapes(
 
     of_parts = lengths.reshape(steps * parts, batch // parts, -1)
     sizes = smallest_sizes(of_parts, num_sequences).reshape(steps, parts, 3).max(1)
-    return shapes_of(sizes, flops, model.runtime, compile_seconds)
+    return few_shapes(sizes, flops, model.runtime, compile_seconds)
 
 
 def choose_prompt_shapes(
@@ -66,10 +66,10 @@ def choose_prompt_shapes(
         return prompts + attention * rows * new_tokens * sizes[:, 2]
 
     sizes = smallest_sizes(lengths, num_sequences)
-    return shapes_of(sizes, flops, model.runtime, COMPILE_SECONDS)
+    return few_shapes(sizes, flops, model.runtime, COMPILE_SECONDS)
 
 
-def shapes_of(
+def few_shapes(
     sizes: np.ndarray, cost: Cost, runtime: Runtime, compile_seconds: float
 ) -> list[BatchShape]:
     """A shape for each batch: no smaller than its sizes [steps, 3], and few different ones."""

@@ -102,8 +102,8 @@ class PlanOptions:
             "--adapter.rank": self.adapter.rank > 0 and not trains,
             "--optimizer": self.optimizer not in of_recipes and not chooses,
         }
-        for option in [name for name, given in unused.items() if given]:
-            raise InputError(f"{option}: `{self.stage}` has no such option")
+        if named := [option for option, given in unused.items() if given]:
+            raise InputError(f"{named[0]}: `{self.stage}` has no such option")
 
     def command(self, data: Path, **training: Any) -> Any:
         """The stage that is planned, on rows `data`; its other folders are examples.

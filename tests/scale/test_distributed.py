@@ -79,9 +79,9 @@ def free_port():
 
 
 def start(command, processes, devices=8):
-    """One of several processes with so many devices in all, which compiles as the fast tests do."""
-    flags = f"--xla_force_host_platform_device_count={devices // processes} "
-    flags += "--xla_backend_optimization_level=0"
+    """One of several processes with so many devices in all."""
+    count = f"--xla_force_host_platform_device_count={devices // processes}"
+    flags = f"{os.environ['XLA_FLAGS']} {count}"
     fixed = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     variables = os.environ | fixed | {"XLA_FLAGS": flags}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
