@@ -14,7 +14,8 @@ from reference.conformance.lines import CommandAdapter
 from reference.conformance.loading import cases_named, load_adapter, read_expected_failures
 from reference.conformance.program import TIMEOUT
 from reference.conformance.record import record
-from reference.conformance.report import run, table
+from reference.conformance.report import run
+from reference.conformance.text import table
 
 MODULE = "python -m reference.conformance"
 INSTALLED = "preference-conformance"

@@ -5,6 +5,7 @@ inputs are refused is looked at by itself.
 """
 
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from reference.conformance.cases import Case
@@ -14,6 +15,7 @@ from reference.conformance.evidence import (
     Evidence,
     Found,
     differs,
+    error_of,
     evaluated,
     evidence_of,
     reproduced,
@@ -56,6 +58,7 @@ class Diagnosis(NamedTuple):
         parts: the wrong outputs.
         whole: the first part's hypotheses reproduce all outputs, those that are right too.
         smallest: the failing case with the fewest numbers.
+        furthest: the case with the output that is wrong by most.
         common: what all failing cases have, and no other; "" where that is not known.
     """
 
@@ -63,6 +66,7 @@ class Diagnosis(NamedTuple):
     parts: tuple[Part, ...]
     whole: bool
     smallest: Case
+    furthest: Case
     common: str = ""
 
     @property
@@ -99,7 +103,20 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
         parts.append(_refusals(key, evidence, parts))
-    return Diagnosis("/".join(key), tuple(parts), whole, cases[0], _common(cases, failed))
+    furthest = _furthest(right(*key), evidence) or cases[0]
+    common = _common(cases, failed)
+    return Diagnosis("/".join(key), tuple(parts), whole, cases[0], furthest, common)
+
+
+def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:
+    """The case with the output that is wrong by most; None where none is a number."""
+    wrong = [
+        (error_of(usual, one, name), one.case)
+        for one in evidence.asked
+        for name in one.answer or ()
+    ]
+    furthest, case = max(wrong, key=itemgetter(0))
+    return case if furthest > 0 else None
 
 
 def _common(cases: list[Case], failed: set[str]) -> str:

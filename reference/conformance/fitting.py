@@ -13,6 +13,7 @@ from reference.conformance.evidence import (
     Evidence,
     Found,
     contradicted,
+    error_of,
     evaluated,
     reproduced,
     searched,
@@ -44,7 +45,7 @@ def fitted(
     """
     found = list[Found]()
     outputs = {"loss"} & wrong or wrong - {REFUSALS}
-    cases = {output: _largest_wrong(right(*key), evidence, output) for output in outputs}
+    cases = {output: _telling(right(*key), evidence, output) for output in outputs}
     for family in families:
         left, made = set(outputs), _made(family)
         while left:
@@ -57,15 +58,16 @@ def fitted(
     return found
 
 
-def _largest_wrong(usual: Hypothesis, evidence: Evidence, output: str) -> Asked:
-    """The largest case of which an output is wrong."""
+def _telling(usual: Hypothesis, evidence: Evidence, output: str) -> list[Asked]:
+    """The largest case of which an output is wrong, and the one where it is most wrong."""
     wrong = [
         one
         for one in evidence.asked
         if one.case.result == "value"
         and contradicted(usual, *one, frozenset([output]), evidence.dtype)
     ]
-    return max(wrong, key=lambda one: size_of(one.case))
+    largest = max(wrong, key=lambda one: size_of(one.case))
+    return [largest, max(wrong, key=lambda one: error_of(usual, one, output))]
 
 
 def _made(family: Family) -> Made:
@@ -82,14 +84,15 @@ def _made(family: Family) -> Made:
 
 
 def _members(
-    family: Family, made: Made, asked: Asked, evidence: Evidence, output: str
+    family: Family, made: Made, asked: list[Asked], evidence: Evidence, output: str
 ) -> Iterator[Hypothesis]:
     """The members of a family that reproduce one output of a case, where their neighbours do not.
 
-    A constant, or its exponential, is rounded to a few digits where that is enough.
+    A constant, or its exponential, is rounded to a few digits where that is enough. The next case
+    is asked where the first does not tell neighbours apart.
     """
-    case, value = asked.case, (asked.answer or {}).get(output)
-    one = evidence._replace(asked=[asked])
+    case, value = asked[0].case, (asked[0].answer or {}).get(output)
+    one = evidence._replace(asked=asked[:1])
     if not isinstance(value, np.ndarray):
         return
 
@@ -102,7 +105,11 @@ def _members(
 
     for root in _roots(gap):
         constants = [constant for constant in _rounded(root) if fits(constant)][:1]
-        yield from (family(c) for c in constants if not (fits(1.01 * c) or fits(0.99 * c)))
+        determined = [c for c in constants if not (fits(1.01 * c) or fits(0.99 * c))]
+        yield from (family(c) for c in determined)
+        if constants and not determined and asked[1:]:
+            yield from _members(family, made, asked[1:], evidence, output)
+            return
 
 
 def _rounded(root: float) -> Iterator[float]:

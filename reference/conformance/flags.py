@@ -80,7 +80,7 @@ AIMED_AT = {
         "predict the first token of EACH response by the prompt's last position"),
     "gamma-dropped": Flag(
         "error", "the KL's weight is not used",
-        "multiply the KL by gamma, in the loss and so in its slope"),
+        "multiply the KL, and nothing else, by gamma, in the loss and so in its slope"),
     "gradient-lost": Flag(
         "error", "a response's gradient does not flow",
         "detach the reference alone"),
@@ -119,7 +119,7 @@ AIMED_AT = {
         "divide by the number of tokens of the whole step"),
     "min-mean": Flag(
         "error", "a mean (or maximum) over the ensemble in place of the minimum, or the reverse",
-        "look at the reduction over the models: min, mean or max"),
+        "reduce the models' losses, not their rewards, and with the dialect's min, mean or max"),
     "missing-field": Flag(
         "error", "a row without a field that it needs is accepted",
         "name the row and the field in an error"),
@@ -185,15 +185,25 @@ OF_MISTAKES = {
     "clipped": Flag(
         "error", "a quantity or the loss is clipped, which ends its gradient there",
         "leave out the clamp: log-sigmoid needs none, and gradients are clipped by their norm"),
+    "kl-other": Flag(
+        "error", "another divergence, or another estimate of it, stands for the KL",
+        "over samples of the reference, average log pi_ref(y) - log pi(y); over all outcomes, add"
+        " pi_ref(y) times it"),
+    "layout": Flag(
+        "error", "the columns of one concatenated batch are split in another order",
+        "split a concatenated batch in the order in which it was built: halves, or alternating"),
     "link": Flag(
         "error", "the loss is another function of the margin, or of the log-probabilities",
         "compare the function with the equation, from the inside to the outside"),
+    "normalised": Flag(
+        "error", "rewards or margins are shifted or scaled by statistics of their batch",
+        "leave out the whitening: the equation has each pair's own numbers"),
     "offset": Flag(
         "error", "something is added to the margin, the loss or a probability",
         "leave out what the equation does not have, as an epsilon or a second loss"),
     "order": Flag(
         "error", "values of several pairs are mixed, as those of the pair after",
-        "follow one pair through the batch: sorting, shuffling, means and broadcasts"),
+        "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),
     "token-not-scored": Flag(
         "error", "a response's first or last tokens are not scored",
         "score every token of the response, the first by the prompt's last position"),

@@ -22,8 +22,11 @@ OBJECTIVES = ("dpo", "ipo", "distillation", "reward")
 MOST = 3
 """The most terms of a sum."""
 (PW, PL), (RW, RL), (SW, SL) = POLICY, REFERENCE, SCORES
+RIGHT = "the right losses of the pairs"
+"""An input that `formulas` adds."""
 # fmt: off
 QUANTITIES: dict[str, tuple[dict[str, float], dict[str, float]]] = {
+    "the right loss": ({}, {RIGHT: 1}),
     "beta h": ({PW: 1, RW: -1, PL: -1, RL: 1}, {}),
     "2 beta h": ({PW: 2, RW: -2, PL: -2, RL: 2}, {}),
     "beta h/2": ({PW: 0.5, RW: -0.5, PL: -0.5, RL: 0.5}, {}),
@@ -116,7 +119,7 @@ def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     cases = [(case, loss) for case, loss in cases if abs(loss) > 1e-9 and np.isfinite(loss)]
     if key[0] not in OBJECTIVES or key in BUILT or len(cases) <= MOST:
         return
-    terms, table = _table([case for case, _ in cases])
+    terms, table = _table(key, [case for case, _ in cases])
     scaled = table / np.array([loss for _, loss in cases])[:, None]
     for number in range(1, MOST + 1):
         chosen = sorted(_sums(terms, scaled, number), key=_digits)
@@ -130,24 +133,32 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.size == 1
 
 
-def _table(cases: list[Case]) -> tuple[list[Term], np.ndarray]:
+def _table(key: Key, cases: list[Case]) -> tuple[list[Term], np.ndarray]:
     """The terms that the cases have, and their means over the batch of each case."""
     every = (
         Term(c, f, q)
         for q in QUANTITIES
         for f in FUNCTIONS
         for c in FACTORS
-        if q != "1" or f == "{q}"
+        if q not in ("1", "the right loss") or f == "{q}"
     )
     terms, columns = list[Term](), list[list[float]]()
+    both = [(case.params, _with_right(key, case.params, case.inputs)) for case in cases]
     for term in every:
         try:
-            columns.append([np.mean(_value(term, case.params, case.inputs)) for case in cases])
+            columns.append([np.mean(_value(term, *of_case)) for of_case in both])
         except KeyError:
             continue
         terms.append(term)
     usable = [i for i, column in enumerate(columns) if np.all(np.isfinite(column))]
     return [terms[i] for i in usable], np.array([columns[i] for i in usable]).T
+
+
+def _with_right(key: Key, params: Values, inputs: Values) -> Values:
+    """The inputs, and the right losses where they are not one term."""
+    if "/".join(key) in OWN:
+        return inputs
+    return inputs | {RIGHT: right(*key).function(params, inputs)["per_example"]}
 
 
 def _sums(terms: list[Term], table: np.ndarray, number: int) -> Iterator[list[tuple[float, Term]]]:
@@ -196,23 +207,24 @@ def _digits(sum_of: list[tuple[float, Term]]) -> tuple[int, float, int]:
 
 
 def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
-    usual = right(*key).function
     terms, dialect = [term.times(c) for c, term in sum_of], "/".join(key)
     words = " + ".join(terms).replace("+ -", "- ")
-    flag = "offset" if OWN.get(dialect) in terms else "link"
-    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(usual, sum_of), 1)
+    flag = "offset" if OWN.get(dialect, "the right loss") in terms else "link"
+    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(key, sum_of), 1)
 
 
-def _function(usual: Function, sum_of: list[tuple[float, Term]]) -> Function:
+def _function(key: Key, sum_of: list[tuple[float, Term]]) -> Function:
     """The sum as a loss, with its gradient; the metrics are the right ones."""
 
     def function(params: Values, inputs: Values) -> Values:
-        made = usual(params, inputs)
+        made, inputs = right(*key).function(params, inputs), _with_right(key, params, inputs)
         losses = np.sum([c * _value(term, params, inputs) for c, term in sum_of], axis=0)
         grads = {name: np.zeros(len(losses)) for name in made["grads"]}
         for constant, term in sum_of:
             for name, slope in _slopes(term, params, inputs):
-                if name in grads and name not in REFERENCE:
+                if name == RIGHT:
+                    grads = {n: g + constant * slope * made["grads"][n] for n, g in grads.items()}
+                elif name in grads and name not in REFERENCE:
                     grads[name] = grads[name] + constant * slope / len(losses)
         return made | {"loss": np.mean(losses), "per_example": losses, "grads": grads}
 

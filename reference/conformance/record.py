@@ -8,7 +8,8 @@ from reference.conformance import __version__
 from reference.conformance.cases import VECTORS
 from reference.conformance.diagnosis import Diagnosis
 from reference.conformance.judge import Result
-from reference.conformance.report import OUTCOMES, Report, sentences
+from reference.conformance.report import OUTCOMES, Report
+from reference.conformance.text import sentences
 
 FORMAT = 1
 SEVERITIES = {"failed": "error", "errored": "error", "noted": "note"}
@@ -80,6 +81,7 @@ def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
         "whole": diagnosis.whole,
         "parts": parts,
         "smallest_failing_case": diagnosis.smallest.id,
+        "furthest_failing_case": diagnosis.furthest.id,
         "text": sentences(diagnosis),
     }
 

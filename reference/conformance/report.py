@@ -1,12 +1,11 @@
-"""All cases are put to one implementation: what came of them, what it computes, and the text."""
+"""All cases are put to one implementation: what came of them, and what it computes."""
 
-from collections import Counter
 from itertools import groupby
 from typing import NamedTuple
 
 from reference.conformance.cases import Case
 from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part, diagnose
-from reference.conformance.flags import FLAGS, is_note
+from reference.conformance.flags import is_note
 from reference.conformance.judge import Adapter, Result, dtype_of, judge
 
 OUTCOMES = ("passed", "noted", "failed", "skipped", "errored")
@@ -67,76 +66,14 @@ def run(
     """
     results = [judge(adapter, case, dtype) for case in cases]
     diagnoses: dict[str, Diagnosis] = {}
-    for name, group in groupby(sorted(results, key=_dialect), key=_dialect):
+    for name, group in groupby(sorted(results, key=dialect_of), key=dialect_of):
         judged = list(group)
         failed = {r.case.id for r in judged if r.outcome == "failed"}
         asked = [r.case for r in judged]
         found = diagnose(adapter, asked, failed, dtype or dtype_of(adapter)) if failed else None
         diagnoses |= {name: found} if found else {}
-    noted = [_noted(result, diagnoses.get(_dialect(result))) for result in results]
+    noted = [_noted(result, diagnoses.get(dialect_of(result))) for result in results]
     return Report(noted, list(diagnoses.values()), expected_failures)
-
-
-def table(report: Report) -> str:
-    """The report as text.
-
-    Args:
-        report: what `run` returned.
-
-    Returns:
-        One line for each objective and dialect, then the unexpected failures, then what is computed
-        in place of what is claimed, then the totals.
-    """
-    lines = [f"{'objective/dialect':<26}" + "".join(f"{name:>9}" for name in OUTCOMES)]
-    for name, group in groupby(sorted(report.results, key=_dialect), key=_dialect):
-        outcomes = Counter(result.outcome for result in group)
-        if outcomes["skipped"] < outcomes.total():
-            lines.append(f"{name:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES))
-    return "\n".join([*lines, "", *_findings(report), summary(report)])
-
-
-def summary(report: Report) -> str:
-    """The totals of a report, in one line.
-
-    Args:
-        report: what `run` returned.
-
-    Returns:
-        The number of cases by outcome.
-    """
-    totals = Counter(result.outcome for result in report.results)
-    line = ", ".join(f"{totals[name]} {name}" for name in OUTCOMES)
-    expected = totals["failed"] + totals["errored"] - len(report.unexpected)
-    note = f" ({expected} as expected)" if expected else ""
-    return f"{len(report.results)} cases: {line}{note}"
-
-
-def sentences(diagnosis: Diagnosis) -> list[str]:
-    """A diagnosis in words.
-
-    Args:
-        diagnosis: what `diagnose` returned.
-
-    Returns:
-        One line for what is computed, or one for each group of wrong outputs, then how to mend it.
-    """
-    lines = [_sentence(diagnosis, part) for part in diagnosis.parts]
-    return lines + [f"    {name}: {FLAGS[name].remedy}" for name in diagnosis.flags]
-
-
-def _sentence(diagnosis: Diagnosis, part: Part) -> str:
-    names = " or ".join(hypothesis.name for hypothesis in part.hypotheses)
-    if part.outputs == (REFUSALS,):
-        like = f", as {names}" if names else ""
-        return f"{diagnosis.dialect} accepts what it should refuse{like}"
-    if not part.hypotheses:
-        what, case = ", ".join(part.outputs), diagnosis.smallest
-        smallest = f"the smallest failing case is {case.id} ({case.comment})"
-        told = [f"{what}: unknown, no named mistake does this", smallest, diagnosis.common]
-        return f"{diagnosis.dialect}: {'; '.join(filter(None, told))}"
-    if diagnosis.whole:
-        return f"{diagnosis.dialect} in fact computes {names}"
-    return f"{diagnosis.dialect}: {', '.join(part.outputs)} as of {names}"
 
 
 def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:
@@ -161,30 +98,10 @@ def _followed(diagnosis: Diagnosis) -> list[str]:
     return [h.name for h in first.hypotheses if not h.cost] if small else []
 
 
-def _findings(report: Report) -> list[str]:
-    lines = []
-    for result in report.unexpected:
-        lines.append(f"{result.outcome.upper()} {result.case.id}: {result.case.comment}")
-        lines.append(f"    {result.detail}")
-    lines += [
-        f"NOTED {r.case.id}: {r.case.comment}; {r.detail}"
-        for r in report.results
-        if r.outcome == "noted"
-    ]
-    said = (line for diagnosis in report.diagnoses for line in sentences(diagnosis))
-    lines += dict.fromkeys(said)  # one remedy for all dialects
-    lines += [f"MENDED {name}: an expected failure that passed" for name in report.mended]
-    unchecked = Counter(name for r in report.results for name in r.unchecked)
-    if unchecked:
-        lines.append(
-            "not reported, so not checked: "
-            + ", ".join(f"{n} x {name}" for name, n in unchecked.items())
-        )
-    unsupported = sorted({_dialect(r) for r in report.results if r.outcome == "skipped"})
-    if unsupported:
-        lines.append("not supported: " + ", ".join(unsupported))
-    return lines
+def dialect_of(result: Result) -> str:
+    """`objective/dialect` of a result.
 
-
-def _dialect(result: Result) -> str:
+    Args:
+        result: what came of a case.
+    """
     return f"{result.case.objective}/{result.case.dialect}"

@@ -546,7 +546,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "rejected response left out": ("with the policy's log-probability of rejected in place of the reference's log-probability of rejected",),
     "mask inverted, over all positions": ("with all tokens of the row but one counted, the prompt and padding too and with the mask inverted",),
     "IPO's setting ignored": ("dpo/plain",),
-    "reward margins against all pairs": ("with every pair's rewards against every margin",),
+    "reward margins against all pairs": ("with every pair's rewards against every pair's margin (B x B)",),
     "pairs of equal rewards skipped": ("with pairs of margin 0 left out",),
     "first response token not scored": ("with the first token not scored",),
     "means over the tokens of both responses": ("with the tokens of both responses counted",),

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in six sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in seven sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -129,6 +129,28 @@ def interleaved(p, x):
     return dpo(p, x | {"ref_chosen_logps": ref[0::2], "ref_rejected_logps": ref[1::2]})
 
 
+def in_halves(p, x):
+    ref = jnp.stack([x["ref_chosen_logps"], x["ref_rejected_logps"]], axis=1).ravel()
+    halves = dict(zip(("ref_chosen_logps", "ref_rejected_logps"), jnp.split(ref, 2), strict=True))
+    return dpo(p, x | halves)
+
+
+def in_a_circle(p, x):
+    ids, mask = (jnp.roll(x[name], -1, axis=1) for name in ("input_ids", "completion_mask"))
+    labels = jnp.take_along_axis(log_softmax(x["logits"]), ids[..., None], axis=-1)[..., 0]
+    return {"logps": jnp.where(mask == 1, labels, 0.0).sum(axis=1)}
+
+
+def ref_margin(x):
+    return x["ref_chosen_logps"] - x["ref_rejected_logps"]
+
+
+def undivided(p, x):
+    """rDPO's loss before it is divided by 1 - 2 e."""
+    e, a = p["label_smoothing"], p["beta"] * h(x)
+    return -(1 - e) * log_sigmoid(a) + e * log_sigmoid(-a)
+
+
 def one_reference(p, x):
     """The reference's log-probability of chosen is subtracted from both policy's."""
     x = x | {"ref_rejected_logps": x["ref_chosen_logps"]}
@@ -234,7 +256,7 @@ REPORTS = {
         "dpo/plain", loss(dynamic), "unknown", "at beta (1 + 0.6 times the batch's mean margin)"),
     "reference interleaved (NVIDIA/NeMo-Aligner#227)": Bug(
         "dpo/plain", loss(interleaved), "unknown",
-        "with the reference's chosen and rejected interleaved"),
+        "with the reference's chosen and rejected in halves, read as alternating"),
     "chosen's mask for both (QwenAudio/CosyVoice#1449)": Bug(
         "ipo/token-mean", loss(lambda p, x: (h(x) / lengths(x)[0] - 0.5 / p["beta"]) ** 2),
         "named", "with the chosen response's tokens counted for both"),
@@ -290,7 +312,7 @@ SECOND = {
     "probabilities as weights of the sampled KL": Bug(
         "pessimistic/sampled-kl",
         pessimistic(lambda x: (jnp.exp(x["ref_sample_logps"]) * log_ratio(x)).mean()),
-        "unknown", "with pi_ref log(pi_ref/pi) averaged, not added, for the KL"),
+        "unknown", "with the KL's terms averaged over outcomes, not added"),
     "margin added to the loss": Bug(
         "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x)) + x["margins"]),
         "unknown", "with the loss L(rho) + margin"),
@@ -448,16 +470,59 @@ SIXTH = {
         "pessimistic/sampled-kl", pessimistic(lambda x: log_ratio(x).sum() / len(h(x))),
         "unknown", "with the KL added over samples, over the number of pairs"),
     "the robust loss, its first term alone divided": Bug(
-        "dpo/robust", smoothed(lambda e: (1 - e) / (1 - 2 * e), lambda e: -e), "wrong", ""),
+        "dpo/robust", smoothed(lambda e: (1 - e) / (1 - 2 * e), lambda e: -e),
+        "wrong", "with the first term alone over 1 - 2 label_smoothing"),
     "the robust loss, its second term alone divided": Bug(
-        "dpo/robust", smoothed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e)), "unknown", ""),
+        "dpo/robust", smoothed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e)),
+        "unknown", "with the second term alone over 1 - 2 label_smoothing"),
     "a mean over all predicted tokens": Bug(
         "logps/mean", tokens(jax.nn.log_softmax, lambda s, mask: s.mean(axis=1)),
         "named", "with all tokens of the row but one counted, the prompt and padding too"),
     "each reward beside each margin": Bug(
         "distillation/d-dpo", of_batch(
             lambda p, x: ((rho(x)[:, None] - p["beta"] * h(x)) ** 2).mean()),
-        "wrong", ""),
+        "wrong", "with every pair's rewards against every pair's log-probabilities (B x B)"),
+}
+SEVENTH = {
+    "beta on the policy alone, a bracket": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(
+            p["beta"] * (x[POLICY[0]] - x[POLICY[1]]) - ref_margin(x))),
+        "named", "with beta on the policy alone"),
+    "the robust loss divided by 1, less 2 e": Bug(
+        "dpo/robust", loss(lambda p, x: undivided(p, x) - 2 * p["label_smoothing"]),
+        "unknown", "with 2 label_smoothing subtracted, not divided by 1 - 2 label_smoothing"),
+    "a second loss beside the robust one": Bug(
+        "dpo/robust", loss(lambda p, x: (
+            undivided(p, x) / (1 - 2 * p["label_smoothing"]) + 0.1 * h(x) ** 2)),
+        "unknown", "with the loss the right loss + 0.1 h^2"),
+    "the reference alternating, read in halves": Bug(
+        "dpo/plain", loss(in_halves), "unknown",
+        "with the reference's chosen and rejected alternating, read in halves"),
+    "every log-ratio of the policy beside every one of the reference": Bug(
+        "dpo/plain", of_batch(lambda p, x: -log_sigmoid(p["beta"] * (
+            (x[POLICY[0]] - x[POLICY[1]])[:, None] - ref_margin(x))).mean()),
+        "unknown", "with every policy's log-ratio against every reference's (B x B)"),
+    "labels rolled, and the last position kept": Bug(
+        "logps/sum", in_a_circle, "unknown",
+        "with labels rolled, so that the last position predicts the first token"),
+    "an epsilon in the logarithm, and token means": Bug(
+        "logps/mean", tokens(lambda logits: jnp.log(softmax(logits) + 1e-8),
+            lambda scored, mask: scored.sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)),
+        "unknown", "with 1e-08 added to the probabilities of tokens"),
+    "an epsilon of 1e-12 in the logarithm of the sigmoid": Bug(
+        "dpo/plain", loss(lambda p, x: -jnp.log(sigmoid(p["beta"] * h(x)) + 1e-12)),
+        "unknown", "with 1e-12 added to the probability in the logarithm"),
+    "sums over the number of tokens of the row": Bug(
+        "logps/mean", lambda p, x: {
+            "logps": tokens(log_softmax)(p, x)["logps"] / x["attention_mask"].sum(axis=1)},
+        "unknown", "with the tokens of the row but padding counted"),
+    "one deviation for the margins of all reward models": Bug(
+        "ensemble/batch-min", of_batch(lambda p, x: ((
+            rho(x) / (rho(x).std() + 1e-8) - p["beta"] * h(x)) ** 2).mean(axis=1).min()),
+        "unknown", "with reward margins of all models over their standard deviation"),
+    "KL divergence with PyTorch's default mean": Bug(
+        "pessimistic/exact-kl", pessimistic(lambda x: exact_sum(x) / x[TRAINED[3]].size),
+        "named", "with the KL's terms averaged over outcomes, not added"),
 }
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)

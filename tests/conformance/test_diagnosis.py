@@ -19,7 +19,7 @@ from reference.conformance.formulas import Term
 from reference.conformance.hypotheses import Hypothesis
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
-from reference.conformance.report import sentences, table
+from reference.conformance.text import sentences, table
 from tests.conformance import reported
 from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
 from tests.conformance.faults import LATER as LATER_FAULTS
@@ -200,8 +200,13 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
     odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
     found = diagnosis("dpo/plain", odd)
     assert not found.known and found.parts[0].hypotheses == ()
-    said = "case is dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)"
-    assert "unknown" in sentences(found)[0] and sentences(found)[0].endswith(said)
+    smallest, furthest = (
+        "dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)",
+        "dpo/plain/far-wrong (beta h = -400: finite, though exp(400) is not)",
+    )
+    (said,) = sentences(found)
+    assert "unknown" in said
+    assert said.endswith(f"the smallest failing case is {smallest}; furthest off is {furthest}")
 
 
 def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
@@ -210,7 +215,7 @@ def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
     told = "all failing cases have several pairs, and all cases with one pass"
     assert common(cases, several) == told
     assert common(cases, several | {"dpo/plain/one-pair"}) == common(cases, set()) == ""
-    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], told)
+    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], cases[0], told)
     assert sentences(found)[0].endswith(f"({cases[0].comment}); {told}")
     rows = load_cases("logps", "sum")
     assert "several rows" in common(rows, {"logps/sum/padded"})
@@ -285,7 +290,7 @@ def test_the_right_outputs_are_left_out():
 
     found = diagnosis("dpo/plain", function)
     assert [part.outputs for part in found.parts] == [("loss",)] and not found.whole
-    told = "dpo/plain: loss as of dpo/plain with the pairs added, not averaged"
+    told = "dpo/plain in fact computes loss of dpo/plain with the pairs added, not averaged"
     assert sentences(found)[0] == told
 
 

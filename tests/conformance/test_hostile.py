@@ -19,7 +19,7 @@ from reference.conformance.isolated import IsolatedAdapter
 from reference.conformance.judge import judge
 from reference.conformance.program import SHOWN, STARTS, Program
 from reference.conformance.record import record
-from reference.conformance.report import table
+from reference.conformance.text import table
 from tests.conformance.test_kit import all_end, answering, client, plugged, raising, right
 
 __all__ = ["plugged"]  # a fixture

@@ -87,22 +87,29 @@ def first(size: int) -> np.ndarray:
     return np.eye(size)[[0]].T * np.ones(size)
 
 
-def interleaved(*names: str) -> Callable[[Function], Function]:
-    """Chosen and rejected lie one after the other, and are taken for alternating."""
+def alternated(halves: list[np.ndarray]) -> list[np.ndarray]:
+    """What lies in halves, chosen and then rejected, is read as alternating."""
+    both = np.concatenate(halves)
+    return [both[0::2], both[1::2]]
+
+
+def halved(alternating: list[np.ndarray]) -> list[np.ndarray]:
+    """What lies as alternating chosen and rejected is read in halves: `alternated`'s inverse."""
+    return np.split(np.stack(alternating, axis=1).ravel(), 2)
+
+
+def read_as(*names: str, layout: Callable, inverse: Callable) -> Callable[[Function], Function]:
+    """Columns of chosen and rejected lie in one array in another order than they are read in."""
+    pairs_of = list(zip(names[::2], names[1::2], strict=True))
+
+    def of(columns: Values, order: Callable) -> Values:
+        split = [(both, order([columns[name] for name in both])) for both in pairs_of]
+        return {n: v for both, made in split for n, v in zip(both, made, strict=True)}
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
-            changed, grads = dict(inputs), dict[str, np.ndarray]()
-            pairs_of = list(zip(names[::2], names[1::2], strict=True))
-            for chosen, rejected in pairs_of:
-                both = np.concatenate([inputs[chosen], inputs[rejected]])
-                changed |= {chosen: both[0::2], rejected: both[1::2]}
-            made = function(params, changed)
-            for chosen, rejected in pairs_of:
-                both = np.zeros(2 * len(inputs[chosen]))
-                both[0::2], both[1::2] = made["grads"][chosen], made["grads"][rejected]
-                grads |= dict(zip((chosen, rejected), np.split(both, 2), strict=True))
-            return made | {"grads": made["grads"] | grads}
+            made = function(params, inputs | of(inputs, layout))
+            return made | {"grads": made["grads"] | of(made["grads"], inverse)}
 
         return mistaken
 
@@ -132,22 +139,33 @@ def deviation(numbers: np.ndarray, freedom: int) -> np.ndarray:
     return np.sqrt(np.sum(gaps**2, axis=-1, keepdims=True) / (numbers.shape[-1] - freedom))
 
 
-def over_common(freedom: int, function: Function, constant: float = -np.inf) -> Function:
+def of_all_models(rewards: np.ndarray) -> np.ndarray:
+    """The rewards [K, N] of all models in one row."""
+    if rewards.ndim < 2:
+        raise ValueError("there is one model")
+    return rewards.reshape(1, -1)
+
+
+def over_common(
+    every_model: bool, freedom: int, function: Function, constant: float = -np.inf
+) -> Function:
     """All rewards over their standard deviation, plus the exponential of a constant."""
 
     def inputs_of(inputs: Values) -> Values:
         both = np.concatenate([inputs[name] for name in SCORES], axis=-1)
-        scale = deviation(both, freedom) + np.exp(constant)
+        scale = deviation(of_all_models(both) if every_model else both, freedom)
+        scale = scale + np.exp(constant)
         return {name: inputs[name] / scale for name in SCORES}
 
     return on(inputs_of)(function)
 
 
-def over_deviation(freedom: int, centred: bool, inputs: Values) -> Values:
+def over_deviation(every_model: bool, freedom: int, centred: bool, inputs: Values) -> Values:
     """Reward margins over their standard deviation."""
     rho = inputs[SCORES[0]] - inputs[SCORES[1]]
-    scale = deviation(rho, freedom) + 1e-8
-    rho = rho - np.mean(rho, axis=-1, keepdims=True) if centred else rho
+    margins = of_all_models(rho) if every_model else rho
+    scale = deviation(margins, freedom) + 1e-8
+    rho = rho - np.mean(margins, axis=-1, keepdims=True) if centred else rho
     return {SCORES[0]: rho / scale, SCORES[1]: 0 * rho}
 
 
@@ -183,24 +201,29 @@ COLUMNS = (
         for right in SCORES for wrong in SCORES if wrong != right),
     *(Mistake(f"with {words.replace('{s}', subject)}", "order", mixed(names, matrix))
         for subject, names in SUBJECTS for words, matrix in ORDERS),
-    Mistake("less the batch's mean margin", "order",
+    Mistake("less the batch's mean margin", "normalised",
         mixed(LOGPS, lambda size: np.eye(size) - 1 / size)),
     Mistake("with the loss of the batch's mean margin", "order", of_mean_margin),
-    Mistake("with rewards less their batch's mean", "order",
+    Mistake("with rewards less their batch's mean", "normalised",
         mixed(SCORES, lambda size: np.eye(size) - 1 / size)),
-    Mistake("with rewards standardised over the batch", "order",
+    Mistake("with rewards standardised over the batch", "normalised",
         on(lambda x: {name: standardised(x[name]) for name in SCORES})),
-    *(Mistake(f"with reward margins {less}over their standard deviation{sample}", "order",
-        on(partial(over_deviation, freedom, centred)))
+    *(Mistake(f"with reward margins {models}{less}over their standard deviation{sample}",
+        "normalised", on(partial(over_deviation, bool(models), freedom, centred)))
+        for models in ("", "of all models ")
         for freedom, sample in ((0, ""), (1, " of a sample"))
         for centred, less in ((False, ""), (True, "less their mean, "))),
-    *(Mistake(f"with all rewards over their standard deviation{sample}{more}", "order",
-        partial(over_common, freedom))
+    *(Mistake(f"with all rewards {models}over their standard deviation{sample}{more}",
+        "normalised", partial(over_common, bool(models), freedom))
+        for models in ("", "of all models ")
         for freedom, sample in ((0, ""), (1, " of a sample")) for more in ("", " plus {exp c}")),
-    Mistake("with the reference's chosen and rejected interleaved", "order",
-        interleaved(*REFERENCE)),
-    Mistake("with the policy's chosen and rejected interleaved", "order", interleaved(*POLICY)),
-    Mistake("with chosen and rejected interleaved", "order", interleaved(*POLICY, *REFERENCE)),
+    *(Mistake(f"with {whose} {words}", "layout",
+        read_as(*names, layout=layout, inverse=inverse))
+        for whose, names in (("the reference's chosen and rejected", REFERENCE),
+            ("the policy's chosen and rejected", POLICY), ("chosen and rejected", LOGPS))
+        for words, layout, inverse in (
+            ("in halves, read as alternating", alternated, halved),
+            ("alternating, read in halves", halved, alternated))),
     Mistake("with the policy's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(*POLICY)),
     Mistake("with the reference's log-probabilities alone averaged over tokens", "sum-mean",

@@ -222,48 +222,48 @@ KL = (
         summed(reversed_terms), reversed_slopes)),
     Mistake("with the KL reversed by importance weights", "kl-reversed", another(
         weighted, lambda r, p: np.exp(p - r) * (p - r + 1))),
-    Mistake("with half of the squared log-ratio for the KL", "kl-sign", another(
+    Mistake("with half of the squared log-ratio for the KL", "kl-other", another(
         lambda r, p: (r - p) ** 2 / 2, lambda r, p: p - r)),
-    Mistake("with pi/pi_ref - 1 - log(pi/pi_ref) for the KL", "kl-sign", another(
+    Mistake("with pi/pi_ref - 1 - log(pi/pi_ref) for the KL", "kl-other", another(
         lambda r, p: np.expm1(p - r) - (p - r), lambda r, p: np.expm1(p - r))),
-    Mistake("with |log-ratio| for the KL", "kl-sign", another(
+    Mistake("with |log-ratio| for the KL", "kl-other", another(
         lambda r, p: np.abs(r - p), lambda r, p: np.sign(p - r))),
-    Mistake("with pi_ref log(pi_ref/pi) averaged, not added, for the KL", "kl-sign", another(
+    Mistake("with the KL's terms averaged over outcomes, not added", "kl-other", another(
         lambda r, p: forward_kl(r, p) / r.shape[-1], lambda r, p: -np.exp(r) / r.shape[-1])),
     Mistake("with 0 log 0 as NaN", "zero-probability", another(
         lambda r, p: np.sum(np.exp(r) * (r - p), axis=-1), lambda r, p: -np.exp(r))),
 )
 ODD_KL = (
-    Mistake("with the squared log-ratio for the KL", "kl-sign", another(
+    Mistake("with the squared log-ratio for the KL", "kl-other", another(
         lambda r, p: (r - p) ** 2, lambda r, p: 2 * (p - r))),
-    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi) for the KL", "kl-sign", another(
+    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi) for the KL", "kl-other", another(
         lambda r, p: np.expm1(r - p) - (r - p), lambda r, p: 1 - np.exp(r - p))),
-    Mistake("with pi/pi_ref - 1 for the KL", "kl-sign", another(
+    Mistake("with pi/pi_ref - 1 for the KL", "kl-other", another(
         lambda r, p: np.expm1(p - r), lambda r, p: np.exp(p - r))),
     Mistake("with the mean of both KLs", "kl-reversed", another(
         lambda r, p: (forward_kl(r, p) + forward_kl(p, r)) / 2,
         lambda r, p: (reversed_slopes(r, p) - np.exp(r)) / 2)),
-    Mistake("with Jensen and Shannon's divergence for the KL", "kl-reversed", another(
+    Mistake("with Jensen and Shannon's divergence for the KL", "kl-other", another(
         shannon, lambda r, p: np.exp(p) * (p - middle(r, p)) / 2)),
-    Mistake("with the total variation for the KL", "kl-sign", another(
+    Mistake("with the total variation for the KL", "kl-other", another(
         lambda r, p: np.sum(np.abs(np.exp(p) - np.exp(r)), axis=-1) / 2,
         lambda r, p: np.sign(np.exp(p) - np.exp(r)) * np.exp(p) / 2)),
     Mistake("without the reference in the KL", "swapped-reference", another(
         lambda r, p: -p, lambda r, p: -1.0 + 0 * p)),
     Mistake("without the reference in the KL of distributions", "swapped-reference", another(
         summed(lambda r, p: -np.exp(r) * p), lambda r, p: -np.exp(r))),
-    Mistake("with the log-ratios over outcomes, not weighed", "kl-sign", another(
+    Mistake("with the log-ratios over outcomes, not weighed", "kl-other", another(
         lambda r, p: np.sum(r - p, axis=1), lambda r, p: -1.0 + 0 * p)),
-    Mistake("with the mean log-ratio over outcomes, not weighed", "kl-sign", another(
+    Mistake("with the mean log-ratio over outcomes, not weighed", "kl-other", another(
         lambda r, p: np.mean(r - p, axis=1), lambda r, p: -1.0 / p.shape[-1] + 0 * p)),
     Mistake("with the KL's estimates no higher than {c}", "clipped", partial(clipped, True)),
     Mistake("with the KL's estimates no lower than {c}", "clipped", partial(clipped, False)),
     Mistake("with the batch's KL no higher than {c}", "clipped", partial(bounded, False)),
     Mistake("with the batch's KL no lower than {c}", "clipped", partial(bounded, True)),
     Mistake("with the KL detached", "gradient-lost", then(detached)),
-    Mistake("with the KL on the chosen responses", "kl-sign", of_sides("chosen")),
-    Mistake("with the KL on the rejected responses", "kl-sign", of_sides("rejected")),
-    Mistake("with the KL on the pairs' responses", "kl-sign", of_sides("chosen", "rejected")),
+    Mistake("with the KL on the chosen responses", "kl-other", of_sides("chosen")),
+    Mistake("with the KL on the rejected responses", "kl-other", of_sides("rejected")),
+    Mistake("with the KL on the pairs' responses", "kl-other", of_sides("chosen", "rejected")),
     Mistake("with 1 - gamma times the loss of pairs", "gamma-dropped",
         mixed(lambda g: 1 - g, lambda g: g)),
     Mistake("with gamma on the loss of pairs, not on the KL", "gamma-dropped",

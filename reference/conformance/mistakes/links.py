@@ -13,6 +13,7 @@ from reference.conformance.mistakes.mistake import (
     Mistake,
     Values,
     argument,
+    of_argument,
     scaled_grads,
     step,
     then,
@@ -43,15 +44,6 @@ def linked(value: Callable, slope: Callable) -> Callable[[Function], Function]:
         return of_argument(made, params, losses, slopes)
 
     return then(outputs)
-
-
-def of_argument(made: Values, params: Values, losses: np.ndarray, slopes: np.ndarray) -> Values:
-    """Outputs from losses and their slopes in beta h, or in the difference of rewards."""
-    if POLICY[0] not in made["grads"]:
-        d = slopes / len(slopes)
-        grads = {"score_chosen": d, "score_rejected": -d}
-        return {"loss": np.mean(losses), "per_example": losses, "grads": grads}
-    return pairs.over_pairs(losses, params["beta"] * slopes)
 
 
 def wrong_weights(function: Function) -> Function:

@@ -122,6 +122,15 @@ def margin(inputs: Values) -> np.ndarray:
     return pairs.margins_of(inputs) if POLICY[0] in inputs else pairs.reward_margins(inputs)
 
 
+def of_argument(made: Values, params: Values, losses: np.ndarray, slopes: np.ndarray) -> Values:
+    """Outputs from losses and their slopes in beta h, or in the difference of rewards."""
+    if POLICY[0] not in made["grads"]:
+        d = slopes / len(slopes)
+        grads = {"score_chosen": d, "score_rejected": -d}
+        return {"loss": np.mean(losses), "per_example": losses, "grads": grads}
+    return pairs.over_pairs(losses, params["beta"] * slopes)
+
+
 def step(values: np.ndarray) -> np.ndarray:
     """The slope of max(0, values)."""
     return np.where(values == 0, ANY, 1.0 * (values > 0))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -82,17 +81,6 @@ def beta_on(others: tuple[str, ...]) -> Callable[[Function], Function]:
     return change
 
 
-def on_beta(times_smoothing: int, function: Function) -> Function:
-    """Label smoothing makes beta smaller."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        share = 1 - times_smoothing * params["label_smoothing"]
-        made = function(params | {"beta": share * params["beta"], "label_smoothing": 0.0}, inputs)
-        return made | {"metrics": pairs.implicit_rewards(params["beta"], inputs)}
-
-    return mistaken
-
-
 def longer(function: Function, constant: float) -> Function:
     """The margin times beta is less by a constant for each token that chosen is longer."""
 
@@ -118,11 +106,6 @@ def dynamic(function: Function, constant: float) -> Function:
         return made | (kept if "metrics" in made else {})
 
     return mistaken
-
-
-def over_once(made: Values, params: Values, inputs: Values) -> Values:
-    e = params["label_smoothing"]
-    return times(made, (1 - 2 * e) / (1 - e))
 
 
 def by_length(made: Values, params: Values, inputs: Values) -> Values:
@@ -173,42 +156,8 @@ def cut(inputs: Values) -> Values:
     return {name: inputs[name][..., :length] for name in sided}
 
 
-def inside_logarithm(function: Function) -> Function:
-    """-log [(1 - e) sigmoid(beta h) + e sigmoid(-beta h)]."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        e, made = params["label_smoothing"], function(params, inputs)
-        right = pairs.sigmoid(params["beta"] * pairs.margins_of(inputs))
-        mixed = e + (1 - 2 * e) * right
-        slopes = -params["beta"] * (1 - 2 * e) * right * (1 - right) / mixed
-        return made | pairs.over_pairs(-np.log(mixed), slopes)
-
-    return mistaken
-
-
 def scores(change: Callable) -> Callable[[Values], Values]:
     return lambda inputs: {name: change(inputs[name]) for name in SCORES}
-
-
-def smoothed(function: Function, constant: float) -> Function:
-    """(1 - c) of the loss, and c of the loss of the opposite preference."""
-    opposite = exchanged("policy", "ref", "chosen_l", "rejected_l", "score")(function)
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        made, other = function(params, inputs), opposite(params, inputs)
-        mix = {
-            name: (1 - constant) * made[name] + constant * other[name]
-            for name in ("loss", "per_example")
-            if name in made
-        }
-        grads = {n: (1 - constant) * g + constant * other["grads"][n] for n, g in grads_of(made)}
-        return made | mix | {"grads": grads}
-
-    return mistaken
-
-
-def grads_of(made: Values) -> Any:
-    return made["grads"].items()
 
 
 def likely(term: Callable, function: Function, constant: float) -> Function:
@@ -234,7 +183,6 @@ def fallen(inputs: Values) -> tuple[np.ndarray, np.ndarray, str]:
     """How far the chosen response is below its reference, if it is."""
     fall = inputs[REFERENCE[0]] - inputs[POLICY[0]]
     return np.maximum(fall, 0.0), -step(fall), POLICY[0]
-
 
 
 # fmt: off
@@ -287,7 +235,6 @@ PAIRS = (
         on_case(lambda p, x: {name: x[name] / p["beta"] for name in SCORES})),
     Mistake("with reward_scale on both sides", "scale",
         then(lambda made, p, x: times(made, p["reward_scale"] ** 2))),
-    Mistake("with label smoothing {c}", "label-smoothing-misused", smoothed),
     Mistake("plus {c} times the chosen response's negative log-likelihood", "offset",
         partial(likely, partial(unlikely, False))),
     Mistake("plus {c} times the chosen response's negative log-likelihood per token", "offset",
@@ -303,29 +250,6 @@ PAIRS = (
         then(lambda made, p, x: scaled_grads(made, 1 / p["beta"]))),
     Mistake("with the gradients' factor beta twice", "beta-changed",
         then(lambda made, p, x: scaled_grads(made, p["beta"]))),
-    Mistake("at beta (1 - 2 label_smoothing), without label smoothing", "label-smoothing-misused",
-        partial(on_beta, 2)),
-    Mistake("at beta (1 - label_smoothing), without label smoothing", "label-smoothing-misused",
-        partial(on_beta, 1)),
-    Mistake("at label_smoothing squared", "label-smoothing-misused",
-        at(label_smoothing=lambda e: e * e)),
-    Mistake("at label_smoothing 1/2 - e", "label-smoothing-misused",
-        at(label_smoothing=lambda e: 0.5 - e)),
-    Mistake("at label_smoothing 0", "label-smoothing-ignored", at(label_smoothing=lambda e: 0.0)),
-    Mistake("at label_smoothing 1 - e", "label-smoothing-misused",
-        at(label_smoothing=lambda e: 1 - e)),
-    Mistake("at label_smoothing {c} e", "label-smoothing-misused",
-        lambda f, c: at(label_smoothing=lambda e: c * e)(f)),
-    Mistake("at label_smoothing {c}, whatever the case says", "label-smoothing-misused",
-        lambda f, c: at(label_smoothing=lambda e: c)(f)),
-    Mistake("with label smoothing inside the logarithm", "label-smoothing-misused",
-        inside_logarithm),
-    Mistake("times 1 - 2 label_smoothing", "label-smoothing-misused",
-        then(lambda made, p, x: times(made, 1 - 2 * p["label_smoothing"]))),
-    Mistake("over 1 - label_smoothing, not 1 - 2 label_smoothing", "label-smoothing-misused",
-        then(over_once)),
-    Mistake("over 1 - 2 label_smoothing", "label-smoothing-misused",
-        then(lambda made, p, x: times(made, 1 / (1 - 2 * p["label_smoothing"])))),
     Mistake("with a lone value repeated", "broadcast", on(repeated)),
     Mistake("with arrays cut to the shortest", "broadcast", on(cut)),
     Mistake("without the reference and averaged over tokens", "sum-mean", lambda f: partial(

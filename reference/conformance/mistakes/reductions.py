@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from reference.conformance.mistakes.mistake import (
+    SCORES,
     Function,
     Mistake,
     Values,
@@ -61,36 +62,32 @@ def one_by_one(function: Function) -> Function:
     return mistaken
 
 
-def all_against_all(function: Function) -> Function:
-    """The loss of every chosen response with every rejected one."""
+def beside_all(starts: tuple[str, ...]) -> Callable[[Function], Function]:
+    """The inputs whose names begin so [B, 1] beside the others [B]: arrays broadcast to [B, B]."""
 
-    def mistaken(params: Values, inputs: Values) -> Values:
-        function(params, inputs)  # it refuses what the loss refuses
-        number = size(inputs)
-        rows = dict(zip(("chosen", "rejected"), np.indices((number, number)), strict=True))
-        chosen = {n: v[..., rows["chosen"].ravel()] for n, v in inputs.items() if "chosen" in n}
-        others = {n: v[..., rows["rejected"].ravel()] for n, v in inputs.items() if n not in chosen}
-        made = function(params, chosen | others)
-        grads = {
-            name: grad.reshape(number, number).sum(axis=1 if "chosen" in name else 0)
-            for name, grad in made["grads"].items()
-        }
-        return {"loss": made["loss"], "grads": grads}
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            function(params, inputs)  # it refuses what the loss refuses
+            number = size(inputs)
+            rows, columns = (index.ravel() for index in np.indices((number, number)))
+            index_of = {n: rows if n.startswith(starts) else columns for n in inputs}
+            if not any(n.startswith(starts) for n in inputs):
+                raise ValueError("no such input")
+            every = function(params, {n: v[..., index_of[n]] for n, v in inputs.items()})
+            grads = {
+                name: grad.reshape(number, number).sum(axis=int(index_of[name] is rows))
+                for name, grad in every["grads"].items()
+            }
+            singles = {
+                name: every[name].reshape(number, number).mean(axis=1)
+                for name in ("per_example",)
+                if name in every
+            }
+            return every | singles | {"grads": grads}
 
-    return mistaken
+        return mistaken
 
-
-def against_all_margins(function: Function) -> Function:
-    """Rewards [B, 1] less margins [B]: every pair with every margin, as arrays broadcast."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        rolled = [np.roll(inputs["margins"], b) for b in range(size(inputs))]
-        made = [function(params, inputs | {"margins": margins}) for margins in rolled]
-        singles = np.mean([one["per_example"] for one in made], axis=0)
-        grads = {n: np.mean([one["grads"][n] for one in made], axis=0) for n in made[0]["grads"]}
-        return made[0] | {"loss": np.mean(singles), "per_example": singles, "grads": grads}
-
-    return mistaken
+    return change
 
 
 def kept(which: Callable) -> Callable[[Function], Function]:
@@ -153,6 +150,13 @@ def by_beta(power: int) -> Callable[[Function], Function]:
 
 
 # fmt: off
+BESIDE = (
+    ("pair's rewards against every pair's margin", "margin-dropped", ("margins",)),
+    ("pair's rewards against every pair's log-probabilities", "order", SCORES),
+    ("policy's log-ratio against every reference's", "order", REFERENCE),
+    ("chosen response against every rejected one", "per-example",
+        ("policy_chosen", "ref_chosen", "score_chosen", "chosen_lengths")),
+)
 REDUCTIONS = (
     Mistake("with the pairs added, not averaged", "batch-sum", then(added)),
     Mistake("with the metrics of the pairs added, not averaged", "batch-sum", then(added_metrics)),
@@ -170,10 +174,8 @@ REDUCTIONS = (
     Mistake("times {c}", "scale", lambda f, c: then(lambda made, p, x: times(made, c))(f)),
     Mistake("plus {c}", "scale", lambda f, c: then(lambda made, p, x: plus(made, c))(f)),
     Mistake("in bits", "scale", then(lambda made, p, x: times(made, 1 / np.log(2)))),
-    Mistake("with every pair's rewards against every margin", "margin-dropped",
-        against_all_margins),
-    Mistake("with every chosen response against every rejected one", "per-example",
-        all_against_all),
+    *(Mistake(f"with every {words} (B x B)", flag, beside_all(names))
+        for words, flag, names in BESIDE),
     Mistake("over beta squared", "scale", by_beta(-2)),
     Mistake("times beta squared", "scale", by_beta(2)),
     Mistake("over beta", "scale", by_beta(-1)),

@@ -48,7 +48,8 @@ def weights_of(function: Function, params: Values, inputs: Values, name: str) ->
         alone = np.where(starts == other, -1, starts)
         flat = flat | {"segments": alone}
     grads = function(params, flat)["grads"]["logits"]
-    return np.round(grads - grads.min(axis=2, keepdims=True), 12)
+    weights = grads - grads.min(axis=2, keepdims=True)
+    return np.where(weights < 1e-12, 0.0, weights)
 
 
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -89,13 +89,13 @@ def padded(params: Values, inputs: Values) -> Values:
     return {"completion_mask": np.pad(inputs["completion_mask"], ((0, 0), (0, missing)))}
 
 
-def counted(count_of: Callable) -> Callable[[Function], Function]:
-    """The mean over another number of tokens: `count_of(mask)` [B, 1] of the whole mask."""
+def counted(count_of: Callable, name: str = "completion_mask") -> Callable[[Function], Function]:
+    """The mean over another number of tokens: `count_of(mask)` [B] of a whole mask."""
 
     def outputs(made: Values, params: Values, inputs: Values) -> Values:
         mask = inputs["completion_mask"]
         right = np.maximum(mask[:, 1:].sum(axis=1), 1)
-        factor = right / np.maximum(count_of(mask), 1)
+        factor = right / np.maximum(count_of(inputs[name]), 1)
         grads = made["grads"]["logits"] * factor[:, None, None]
         return {"logps": made["logps"] * factor, "grads": {"logits": grads}}
 
@@ -176,6 +176,20 @@ def without_shift(function: Function) -> Function:
         logits = np.pad(inputs["logits"], ((0, 0), (0, 1), (0, 0)))
         made = function(params, inputs | later | {"logits": logits})
         return made | {"grads": {"logits": made["grads"]["logits"][:, :-1]}}
+
+    return mistaken
+
+
+def in_a_circle(function: Function) -> Function:
+    """The last position predicts the first token, which is scored where the mask has it."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        names = ("input_ids", "completion_mask", "logits")
+        longer = {n: np.concatenate([inputs[n][:, -1:], inputs[n]], axis=1) for n in names}
+        made = function(params, inputs | longer)
+        grads = made["grads"]["logits"][:, 1:].copy()
+        grads[:, -1] += made["grads"]["logits"][:, 0]
+        return made | {"grads": {"logits": grads}}
 
     return mistaken
 
@@ -263,12 +277,18 @@ TOKENS = (
         counted(lambda m: np.full(len(m), m[:, 1:].sum()))),
     Mistake("with the tokens of the row counted, the prompt and padding too", "mask-dropped",
         counted(lambda m: np.full(len(m), len(m[0])))),
+    Mistake("with the tokens of the row but padding counted", "mask-dropped",
+        counted(lambda m: m.sum(axis=1), "attention_mask")),
+    Mistake("with the tokens of the row but the first and padding counted", "mask-dropped",
+        counted(lambda m: m[:, 1:].sum(axis=1), "attention_mask")),
     Mistake("with the root of the number of tokens", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) ** 0.5)),
     Mistake("with one token fewer counted", "mask-dropped",
         counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
     Mistake("with labels not shifted, the first too", "shift", without_shift),
+    Mistake("with labels rolled, so that the last position predicts the first token", "shift",
+        in_a_circle),
     Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
     Mistake("with logits times {c}", "overflow", temperature),
     Mistake("with the first token not scored", "token-not-scored", masked(all_but_first)),
