@@ -35,6 +35,7 @@ from reference.conformance.hypotheses import (
     simple,
 )
 from reference.conformance.judge import Adapter
+from reference.conformance.metrics import sums_of_columns
 
 
 class Part(NamedTuple):
@@ -160,6 +161,9 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     if not wrong:
         return []
     one, two = _simple(key, evidence, wrong), list[Found]()
+    reported = {name for name in wrong if name.startswith("metrics.rewards/")}
+    if reported and not _explained(one, wrong):
+        one += searched(sums_of_columns(key, evidence), evidence, frozenset(reported))
     if not _explained(one, wrong):
         two = _compound(key, evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one

@@ -102,7 +102,8 @@ AIMED_AT = {
     "label-smoothing-misused": Flag(
         "error",
         "label smoothing is on the wrong side, inside the logarithm, or weighs in another way",
-        "weigh -log sigmoid(beta h) with 1 - e and -log sigmoid(-beta h) with e"),
+        "compare the weights of -log sigmoid(beta h) and -log sigmoid(-beta h): 1 - e and e;"
+        " of robust 1 - e and -e, both over 1 - 2e"),
     "last-turn": Flag(
         "note if accepted",
         "another turn than the assistant's last is taken for the response, or other contexts are"
@@ -119,7 +120,7 @@ AIMED_AT = {
         "divide by the number of tokens of the whole step"),
     "min-mean": Flag(
         "error", "a mean (or maximum) over the ensemble in place of the minimum, or the reverse",
-        "reduce the models' losses, not their rewards, and with the dialect's min, mean or max"),
+        "reduce the models' losses, not their rewards, over the axes in the equation's order"),
     "missing-field": Flag(
         "error", "a row without a field that it needs is accepted",
         "name the row and the field in an error"),
@@ -158,7 +159,8 @@ AIMED_AT = {
         "square the difference; an extra 1/2 halves the learning rate"),
     "sum-mean": Flag(
         "error", "token log-probabilities are averaged where they should be added, or the reverse",
-        "add or average token log-probabilities as the equation says: beta depends on it"),
+        "add or average token log-probabilities as the equation says, each response's by its own"
+        " number of tokens"),
     "swapped-reference": Flag(
         "error", "the reference's chosen and rejected log-probabilities are swapped, or left out",
         "subtract from each response its own reference log-probability"),
@@ -170,7 +172,7 @@ AIMED_AT = {
         "keep the end of a prompt that is too long (or say that it is the beginning)"),
     "unshifted-denominator": Flag(
         "error", "the normaliser is of another position than the label's logit",
-        "take log-softmax before the shift, not after a part of it"),
+        "take log-softmax over the whole vocabulary, before the shift"),
     "white-space": Flag(
         "error", "white space at the edges of a text is removed or added",
         "leave texts as they are; the tokenizer sees every space"),
@@ -184,7 +186,10 @@ OF_MISTAKES = {
         "compare beta [log pi - log pi_ref] of chosen and rejected, pair by pair"),
     "clipped": Flag(
         "error", "a quantity or the loss is clipped, which ends its gradient there",
-        "leave out the clamp: log-sigmoid needs none, and gradients are clipped by their norm"),
+        "leave out the clamp: log-sigmoid needs none, and an estimate of the KL may be negative"),
+    "integers": Flag(
+        "error", "rewards are held as integers",
+        "make a tensor of floats of the rewards, whatever the ids beside them are"),
     "kl-other": Flag(
         "error", "another divergence, or another estimate of it, stands for the KL",
         "over samples of the reference, average log pi_ref(y) - log pi(y); over all outcomes, add"
@@ -194,16 +199,26 @@ OF_MISTAKES = {
         "split a concatenated batch in the order in which it was built: halves, or alternating"),
     "link": Flag(
         "error", "the loss is another function of the margin, or of the log-probabilities",
-        "compare the function with the equation, from the inside to the outside"),
+        "compare with the equation, from the inside to the outside: brackets, logarithms, signs"),
+    "metrics": Flag(
+        "error", "the loss is right, and what is reported beside it is another quantity",
+        "report beta [log pi - log pi_ref] of each response; let nothing change it in place"),
     "normalised": Flag(
         "error", "rewards or margins are shifted or scaled by statistics of their batch",
         "leave out the whitening: the equation has each pair's own numbers"),
     "offset": Flag(
         "error", "something is added to the margin, the loss or a probability",
         "leave out what the equation does not have, as an epsilon or a second loss"),
+    "optimizer": Flag(
+        "error", "the steps are not those of plain gradient descent",
+        "put plain SGD in the optimizer's place for this test: gradients"
+        " zeroed before each step, no decay, no momentum, no schedule"),
     "order": Flag(
         "error", "values of several pairs are mixed, as those of the pair after",
         "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),
+    "response-cut": Flag(
+        "error", "a response is cut at the limit of the prompt",
+        "cut the prompt alone at max_prompt_length"),
     "token-not-scored": Flag(
         "error", "a response's first or last tokens are not scored",
         "score every token of the response, the first by the prompt's last position"),

@@ -70,8 +70,13 @@ def _sentence(diagnosis: Diagnosis, part: Part) -> str:
         told = [f"unknown, no named mistake gives its {outputs}", *_telling(diagnosis)]
         return f"{diagnosis.dialect} is {'; '.join(told)}"
     if diagnosis.whole:
-        return f"{diagnosis.dialect} in fact computes {names}"
-    return f"{diagnosis.dialect} in fact computes {outputs} of {names}"
+        return f"{diagnosis.dialect} in fact computes {names}{_symbols(names)}"
+    return f"{diagnosis.dialect} in fact computes {outputs} of {names}{_symbols(names)}"
+
+
+def _symbols(names: str) -> str:
+    """What stands for what in a formula."""
+    return ", where L is -log sigmoid" if "with the loss" in names and "L(" in names else ""
 
 
 def _telling(diagnosis: Diagnosis) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """Level 2: from logits, labels and masks to sequence log-probabilities, with their gradients.
 
 Each function takes the params and inputs of a case and returns its outputs. Gradients are derived
-by hand. `ahead`, `add` and `mask_of` are for `mistakes/`: how many positions too late a label's
-logits are read, how the log-probabilities of tokens are added, and which of a response's are.
+by hand. `ahead`, `add`, `mask_of` and `last_of` are for `mistakes/`: how many positions too late a
+label's logits are read, how the log-probabilities of tokens are added, which of a response's are,
+and what is taken for the prompt's last position.
 """
 
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def shared_prefix(
     ahead: int = 0,
     add: Callable = total,
     mask_of: Callable = np.asarray,
+    last_of: Callable = np.asarray,
 ) -> Values:
     """The log-probabilities of both responses of rows `[prompt | chosen | rejected]`.
 
@@ -49,7 +51,7 @@ def shared_prefix(
     first token of EACH response.
     """
     segments = inputs["segments"]
-    last = np.sum(segments == 0, axis=1, keepdims=True) - 1
+    last = last_of(np.sum(segments == 0, axis=1, keepdims=True) - 1)
     starts = segments[:, 1:] != segments[:, :-1]
     logit_positions = np.where(starts, last, _before(starts, ahead))
     weights = {"chosen_logps": segments[:, 1:] == 1, "rejected_logps": segments[:, 1:] == 2}

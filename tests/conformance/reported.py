@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in seven sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in eight sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -149,6 +149,30 @@ def undivided(p, x):
     """rDPO's loss before it is divided by 1 - 2 e."""
     e, a = p["label_smoothing"], p["beta"] * h(x)
     return -(1 - e) * log_sigmoid(a) + e * log_sigmoid(-a)
+
+
+def rewards_of(p, x, times):
+    """Metrics where the reference is subtracted so many times."""
+    won, lost = (
+        p["beta"] * (x[f"policy_{s}_logps"] - times * x[f"ref_{s}_logps"])
+        for s in ("chosen", "rejected")
+    )
+    return {
+        "rewards/chosen": won.mean(),
+        "rewards/rejected": lost.mean(),
+        "rewards/margins": (won - lost).mean(),
+        "rewards/accuracies": (won > lost).sum() / len(won),
+    }
+
+
+def with_metrics(metrics):
+    """DPO, whose metrics are the right ones but for these."""
+    return lambda p, x: loss(dpo)(p, x) | {"metrics": rewards_of(p, x, 1.0) | metrics(p, x)}
+
+
+def halves(logits):
+    split = jnp.array_split(logits, 2, axis=-1)
+    return jnp.concatenate([log_softmax(half) for half in split], axis=-1)
 
 
 def one_reference(p, x):
@@ -524,5 +548,102 @@ SEVENTH = {
         "pessimistic/exact-kl", pessimistic(lambda x: exact_sum(x) / x[TRAINED[3]].size),
         "named", "with the KL's terms averaged over outcomes, not added"),
 }
+EIGHTH = {
+    "metrics subtract the reference twice": Bug(
+        "dpo/plain", with_metrics(lambda p, x: rewards_of(p, x, 2.0)), "unknown",
+        "with rewards/chosen = beta [log pi(y_w) - 2 log pi_ref(y_w)], rewards/rejected"),
+    "margins of chosen and rejected added": Bug(
+        "dpo/plain", with_metrics(lambda p, x: {
+            "rewards/margins": p["beta"] * sum(r.mean() for r in ratios(x))}),
+        "unknown",
+        "= beta [log pi(y_w) + log pi(y_l) - log pi_ref(y_w) - log pi_ref(y_l)]"),
+    "absolute margins": Bug(
+        "dpo/plain", with_metrics(lambda p, x: {
+            "rewards/margins": p["beta"] * jnp.abs(h(x)).mean()}),
+        "unknown", "with the absolute margins reported"),
+    "right pairs counted": Bug(
+        "dpo/plain", with_metrics(lambda p, x: {"rewards/accuracies": (h(x) > 0).sum() * 1.0}),
+        "unknown", "with right pairs counted, not averaged, as the accuracy"),
+    "mean sign as accuracy": Bug(
+        "dpo/plain", with_metrics(lambda p, x: {"rewards/accuracies": jnp.sign(h(x)).mean()}),
+        "unknown", "with the mean sign of the margins as the accuracy"),
+    "rewards as integers": Bug(
+        "distillation/d-dpo", loss(lambda p, x: (
+            jnp.trunc(x[SCORES[0]]) - jnp.trunc(x[SCORES[1]]) - p["beta"] * h(x)) ** 2),
+        "unknown", "with the rewards truncated to integers"),
+    "rewards rounded": Bug(
+        "distillation/rebel", loss(lambda p, x: (
+            (jnp.round(x[SCORES[0]]) - jnp.round(x[SCORES[1]])) / p["beta"] - h(x)) ** 2),
+        "unknown", "with the rewards rounded to integers"),
+    "rewards through softmax": Bug(
+        "distillation/d-dpo", loss(lambda p, x: (
+            softmax(jnp.stack([x[s] for s in SCORES]), axis=0).T @ jnp.array([1.0, -1.0])
+            - p["beta"] * h(x)) ** 2),
+        "unknown", "with the softmax over the pair in place of the reward margin"),
+    "labels by the sign of the reward": Bug(
+        "distillation/d-dpo", loss(
+            lambda p, x: -log_sigmoid(jnp.sign(rho(x)) * p["beta"] * h(x))),
+        "unknown", "with -log sigmoid(sign(rho) beta h) for the square"),
+    "squares weighed by the reward": Bug(
+        "distillation/d-dpo", loss(
+            lambda p, x: jnp.abs(rho(x)) * (rho(x) - p["beta"] * h(x)) ** 2),
+        "unknown", "with |rho| (rho - beta h)^2 for the square"),
+    "beta times the reward": Bug(
+        "distillation/d-dpo", loss(lambda p, x: (p["beta"] * rho(x) - h(x)) ** 2),
+        "named", "at beta 1: beta is dropped and with beta times the rewards"),
+    "the batch's mean margin for each pair": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) - x["margins"].mean())),
+        "unknown", "with the batch's mean of the pairs' margins"),
+    "softmax twice": Bug(
+        "logps/sum", tokens(lambda logits: log_softmax(softmax(logits))),
+        "unknown", "with softmax applied twice"),
+    "sigmoid of each logit": Bug(
+        "logps/sum", tokens(log_sigmoid),
+        "unknown", "with the sigmoid of each logit, not softmax"),
+    "the largest logit for the normaliser": Bug(
+        "logps/sum", tokens(lambda logits: logits - logits.max(-1, keepdims=True)),
+        "unknown", "with logits less the largest, not normalised"),
+    "softmax over half of the vocabulary": Bug(
+        "logps/sum", tokens(halves), "unknown",
+        "with softmax over the label's half of the vocabulary"),
+    "mean less half of the variance": Bug(
+        "ensemble/mean", of_batch(lambda p, x: (
+            (rho(x).mean(0) - 0.5 * rho(x).var(0) - p["beta"] * h(x)) ** 2).mean()),
+        "unknown", "with the mean reward less 0.5 variances"),
+    "root of the mean square": Bug(
+        "ensemble/batch-min", of_batch(lambda p, x: jnp.sqrt(
+            ((rho(x) - p["beta"] * h(x)) ** 2).mean(1)).min()),
+        "unknown", "with the root of the batch's loss"),
+    "importance ratio for the KL": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: jnp.exp(log_ratio(x)).mean()),
+        "unknown", "with pi_ref/pi for the KL"),
+    "beta for gamma": Bug(
+        "pessimistic/sampled-kl", lambda p, x: {
+            "loss": dpo(p, x).mean() + p["beta"] * log_ratio(x).mean(),
+            "metrics": {"kl": log_ratio(x).mean()}},
+        "unknown", "with beta in gamma's place"),
+    "squared KL": Bug(
+        "pessimistic/sampled-kl", pessimistic(lambda x: log_ratio(x).mean() ** 2),
+        "unknown", "with the square of the batch's KL"),
+    "KL within the sigmoid": Bug(
+        "pessimistic/sampled-kl", lambda p, x: {
+            "loss": -log_sigmoid(p["beta"] * h(x) - p["gamma"] * log_ratio(x).mean()).mean(),
+            "metrics": {"kl": log_ratio(x).mean()}},
+        "unknown", "with gamma times the KL inside the sigmoid, less than beta h"),
+    "entropy for the KL": Bug(
+        "pessimistic/exact-kl", pessimistic(lambda x: -(
+            jnp.exp(x[TRAINED[3]]) * x[TRAINED[3]]).sum(-1).mean()),
+        "unknown", "with the policy's entropy for the KL"),
+    "ratios of log-probabilities": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * (
+            x[POLICY[0]] / x[POLICY[1]] - x["ref_chosen_logps"] / x["ref_rejected_logps"]))),
+        "unknown", ""),
+    "rewards as targets of 1 and 0": Bug(
+        "reward/bradley-terry", loss(lambda p, x: (x[SCORES[0]] - 1) ** 2 + x[SCORES[1]] ** 2),
+        "unknown", ""),
+    "the reward margin over 1 + margin": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) / (1 + x["margins"]))),
+        "unknown", ""),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)

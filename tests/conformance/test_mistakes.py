@@ -1,20 +1,27 @@
 """Mistakes in a loss have the gradient of that loss, and are found in code written elsewhere."""
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 from reference.conformance import load_cases
 from reference.conformance.dialects import DIALECTS
-from reference.conformance.mistakes import KL
+from reference.conformance.mistakes import DATA, KL, TOKENS, TRAINING
 from reference.conformance.mistakes.columns import COLUMNS
 from reference.conformance.mistakes.ensembles import ENSEMBLES
 from reference.conformance.mistakes.links import LINKS
 from reference.conformance.mistakes.quantities import OF_QUANTITIES
+from reference.conformance.mistakes.reductions import ODD, REDUCTIONS
 from reference.conformance.mistakes.scores import SCORES_OF_TOKENS
+from reference.conformance.mistakes.smoothing import SMOOTHING
 from tests.conformance.test_diagnosis import POLICY, REFERENCE, named, of_margin, sigmoid, softplus
 
 PAIR = ("dpo", "conservative"), ("ipo", "sum"), ("distillation", "rpo-sq")
 BATCHES = (*PAIR, ("ensemble", "example-min"), ("reward", "margin"))
+OF_BATCHES = [
+    row for row in REDUCTIONS + ODD if row.name.endswith(("(B x B)", "root of the batch's loss"))
+]
 STEP = 1e-5
 DETACHED = (
     "which its gradient ignores",
@@ -23,6 +30,7 @@ DETACHED = (
     "with rewards standardised over the batch",
     "in place of the reference's log-probability",
     "standard deviation",
+    "to integers",
 )
 """Names of mistakes whose gradient is not the slope, or not in what is a constant."""
 
@@ -64,7 +72,11 @@ def checked(row, function, params, inputs):
     return True
 
 
-@pytest.mark.parametrize("row", LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS, ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row",
+    [*LINKS, *ENSEMBLES, *OF_QUANTITIES, *COLUMNS, *SMOOTHING, *OF_BATCHES],
+    ids=lambda row: row.name,
+)
 def test_the_gradient_of_a_mistaken_loss_of_pairs(row):
     if not any(words in row.name for words in DETACHED):
         with np.errstate(all="ignore"):
@@ -95,6 +107,91 @@ def test_the_gradient_of_a_mistaken_score_of_tokens(row, dialect):
     expected = slope(total, case.params, x, "logits", direction)
     got = np.sum(mistaken(case.params, x)["grads"]["logits"] * direction)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def row_named(rows, name):
+    (row,) = (row for row in rows if row.name == name)
+    return row
+
+
+def run_with(optimizer, case):
+    """A run of Optax on the gradients that one step of plain descent gives."""
+    function, params, x = DIALECTS["training", "dpo"], case.params, case.inputs
+    table, losses, state = x["table"], [], optimizer.init(x["table"])
+    for batch in x["batches"]:
+        made = function(params, x | {"batches": batch[None], "table": table})
+        losses.append(made["losses"][0])
+        gradient = (table - made["parameters"]) / params["learning_rate"]
+        updates, state = optimizer.update(gradient, state, table)
+        table = table - params["learning_rate"] * np.asarray(updates)
+    return {"losses": np.array(losses), "parameters": table}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("with momentum 0.9", optax.trace(0.9)),
+        ("with gradients that are not zeroed between the steps", optax.trace(1.0)),
+        ("with Adam (0.9, 0.999)", optax.scale_by_adam(0.9, 0.999)),
+        (
+            "with Adam (0.9, 0.95) and weight decay 0.01",
+            optax.chain(optax.scale_by_adam(0.9, 0.95), optax.add_decayed_weights(0.01)),
+        ),
+        ("with weight decay 0.1", optax.add_decayed_weights(0.1)),
+        ("with the gradient's sign alone", optax.scale_by_sign()),
+        ("with the gradient over its norm", optax.normalize_by_update_norm(eps=0.0)),
+    ],
+)
+def test_optimizers_are_those_of_optax(name, optimizer):
+    case = load_cases("training", "dpo")[0]
+    made = row_named(TRAINING, name).change(DIALECTS["training", "dpo"])(case.params, case.inputs)
+    with jax.enable_x64(True):
+        due = run_with(optimizer, case)
+    for output, values in due.items():
+        np.testing.assert_allclose(made[output], values, rtol=1e-9, atol=1e-9)
+    plain = DIALECTS["training", "dpo"](case.params, case.inputs)
+    assert not np.allclose(made["parameters"], plain["parameters"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("with the first row's length of the prompt for all rows", 0),
+        ("with the longest prompt's length for all rows", None),
+    ],
+)
+def test_one_prompt_length_for_all_rows(name, row):
+    """The first token of each response is read, in a loop, at the other row's last position."""
+    (case,) = (c for c in load_cases("logps", "shared-prefix") if c.id.endswith("/rows"))
+    x, right = case.inputs, DIALECTS["logps", "shared-prefix"]
+    ends = (x["segments"] == 0).sum(axis=1) - 1
+    end = ends[row] if row is not None else ends.max()
+    made = row_named(TOKENS, name).change(right)(case.params, x)
+    for b, segments in enumerate(x["segments"]):
+        for number, output in ((1, "chosen_logps"), (2, "rejected_logps")):
+            total = 0.0
+            for t in np.flatnonzero(segments == number):
+                starts = segments[t - 1] != number
+                logits = x["logits"][b, end if starts else t - 1]
+                total += logits[x["input_ids"][b, t]] - np.log(np.sum(np.exp(logits)))
+            np.testing.assert_allclose(made[output][b], total, rtol=1e-12)
+    assert not np.allclose(made["chosen_logps"], right(case.params, x)["chosen_logps"])
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("with responses cut at max_prompt_length", [[5], [5, 9]]),
+        ("with responses, ended or not, cut at max_prompt_length", [[5], [5, 9]]),
+    ],
+)
+def test_responses_cut_at_the_limit_of_the_prompt(name, chosen):
+    mistaken = row_named(DATA, name).change(DIALECTS["data", "tokens-keep-end"])
+    x = {"prompt_ids": [2, 3], "chosen_complete": True, "rejected_complete": False}
+    x |= {"chosen_ids": [5], "rejected_ids": [6, 7, 8]}
+    made = [mistaken({"max_prompt_length": n, "eos_id": 9}, x) for n in (1, 2)]
+    assert [m["chosen_ids"] for m in made] == chosen
+    assert [m["rejected_ids"] for m in made] == [[6], [6, 7]]
 
 
 def clipped_at_ten(p, x):

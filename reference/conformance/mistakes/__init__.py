@@ -6,6 +6,7 @@ what the margin is made of.
 """
 
 from reference.conformance.mistakes.columns import COLUMNS
+from reference.conformance.mistakes.counts import COUNTS
 from reference.conformance.mistakes.data import DATA
 from reference.conformance.mistakes.ensembles import ENSEMBLES
 from reference.conformance.mistakes.kl import KL as COMMON_KL
@@ -22,7 +23,7 @@ from reference.conformance.mistakes.tokens import TOKENS as OF_MASKS
 from reference.conformance.mistakes.training import TRAINING
 
 KL = COMMON_KL + ODD_KL
-TOKENS = SCORES_OF_TOKENS + OF_MASKS
+TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS
 OF_WHOLE = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
 """Those that may also be made around a dialect that is built on a loss of pairs."""
 PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE

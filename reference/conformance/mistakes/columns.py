@@ -181,6 +181,7 @@ SUBJECTS = (
     ("the rejected responses' reference", REFERENCE[1:]),
     ("the rewards", SCORES),
     ("the rejected responses' rewards", SCORES[1:]),
+    ("the pairs' margins", ("margins",)),
 )
 ORDERS = (
     ("{s} of the pair after", lambda size: np.roll(np.eye(size), 1, axis=1).T),

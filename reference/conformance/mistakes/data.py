@@ -117,6 +117,11 @@ def without_last(made: Values, params: Values, inputs: Values) -> Values:
     return {f"{name}_ids": made[f"{name}_ids"][:-1] for name in SIDES}
 
 
+def cut_at_limit(made: Values, params: Values, inputs: Values) -> Values:
+    names = [f"{name}_ids" for name in SIDES]
+    return {name: made[name][: params["max_prompt_length"]] for name in names}
+
+
 def stripped(made: Values, params: Values, inputs: Values) -> Values:
     return {name: made[name].strip() for name in ("prompt", *SIDES)}
 
@@ -180,6 +185,11 @@ DATA = (
         ids(lambda p, i, complete: (i + [p["eos_id"]] * complete, complete))),
     Mistake("with truncated responses ended", "eos-on-truncated",
         ids(lambda p, i, complete: (i, True))),
+    Mistake("with responses cut at max_prompt_length", "response-cut", ids(
+        lambda p, i, complete: (
+            i[: p["max_prompt_length"]], complete and len(i) < p["max_prompt_length"]))),
+    Mistake("with responses, ended or not, cut at max_prompt_length", "response-cut",
+        then(cut_at_limit)),
     Mistake("with padding removed by its id", "pad-is-eos", then(without_padding)),
 )
 # fmt: on

@@ -100,6 +100,13 @@ def less_deviations(freedom: int, function: Function, constant: float) -> Functi
     return on(as_margins(margin_of))(function)
 
 
+def less_variance(function: Function, constant: float) -> Function:
+    def margin_of(margins: np.ndarray) -> np.ndarray:
+        return np.mean(margins, axis=0) - constant * np.var(margins, axis=0)
+
+    return on(as_margins(margin_of))(function)
+
+
 def scores(change: Callable) -> Callable[[Values], Values]:
     return lambda inputs: {name: change(several(inputs[name])) for name in SCORES}
 
@@ -161,6 +168,9 @@ ENSEMBLES = (
         on(as_margins(lambda m: np.median(m, axis=0)))),
     Mistake("with the smallest reward margin in size of each pair", "min-mean",
         on(as_margins(lambda m: m[np.argmin(np.abs(m), axis=0), np.arange(m.shape[1])]))),
+    Mistake("with the model of the least mean reward margin", "min-mean",
+        on(as_margins(lambda m: m[np.argmin(m.mean(axis=1))]))),
+    Mistake("with the mean reward less {c} variances", "min-mean", less_variance),
     Mistake("with the mean reward less {c} standard deviations", "min-mean",
         partial(less_deviations, 0)),
     Mistake("with the mean reward less {c} standard deviations of a sample", "min-mean",

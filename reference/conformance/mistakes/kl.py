@@ -164,22 +164,57 @@ def clipped(above: bool, function: Function, constant: float) -> Function:
     )(function)
 
 
-def bounded(lowest: bool, function: Function, constant: float = 0.0) -> Function:
-    """The KL of the whole batch is no lower, or no higher, than a constant."""
+def of_whole(value: Callable, slope: Callable) -> Callable[[Function], Function]:
+    """A function of the batch's KL in its place."""
 
     def outputs(made: Values, params: Values, inputs: Values) -> Values:
         kl = made["metrics"]["kl"]
-        now = np.maximum(kl, constant) if lowest else np.minimum(kl, constant)
-        kept = step(kl - constant if lowest else constant - kl)
+        now, by = value(kl), slope(kl)
         grads = {
-            name: np.where(np.isfinite(kept), np.nan_to_num(kept) * grad, ANY)
+            name: np.where(np.isfinite(by), np.nan_to_num(by) * grad, ANY)
             for name, grad in made["grads"].items()
             if name.split("_")[1] in KINDS
         }
         loss = made["loss"] + params["gamma"] * (now - kl)
         return {"loss": loss, "grads": made["grads"] | grads, "metrics": {"kl": now}}
 
-    return then(outputs)(function)
+    return then(outputs)
+
+
+def bounded(lowest: bool, function: Function, constant: float = 0.0) -> Function:
+    """The KL of the whole batch is no lower, or no higher, than a constant."""
+    if lowest:
+        change = of_whole(lambda kl: np.maximum(kl, constant), lambda kl: step(kl - constant))
+    else:
+        change = of_whole(lambda kl: np.minimum(kl, constant), lambda kl: step(constant - kl))
+    return change(function)
+
+
+def inside(function: Function) -> Function:
+    """-log sigmoid(beta h - gamma KL)."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        beta, gamma = params["beta"], params["gamma"]
+        right, without = (function(params | {"gamma": g}, inputs) for g in (1.0, 0.0))
+        kl = right["metrics"]["kl"]
+        lower = {"policy_chosen_logps": inputs["policy_chosen_logps"] - gamma * kl / beta}
+        made = function(params | {"gamma": 0.0}, inputs | lower)
+        slope = -gamma / beta * np.sum(made["grads"]["policy_chosen_logps"])
+        grads = {
+            name: grad + slope * (right["grads"][name] - without["grads"][name])
+            for name, grad in made["grads"].items()
+        }
+        return right | {"loss": made["loss"], "grads": grads}
+
+    return mistaken
+
+
+def for_gamma(params: Values) -> Values:
+    return params | {"gamma": params["beta"]}
+
+
+def exchanged(params: Values) -> Values:
+    return params | {"gamma": params["beta"], "beta": params["gamma"]}
 
 
 def middle(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
@@ -211,6 +246,10 @@ KL = (
     Mistake("at 1 - gamma", "gamma-dropped", at(gamma=lambda g: 1 - g)),
     Mistake("at gamma beta", "gamma-dropped", scaled(lambda p: p["beta"])),
     Mistake("at gamma / beta", "gamma-dropped", scaled(lambda p: 1 / p["beta"])),
+    Mistake("with beta in gamma's place", "gamma-dropped",
+        lambda f: lambda p, x: f(for_gamma(p), x)),
+    Mistake("with beta and gamma exchanged", "gamma-dropped",
+        lambda f: lambda p, x: f(exchanged(p), x)),
     Mistake("at {c} gamma", "gamma-dropped", lambda f, c: at(gamma=lambda g: c * g)(f)),
     Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
         lambda f, c: at(gamma=lambda g: c)(f)),
@@ -238,6 +277,14 @@ ODD_KL = (
         lambda r, p: (r - p) ** 2, lambda r, p: 2 * (p - r))),
     Mistake("with pi_ref/pi - 1 - log(pi_ref/pi) for the KL", "kl-other", another(
         lambda r, p: np.expm1(r - p) - (r - p), lambda r, p: 1 - np.exp(r - p))),
+    Mistake("with pi_ref/pi for the KL", "kl-other", another(
+        lambda r, p: np.exp(r - p), lambda r, p: -np.exp(r - p))),
+    Mistake("with the policy's entropy for the KL", "kl-other", another(
+        lambda r, p: -np.sum(np.exp(p) * p, axis=-1), lambda r, p: -np.exp(p) * (p + 1))),
+    Mistake("with the square of the batch's KL", "kl-other",
+        of_whole(np.square, lambda kl: 2 * kl)),
+    Mistake("with the absolute value of the batch's KL", "kl-other", of_whole(np.abs, np.sign)),
+    Mistake("with gamma times the KL inside the sigmoid, less than beta h", "kl-other", inside),
     Mistake("with pi/pi_ref - 1 for the KL", "kl-other", another(
         lambda r, p: np.expm1(p - r), lambda r, p: np.exp(p - r))),
     Mistake("with the mean of both KLs", "kl-reversed", another(

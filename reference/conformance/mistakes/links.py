@@ -260,6 +260,11 @@ OF_REWARDS = (
     ("-sigmoid(rho) log sigmoid(beta h)",
         lambda a, r: sigmoid(r) * softplus(-a), lambda a, r: -sigmoid(r) * sigmoid(-a)),
     ("rho - beta h, not squared", lambda a, r: r - a, lambda a, r: -1.0 + 0 * a),
+    ("-log sigmoid(sign(rho) beta h)",
+        lambda a, r: softplus(-np.sign(r) * a),
+        lambda a, r: -np.sign(r) * sigmoid(-np.sign(r) * a)),
+    ("|rho| (rho - beta h)^2", lambda a, r: np.abs(r) * (r - a) ** 2,
+        lambda a, r: 2 * np.abs(r) * (a - r)),
     ("-rho beta h", lambda a, r: -r * a, lambda a, r: -r),
 )
 """In place of (rho - beta h)^2."""

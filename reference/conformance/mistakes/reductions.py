@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 
 from reference.conformance.mistakes.mistake import (
+    ANY,
     SCORES,
     Function,
     Mistake,
@@ -139,6 +140,21 @@ def accuracy_of(names: tuple[str, str], made: Values, params: Values, inputs: Va
     return {"metrics": made["metrics"] | accuracy}
 
 
+def right_pairs(made: Values, params: Values, inputs: Values) -> Values:
+    return accurate(lambda h: len(h) * (h > 0), made, params, inputs)
+
+
+def absolute_margins(made: Values, params: Values, inputs: Values) -> Values:
+    margins = {"rewards/margins": params["beta"] * np.mean(np.abs(margin(inputs)))}
+    return {"metrics": made["metrics"] | margins}
+
+
+def root(made: Values, params: Values, inputs: Values) -> Values:
+    """The root of the mean square, of losses that are squares."""
+    loss = np.sqrt(np.maximum(made["loss"], 0.0))
+    return {"loss": loss} | scaled_grads(made, 0.5 / loss if loss > 0 else ANY)
+
+
 def reported(change: Callable) -> Callable[[Function], Function]:
     """Each metric is `change(metric)`."""
     return then(lambda made, p, x: {"metrics": {n: change(v) for n, v in made["metrics"].items()}})
@@ -218,6 +234,12 @@ ODD = (
         then(partial(accurate, lambda h: h < 0))),
     Mistake("with the share of pairs that are not right as the accuracy", "sign",
         then(partial(accurate, lambda h: h <= 0))),
+    Mistake("with the mean sign of the margins as the accuracy", "accuracy",
+        then(partial(accurate, np.sign))),
+    Mistake("with right pairs counted, not averaged, as the accuracy", "batch-sum",
+        then(right_pairs)),
+    Mistake("with the absolute margins reported", "metrics", then(absolute_margins)),
+    Mistake("with the root of the batch's loss", "link", then(root)),
     Mistake("with metrics in percent", "scale", reported(lambda v: 100 * v)),
     Mistake("with the metrics negated", "sign", reported(lambda v: -v)),
 )

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import Function, Mistake, Values
+from reference.conformance.mistakes.mistake import ANY, Function, Mistake, Values
 
 NAMES = ("logps", "chosen_logps", "rejected_logps")
 
@@ -92,8 +92,25 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
 
 
 def of_likeliest(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    best = np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
-    return of_softmax(logits, best * weights.sum(axis=-1, keepdims=True))
+    return of_softmax(logits, likeliest_of(logits) * weights.sum(axis=-1, keepdims=True))
+
+
+def likeliest_of(logits: np.ndarray) -> np.ndarray:
+    """1 for the likeliest token, and 0 for the others."""
+    return np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
+
+
+def of_largest(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The slopes of the largest logit times the weights' sums: anything where several share it."""
+    largest, total = logits == logits.max(axis=-1, keepdims=True), weights.sum(-1, keepdims=True)
+    shared = largest & (largest.sum(axis=-1, keepdims=True) > 1) & (total != 0)
+    return np.where(shared, ANY, largest * total)
+
+
+def by_halves(function: Callable, *arrays: np.ndarray) -> np.ndarray:
+    """A function of each half of the vocabulary."""
+    halves = zip(*(np.array_split(array, 2, axis=-1) for array in arrays), strict=True)
+    return np.concatenate([function(*half) for half in halves], axis=-1)
 
 
 def free(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
@@ -127,6 +144,16 @@ SCORES_OF_TOKENS = (
         scored(partial(log_softmax, axis=0), partial(of_softmax, axis=0))),
     Mistake("with the normaliser of the position after", "unshifted-denominator",
         scored(later, of_later)),
+    Mistake("with softmax applied twice", "unshifted-denominator", scored(
+        lambda x: log_softmax(softmax(x)),
+        lambda x, w: of_probabilities(x, of_softmax(softmax(x), w)))),
+    Mistake("with the sigmoid of each logit, not softmax", "link",
+        scored(lambda x: -np.logaddexp(0.0, -x), lambda x, w: w / (1 + np.exp(x)))),
+    Mistake("with logits less the largest, not normalised", "unshifted-denominator", scored(
+        lambda x: x - x.max(axis=-1, keepdims=True),
+        lambda x, w: w - of_largest(x, w))),
+    Mistake("with softmax over the label's half of the vocabulary", "unshifted-denominator",
+        scored(partial(by_halves, log_softmax), partial(by_halves, of_softmax))),
     Mistake("with the likeliest token for the label", "shift", scored(likeliest, of_likeliest)),
     free("with log-probabilities of tokens no lower than {c}, the logarithm of {exp c}", "clipped",
         lambda x, c: np.maximum(log_softmax(x), c),

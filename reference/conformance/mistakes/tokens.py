@@ -89,19 +89,6 @@ def padded(params: Values, inputs: Values) -> Values:
     return {"completion_mask": np.pad(inputs["completion_mask"], ((0, 0), (0, missing)))}
 
 
-def counted(count_of: Callable, name: str = "completion_mask") -> Callable[[Function], Function]:
-    """The mean over another number of tokens: `count_of(mask)` [B] of a whole mask."""
-
-    def outputs(made: Values, params: Values, inputs: Values) -> Values:
-        mask = inputs["completion_mask"]
-        right = np.maximum(mask[:, 1:].sum(axis=1), 1)
-        factor = right / np.maximum(count_of(inputs[name]), 1)
-        grads = made["grads"]["logits"] * factor[:, None, None]
-        return {"logps": made["logps"] * factor, "grads": {"logits": grads}}
-
-    return then(outputs)
-
-
 def where(rows_of: Callable, value: float) -> Callable[[Function], Function]:
     """Log-probabilities of some rows are `value`; NaN is that of their gradients too.
 
@@ -264,27 +251,6 @@ def probabilities(made: Values, params: Values, inputs: Values) -> Values:
 
 # fmt: off
 TOKENS = (
-    Mistake("with all tokens of the row but one counted, the prompt and padding too",
-        "mask-dropped", counted(lambda m: len(m[0]) - 1)),
-    Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
-    Mistake("with one token more counted", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
-    Mistake("with the largest number of tokens in the batch counted", "mask-dropped",
-        counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).max()))),
-    Mistake("with the batch's mean number of tokens counted", "mask-dropped",
-        counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).mean()))),
-    Mistake("with all tokens of the batch counted", "mean-of-means",
-        counted(lambda m: np.full(len(m), m[:, 1:].sum()))),
-    Mistake("with the tokens of the row counted, the prompt and padding too", "mask-dropped",
-        counted(lambda m: np.full(len(m), len(m[0])))),
-    Mistake("with the tokens of the row but padding counted", "mask-dropped",
-        counted(lambda m: m.sum(axis=1), "attention_mask")),
-    Mistake("with the tokens of the row but the first and padding counted", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1), "attention_mask")),
-    Mistake("with the root of the number of tokens", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1) ** 0.5)),
-    Mistake("with one token fewer counted", "mask-dropped",
-        counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
     Mistake("with labels not shifted", "shift", lambda f: partial(f, ahead=1)),
     Mistake("with labels not shifted, the first too", "shift", without_shift),
     Mistake("with labels rolled, so that the last position predicts the first token", "shift",
@@ -330,6 +296,10 @@ TOKENS = (
     Mistake("with NaN where a masked token 0 has probability 0", "zero-probability",
         where(masked_by_factor, np.nan)),
     Mistake("with exp of large logits overflowing", "overflow", then(infinite)),
+    Mistake("with the first row's length of the prompt for all rows", "order",
+        lambda f: partial(f, last_of=lambda last: 0 * last + last[0])),
+    Mistake("with the longest prompt's length for all rows", "order",
+        lambda f: partial(f, last_of=lambda last: 0 * last + last.max())),
     Mistake("with every token predicted by the one before it", "first-rejected-token",
         lambda f: as_plain_sequence),
     Mistake("with tokens added in bfloat16", "half-precision-sums",

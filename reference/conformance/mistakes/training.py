@@ -52,32 +52,48 @@ def without_first(function: Function, params: Values, inputs: Values, before: np
     return loss, inputs["table"] if first else table
 
 
-def clipped(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    loss, table = one_step(function, params, inputs)
-    change = table - inputs["table"]
-    norm = np.linalg.norm(change) / params["learning_rate"]
-    return loss, inputs["table"] + change / max(norm, 1.0)
+def updated(direction: Callable) -> Callable[[Function], Function]:
+    """A run with updates `direction(gradients, table)`, of the gradients up to this step, times the
+    learning rate."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            rate, table = params["learning_rate"], inputs["table"]
+            losses, gradients = list[float](), list[np.ndarray]()
+            for batch in inputs["batches"]:
+                one = inputs | {"batches": batch[None], "table": table}
+                loss, after = one_step(function, params, one)
+                losses.append(loss)
+                gradients.append((table - after) / rate)
+                table = table - rate * direction(gradients, table)
+            return {"losses": np.array(losses), "parameters": table}
+
+        return mistaken
+
+    return change
 
 
-def with_momentum(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    """Heavy ball: the update of the step before, times 0.9, is added."""
-    loss, table = one_step(function, params, inputs)
-    still = before is inputs["ref_table"]
-    return loss, table if still else table + 0.9 * (inputs["table"] - before)
+def discounted(gradients: list[np.ndarray], decay: float) -> np.ndarray:
+    """The sum of gradients, each times `decay` to the power of its age."""
+    ages = np.arange(len(gradients))[::-1]
+    return np.tensordot(decay**ages, gradients, axes=1)
 
 
-def signs(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    """Only the gradient's sign is used, as in Adam's first step."""
-    loss, table = one_step(function, params, inputs)
-    change = np.sign(table - inputs["table"])
-    return loss, inputs["table"] + params["learning_rate"] * change
+def adam(second: float, decay: float, gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
+    """Adam, whose first decay is 0.9; with weight decay it is AdamW."""
+    steps = len(gradients)
+    mean = discounted(gradients, 0.9) * 0.1 / (1 - 0.9**steps)
+    square = discounted([g * g for g in gradients], second) * (1 - second) / (1 - second**steps)
+    return mean / (np.sqrt(square) + 1e-8) + decay * table
 
 
-def normed(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    loss, table = one_step(function, params, inputs)
-    change = table - inputs["table"]
-    norm = np.linalg.norm(change) / params["learning_rate"]
-    return loss, inputs["table"] + change / (norm if norm > 0 else 1.0)
+def clipped(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
+    return gradients[-1] / max(np.linalg.norm(gradients[-1]), 1.0)
+
+
+def normed(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(gradients[-1])
+    return gradients[-1] / (norm if norm > 0 else 1.0)
 
 
 def after_step(function: Function, params: Values, inputs: Values, before: np.ndarray):
@@ -161,7 +177,7 @@ TRAINING = (
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
     Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
     Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
-    Mistake("with gradients clipped to norm 1", "scale", step_by_step(clipped)),
+    Mistake("with gradients clipped to norm 1", "scale", updated(clipped)),
     Mistake("with the first micro-batch of each step alone", "accumulation-scale",
         on(lambda x: {"batches": x["batches"][:, :1]})),
     Mistake("with the last micro-batch of each step alone", "accumulation-scale",
@@ -172,9 +188,17 @@ TRAINING = (
     Mistake("at twice the learning_rate", "accumulation-scale", at(learning_rate=lambda r: 2 * r)),
     Mistake("at half of the learning_rate", "accumulation-scale",
         at(learning_rate=lambda r: r / 2)),
-    Mistake("with momentum 0.9", "accumulation-scale", step_by_step(with_momentum)),
-    Mistake("with the gradient's sign alone", "scale", step_by_step(signs)),
-    Mistake("with the gradient over its norm", "scale", step_by_step(normed)),
+    Mistake("with momentum 0.9", "optimizer", updated(lambda g, table: discounted(g, 0.9))),
+    Mistake("with gradients that are not zeroed between the steps", "optimizer",
+        updated(lambda g, table: discounted(g, 1.0))),
+    *(Mistake(f"with Adam (0.9, {second:g}){words}", "optimizer",
+        updated(partial(adam, second, decay)))
+        for second in (0.999, 0.95)
+        for decay, words in ((0.0, ""), (0.01, " and weight decay 0.01"))),
+    *(Mistake(f"with weight decay {decay:g}", "optimizer",
+        updated(lambda g, table, decay=decay: g[-1] + decay * table)) for decay in (0.01, 0.1)),
+    Mistake("with the gradient's sign alone", "scale", updated(lambda g, table: np.sign(g[-1]))),
+    Mistake("with the gradient over its norm", "scale", updated(normed)),
     Mistake("with the losses after the steps", "order", step_by_step(after_step)),
     Mistake("with a learning_rate that falls to 0 linearly", "scale",
         rates(lambda number, steps: 1 - number / steps)),
