@@ -60,6 +60,7 @@ class Diagnosis(NamedTuple):
         whole: the first part's hypotheses reproduce all outputs, those that are right too.
         smallest: the failing case with the fewest numbers.
         furthest: the case with the output that is wrong by most.
+        right: names of the outputs that are right on all cases.
         common: what all failing cases have, and no other; "" where that is not known.
     """
 
@@ -68,6 +69,7 @@ class Diagnosis(NamedTuple):
     whole: bool
     smallest: Case
     furthest: Case
+    right: tuple[str, ...] = ()
     common: str = ""
 
     @property
@@ -104,9 +106,15 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
         parts.append(_refusals(key, evidence, parts))
-    furthest = _furthest(right(*key), evidence) or cases[0]
-    common = _common(cases, failed)
-    return Diagnosis("/".join(key), tuple(parts), whole, cases[0], furthest, common)
+    return Diagnosis(
+        "/".join(key),
+        tuple(parts),
+        whole,
+        smallest=cases[0],
+        furthest=_furthest(right(*key), evidence) or cases[0],
+        right=tuple(sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))),
+        common=_common(cases, failed),
+    )
 
 
 def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:

@@ -86,7 +86,7 @@ AIMED_AT = {
         "detach the reference alone"),
     "half-precision-sums": Flag(
         "error", "sequence log-probabilities are rounded to, or added in, half precision",
-        "take log-softmax and its sums in float32, whatever the model computes in"),
+        "keep log-probabilities in float32: log-softmax, its sums, and what is stored of them"),
     "hull-at-a-corner": Flag(
         "error", "the simplex weights stay at a corner, or leave the simplex",
         "minimise over mixtures: non-negative weights whose sum is 1"),
@@ -187,6 +187,9 @@ OF_MISTAKES = {
     "clipped": Flag(
         "error", "a quantity or the loss is clipped, which ends its gradient there",
         "leave out the clamp: log-sigmoid needs none, and an estimate of the KL may be negative"),
+    "divisor": Flag(
+        "error", "the mean is over another number than that of the response's tokens",
+        "divide by the number of tokens that the mask marks, but by no less than 1"),
     "integers": Flag(
         "error", "rewards are held as integers",
         "make a tensor of floats of the rewards, whatever the ids beside them are"),

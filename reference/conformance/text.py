@@ -1,7 +1,7 @@
 """A report as text."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from reference.conformance.cases import Case
@@ -29,7 +29,7 @@ def table(report: Report) -> str:
         outcomes = Counter(result.outcome for result in group)
         if outcomes["skipped"] < outcomes.total():
             lines.append(f"{name:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES))
-    return "\n".join([*lines, "", *_findings(report), summary(report)])
+    return "\n".join([*lines, *_unsupported(report), "", *_findings(report), summary(report)])
 
 
 def summary(report: Report) -> str:
@@ -62,16 +62,25 @@ def sentences(diagnosis: Diagnosis) -> list[str]:
 
 
 def _sentence(diagnosis: Diagnosis, part: Part) -> str:
-    names, outputs = " or ".join(h.name for h in part.hypotheses), ", ".join(part.outputs)
+    names, outputs = " or ".join(h.name for h in part.hypotheses), _listed(part.outputs)
     if part.outputs == (REFUSALS,):
         like = f", as {names}" if names else ""
         return f"{diagnosis.dialect} accepts what it should refuse{like}"
     if not part.hypotheses:
-        told = [f"unknown, no named mistake gives its {outputs}", *_telling(diagnosis)]
-        return f"{diagnosis.dialect} is {'; '.join(told)}"
+        told = [f"{diagnosis.dialect} is unknown, no named mistake gives its {outputs}"]
+        right = [f"right: {_listed(diagnosis.right)}"] if diagnosis.right else []
+        return "; ".join([*told, *right, *_telling(diagnosis)])
     if diagnosis.whole:
         return f"{diagnosis.dialect} in fact computes {names}{_symbols(names)}"
     return f"{diagnosis.dialect} in fact computes {outputs} of {names}{_symbols(names)}"
+
+
+def _listed(outputs: Sequence[str]) -> str:
+    """Names of outputs; several gradients, or metrics, in one word."""
+    kinds = groupby(sorted(outputs), key=lambda name: name.split(".")[0])
+    groups = [(kind, list(names)) for kind, names in kinds]
+    words = {"grads": "gradients", "metrics": "metrics"}
+    return ", ".join(words[kind] if len(names) > 1 else names[0] for kind, names in groups)
 
 
 def _symbols(names: str) -> str:
@@ -87,7 +96,7 @@ def _telling(diagnosis: Diagnosis) -> Iterator[str]:
 
     yield f"the smallest failing case is {named(diagnosis.smallest)}"
     if diagnosis.furthest is not diagnosis.smallest:
-        yield f"furthest off is {named(diagnosis.furthest)}"
+        yield f"the largest difference is in {named(diagnosis.furthest)}"
     if diagnosis.common:
         yield diagnosis.common
 
@@ -117,10 +126,16 @@ def _findings(report: Report) -> list[str]:
             "not reported, so not checked: "
             + ", ".join(f"{n} x {name}" for name, n in unchecked.items())
         )
-    unsupported = sorted({dialect_of(r) for r in report.results if r.outcome == "skipped"})
-    if unsupported:
-        lines.append("not supported: " + ", ".join(unsupported))
     return lines
+
+
+def _unsupported(report: Report) -> Iterator[str]:
+    """The objectives, or single dialects, that the implementation does not have."""
+    skipped = {dialect_of(r) for r in report.results if r.outcome == "skipped"}
+    others = {dialect_of(r).split("/")[0] for r in report.results if r.outcome != "skipped"}
+    names = {n if n.split("/")[0] in others else f"{n.split('/')[0]}/*" for n in skipped}
+    if names:
+        yield f"not supported: {', '.join(sorted(names))}"
 
 
 def _failures(results: list[Result]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in eight sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in nine sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -151,6 +151,18 @@ def undivided(p, x):
     return -(1 - e) * log_sigmoid(a) + e * log_sigmoid(-a)
 
 
+def conservative_with(values):
+    """cDPO with `values(params)` as beta and the label smoothing, in its metrics too."""
+
+    def function(p, x):
+        beta, e = values(p)
+        p = {"beta": beta, "label_smoothing": e}
+        made = smoothed(lambda e: 1 - e, lambda e: e)(p, x)
+        return made | {"metrics": rewards_of(p, x, 1.0)}
+
+    return function
+
+
 def rewards_of(p, x, times):
     """Metrics where the reference is subtracted so many times."""
     won, lost = (
@@ -293,7 +305,7 @@ REPORTS = {
     "k3 the other way (OpenRLHF/OpenRLHF#525)": Bug(
         "pessimistic/sampled-kl",
         pessimistic(lambda x: (jnp.exp(log_ratio(x)) - 1 - log_ratio(x)).mean()),
-        "named", "with pi_ref/pi - 1 - log(pi_ref/pi) for the KL"),
+        "named", "with pi_ref/pi - 1 - log(pi_ref/pi), k3 of the policy's samples, for the KL"),
     "beta outside": Bug(
         "dpo/plain", loss(lambda p, x: -p["beta"] * log_sigmoid(h(x))),
         "named", "with the loss beta L(h)"),
@@ -436,7 +448,7 @@ FOURTH = {
     "sums over the root of the length": Bug(
         "logps/mean", tokens(log_softmax, lambda scored, mask: scored.sum(axis=1)
             / jnp.sqrt(jnp.maximum(mask.sum(axis=1), 1))),
-        "named", "with the root of the number of tokens"),
+        "named", "over the root of the number of tokens"),
 }
 FIFTH = {
     "one reference for both responses": Bug(
@@ -501,7 +513,7 @@ SIXTH = {
         "unknown", "with the second term alone over 1 - 2 label_smoothing"),
     "a mean over all predicted tokens": Bug(
         "logps/mean", tokens(jax.nn.log_softmax, lambda s, mask: s.mean(axis=1)),
-        "named", "with all tokens of the row but one counted, the prompt and padding too"),
+        "named", "over all tokens of the row but one, the prompt and padding too"),
     "each reward beside each margin": Bug(
         "distillation/d-dpo", of_batch(
             lambda p, x: ((rho(x)[:, None] - p["beta"] * h(x)) ** 2).mean()),
@@ -539,7 +551,7 @@ SEVENTH = {
     "sums over the number of tokens of the row": Bug(
         "logps/mean", lambda p, x: {
             "logps": tokens(log_softmax)(p, x)["logps"] / x["attention_mask"].sum(axis=1)},
-        "unknown", "with the tokens of the row but padding counted"),
+        "unknown", "over the tokens of the row but padding"),
     "one deviation for the margins of all reward models": Bug(
         "ensemble/batch-min", of_batch(lambda p, x: ((
             rho(x) / (rho(x).std() + 1e-8) - p["beta"] * h(x)) ** 2).mean(axis=1).min()),
@@ -645,5 +657,38 @@ EIGHTH = {
         "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) / (1 + x["margins"]))),
         "unknown", ""),
 }
+NINTH = {
+    "beta and label smoothing exchanged": Bug(
+        "dpo/conservative", conservative_with(lambda p: (p["label_smoothing"], p["beta"])),
+        "unknown", "with beta and label_smoothing exchanged"),
+    "alignment by optimal transport": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * (
+            jnp.sort(x[POLICY[0]] - x[POLICY[1]]) - jnp.sort(ref_margin(x))))),
+        "unknown", "with the log-ratios of policy and reference sorted apart, as AOT does"),
+    "paired alignment by optimal transport": Bug(
+        "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] * (
+            jnp.sort(ratios(x)[0]) - jnp.sort(ratios(x)[1])))),
+        "unknown", "with the log-ratios of chosen and rejected sorted apart, as paired AOT does"),
+    "attention mask as the mask of the response": Bug(
+        "logps/sum", lambda p, x: tokens(log_softmax)(
+            p, x | {"completion_mask": x["attention_mask"]}),
+        "unknown", "with the attention mask in place of the completion mask"),
+    "attention mask as the mask, the response's number of tokens": Bug(
+        "logps/mean", lambda p, x: {"logps": tokens(log_softmax)(
+            p, x | {"completion_mask": x["attention_mask"]})["logps"]
+            / jnp.maximum(x["completion_mask"][:, 1:].sum(axis=1), 1)},
+        "unknown", "with the attention mask in place of the completion mask, over the right"),
+    "likelihood per token added (TRL's rpo_alpha)": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x) - 0.2 * x[POLICY[0]] / lengths(x)[0]),
+        "named", "plus 0.2 times the chosen response's negative log-likelihood per token"),
+    "NeMo's backward KL without its scale": Bug(
+        "distillation/rpo-sq", loss(lambda p, x: sum(
+            sigmoid(s * p["beta"] * h(x))
+            * (log_sigmoid(s * p["beta"] * h(x)) - log_sigmoid(s * rho(x))) for s in (1, -1))),
+        "unknown", "at reward_scale 1: it is dropped and with KL(sigmoid(beta h) || sigmoid(rho))"),
+    "the mean over the padded length": Bug(
+        "logps/mean", tokens(log_softmax, lambda scored, mask: scored.mean(axis=1)),
+        "named", "over all tokens of the row but one, the prompt and padding too"),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH)

@@ -204,9 +204,9 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
         "dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)",
         "dpo/plain/far-wrong (beta h = -400: finite, though exp(400) is not)",
     )
-    (said,) = sentences(found)
-    assert "unknown" in said
-    assert said.endswith(f"the smallest failing case is {smallest}; furthest off is {furthest}")
+    said = sentences(found)[0]
+    assert "unknown" in said and f"; the smallest failing case is {smallest}; " in said
+    assert said.endswith(f"; the largest difference is in {furthest}")
 
 
 def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
@@ -215,7 +215,7 @@ def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
     told = "all failing cases have several pairs, and all cases with one pass"
     assert common(cases, several) == told
     assert common(cases, several | {"dpo/plain/one-pair"}) == common(cases, set()) == ""
-    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], cases[0], told)
+    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], cases[0], common=told)
     assert sentences(found)[0].endswith(f"({cases[0].comment}); {told}")
     rows = load_cases("logps", "sum")
     assert "several rows" in common(rows, {"logps/sum/padded"})

@@ -178,6 +178,25 @@ def test_one_prompt_length_for_all_rows(name, row):
     assert not np.allclose(made["chosen_logps"], right(case.params, x)["chosen_logps"])
 
 
+@pytest.mark.parametrize(("side", "segment"), [("chosen", 1), ("rejected", 2)])
+def test_one_gradient_at_the_position_that_both_responses_share(side, segment):
+    name = f"with the {side} response's gradient alone at the prompt's last position"
+    right = DIALECTS["logps", "shared-prefix"]
+    (case,) = (c for c in load_cases("logps", "shared-prefix") if c.id.endswith("/rows"))
+    x = case.inputs
+    made, usual = row_named(TOKENS, name).change(right)(case.params, x), right(case.params, x)
+    for b, segments in enumerate(x["segments"]):
+        last = (segments == 0).sum() - 1
+        first = x["input_ids"][b, np.flatnonzero(segments == segment)[0]]
+        logits = x["logits"][b, last]
+        due = np.eye(len(logits))[first] - np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(made["grads"]["logits"][b, last], due, atol=1e-12)
+        others = np.arange(len(segments)) != last
+        assert np.array_equal(
+            made["grads"]["logits"][b, others], usual["grads"]["logits"][b, others]
+        )
+
+
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [

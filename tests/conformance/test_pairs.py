@@ -306,6 +306,18 @@ def pair_cases(extra=None):
             "near 400 nats bfloat16 is spaced 2 apart, float16 1/4",
             long,
         ),
+        (
+            "orders",
+            "swapped-reference",
+            "policy and reference, chosen and rejected have their log-ratios in other orders",
+            at(
+                logps(3, 5),
+                policy_chosen_logps=[-9, -20.5, -32],
+                policy_rejected_logps=[-12.5, -22.75, -33.5],
+                ref_chosen_logps=[-10, -20, -30],
+                ref_rejected_logps=[-11, -22, -33],
+            ),
+        ),
     ]
     return [
         (name, flags, comment, more(inputs, 40 + i))

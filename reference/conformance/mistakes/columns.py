@@ -87,6 +87,25 @@ def first(size: int) -> np.ndarray:
     return np.eye(size)[[0]].T * np.ones(size)
 
 
+def sorted_apart(parts: tuple[tuple[str, str], ...]) -> Callable[[Function], Function]:
+    """Each part, a difference of two columns, is in its own order of size over the batch."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            orders = {both: np.argsort(inputs[both[0]] - inputs[both[1]]) for both in parts}
+            order_of = {name: order for both, order in orders.items() for name in both}
+            changed = {name: inputs[name][order] for name, order in order_of.items()}
+            made = function(params, inputs | changed)
+            grads = dict(made["grads"])
+            for name in order_of.keys() & grads.keys():
+                grads[name] = grads[name][np.argsort(order_of[name])]
+            return made | {"grads": grads}
+
+        return mistaken
+
+    return change
+
+
 def alternated(halves: list[np.ndarray]) -> list[np.ndarray]:
     """What lies in halves, chosen and then rejected, is read as alternating."""
     both = np.concatenate(halves)
@@ -202,6 +221,10 @@ COLUMNS = (
         for right in SCORES for wrong in SCORES if wrong != right),
     *(Mistake(f"with {words.replace('{s}', subject)}", "order", mixed(names, matrix))
         for subject, names in SUBJECTS for words, matrix in ORDERS),
+    Mistake("with the log-ratios of policy and reference sorted apart, as AOT does", "order",
+        sorted_apart((POLICY, REFERENCE))),
+    Mistake("with the log-ratios of chosen and rejected sorted apart, as paired AOT does", "order",
+        sorted_apart(((POLICY[0], REFERENCE[0]), (POLICY[1], REFERENCE[1])))),
     Mistake("less the batch's mean margin", "normalised",
         mixed(LOGPS, lambda size: np.eye(size) - 1 / size)),
     Mistake("with the loss of the batch's mean margin", "order", of_mean_margin),

@@ -33,31 +33,53 @@ def multiplied(made: Values, factors: np.ndarray) -> Values:
     return {"logps": made["logps"] * factors, "grads": {"logits": grads}}
 
 
+def but_for_the_number(mask_of: Callable) -> Callable[[Function], Function]:
+    """Other tokens are scored, `mask_of(inputs)`, and the number of tokens is the right one."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            function(params, inputs)  # it refuses what the right one refuses
+            mask = mask_of(inputs)
+            counts = [m[:, 1:].sum(axis=1) for m in (mask, inputs["completion_mask"])]
+            made = function(params, inputs | {"completion_mask": mask})
+            return multiplied(made, counts[0] / np.maximum(counts[1], 1))
+
+        return mistaken
+
+    return change
+
+
 # fmt: off
 COUNTS = (
-    Mistake("with all tokens of the row but one counted, the prompt and padding too",
-        "mask-dropped", counted(lambda m: len(m[0]) - 1)),
-    Mistake("with position 0 counted", "mask-dropped", counted(lambda m: m.sum(axis=1))),
-    Mistake("with one token more counted", "mask-dropped",
+    Mistake("over all tokens of the row but one, the prompt and padding too",
+        "divisor", counted(lambda m: len(m[0]) - 1)),
+    Mistake("over one token more where the mask has position 0", "divisor",
+        counted(lambda m: m.sum(axis=1))),
+    Mistake("over one token more", "divisor",
         counted(lambda m: m[:, 1:].sum(axis=1) + 1)),
-    Mistake("with the largest number of tokens in the batch counted", "mask-dropped",
+    Mistake("over the largest number of tokens in the batch", "divisor",
         counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).max()))),
-    Mistake("with the batch's mean number of tokens counted", "mask-dropped",
+    Mistake("over the batch's mean number of tokens", "divisor",
         counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).mean()))),
-    Mistake("with all tokens of the batch counted", "mean-of-means",
+    Mistake("over the number of tokens of the batch", "divisor",
         counted(lambda m: np.full(len(m), m[:, 1:].sum()))),
-    Mistake("with the tokens of the row counted, the prompt and padding too", "mask-dropped",
+    Mistake("over all tokens of the row, the prompt and padding too", "divisor",
         counted(lambda m: np.full(len(m), len(m[0])))),
-    Mistake("with the tokens of the row but padding counted", "mask-dropped",
+    Mistake("over the tokens of the row but padding", "divisor",
         counted(lambda m: m.sum(axis=1), "attention_mask")),
-    Mistake("with the tokens of the row but the first and padding counted", "mask-dropped",
+    Mistake("over the tokens of the row but the first and padding", "divisor",
         counted(lambda m: m[:, 1:].sum(axis=1), "attention_mask")),
-    Mistake("with the root of the number of tokens", "mask-dropped",
+    Mistake("over the root of the number of tokens", "divisor",
         counted(lambda m: m[:, 1:].sum(axis=1) ** 0.5)),
-    Mistake("with one token fewer counted", "mask-dropped",
+    Mistake("over one token fewer", "divisor",
         counted(lambda m: m[:, 1:].sum(axis=1) - 1)),
-    Mistake("over the number of all tokens of the batch", "mean-of-means",
+    Mistake("divided by the number of tokens of the batch", "mean-of-means",
         over(lambda m: m[:, 1:].sum())),
-    Mistake("over the number of rows", "batch-sum", over(len)),
+    *(Mistake(f"with {words}, over the right number of tokens", "mask-dropped",
+        but_for_the_number(mask_of))
+        for words, mask_of in (
+            ("the attention mask in place of the completion mask", lambda x: x["attention_mask"]),
+            ("the mask ignored", lambda x: np.ones_like(x["completion_mask"])))),
+    Mistake("divided by the number of rows", "batch-sum", over(len)),
 )
 # fmt: on

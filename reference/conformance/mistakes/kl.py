@@ -261,9 +261,11 @@ KL = (
         summed(reversed_terms), reversed_slopes)),
     Mistake("with the KL reversed by importance weights", "kl-reversed", another(
         weighted, lambda r, p: np.exp(p - r) * (p - r + 1))),
-    Mistake("with half of the squared log-ratio for the KL", "kl-other", another(
+    Mistake("with half of the squared log-ratio, k2, for the KL",
+        "kl-other", another(
         lambda r, p: (r - p) ** 2 / 2, lambda r, p: p - r)),
-    Mistake("with pi/pi_ref - 1 - log(pi/pi_ref) for the KL", "kl-other", another(
+    Mistake("with pi/pi_ref - 1 - log(pi/pi_ref), k3 of the reference's samples, for the KL",
+        "kl-other", another(
         lambda r, p: np.expm1(p - r) - (p - r), lambda r, p: np.expm1(p - r))),
     Mistake("with |log-ratio| for the KL", "kl-other", another(
         lambda r, p: np.abs(r - p), lambda r, p: np.sign(p - r))),
@@ -275,7 +277,8 @@ KL = (
 ODD_KL = (
     Mistake("with the squared log-ratio for the KL", "kl-other", another(
         lambda r, p: (r - p) ** 2, lambda r, p: 2 * (p - r))),
-    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi) for the KL", "kl-other", another(
+    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi), k3 of the policy's samples, for the KL",
+        "kl-other", another(
         lambda r, p: np.expm1(r - p) - (r - p), lambda r, p: 1 - np.exp(r - p))),
     Mistake("with pi_ref/pi for the KL", "kl-other", another(
         lambda r, p: np.exp(r - p), lambda r, p: -np.exp(r - p))),

@@ -220,6 +220,7 @@ PAIRS = (
     Mistake("at 1 - beta", "beta-changed", at(beta=lambda b: 1 - b)),
     Mistake("at 1 / beta squared", "beta-changed", at(beta=lambda b: b**-2)),
     Mistake("without the target", "target", at(beta=lambda b: np.inf)),
+    Mistake("at reward_scale 1: it is dropped", "scale", at(reward_scale=lambda r: 1.0)),
     Mistake("at reward_scale squared", "scale", at(reward_scale=lambda r: r * r)),
     Mistake("at 1 / reward_scale", "scale", at(reward_scale=lambda r: 1 / r)),
     Mistake("at {c} reward_scale", "scale", lambda f, c: at(reward_scale=lambda r: c * r)(f)),

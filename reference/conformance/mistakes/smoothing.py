@@ -37,6 +37,15 @@ def over_once(made: Values, params: Values, inputs: Values) -> Values:
     return times(made, (1 - 2 * e) / (1 - e))
 
 
+def exchanged_with(other: str, function: Function) -> Function:
+    """Two parameters in the wrong order."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        return function(params | {"beta": params[other], other: params["beta"]}, inputs)
+
+    return mistaken
+
+
 def precedence(made: Values, params: Values, inputs: Values) -> Values:
     """`loss / 1 - 2 * e`, where brackets are missing."""
     e = params["label_smoothing"]
@@ -89,6 +98,8 @@ def weighed(right: Callable[[float], float], wrong: Callable[[float], float]):
 # fmt: off
 SMOOTHING = (
     Mistake("with label smoothing {c}", "label-smoothing-misused", smoothed),
+    *(Mistake(f"with beta and {other} exchanged", "beta-changed", partial(exchanged_with, other))
+        for other in ("label_smoothing", "reward_scale")),
     Mistake("at beta (1 - 2 label_smoothing), without label smoothing", "label-smoothing-misused",
         partial(on_beta, 2)),
     Mistake("at beta (1 - label_smoothing), without label smoothing", "label-smoothing-misused",

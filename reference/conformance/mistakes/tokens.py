@@ -218,6 +218,22 @@ def padding_as_rejected(function: Function) -> Function:
     return mistaken
 
 
+def overwritten(segment: int, function: Function) -> Function:
+    """At the prompt's last position, which both responses share, there is the gradient of one."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        segments, other = inputs["segments"], 3 - segment
+        alone = inputs | {"segments": np.where(segments == other, -1, segments)}
+        made, one = function(params, inputs), function(params, alone)
+        rows = np.flatnonzero(np.any(segments == segment, axis=1))
+        last = np.sum(segments[rows] == 0, axis=1) - 1
+        grads = made["grads"]["logits"].copy()
+        grads[rows, last] = one["grads"]["logits"][rows, last]
+        return made | {"grads": {"logits": grads}}
+
+    return mistaken
+
+
 def summed_over(inputs: Values, segment: int) -> Values:
     mask = inputs["segments"] == segment
     return tokens.summed({}, inputs | {"completion_mask": mask.astype(int)})
@@ -277,6 +293,10 @@ TOKENS = (
     Mistake("with the mask inverted", "mask-dropped", masked(lambda p, x, m: 1 - m)),
     Mistake("with the mask ignored", "mask-dropped", masked(lambda p, x, m: np.ones_like(m))),
     Mistake("with the prompt scored", "mask-dropped", masked(to_last)),
+    Mistake("with the attention mask in place of the completion mask", "mask-dropped",
+        masked(lambda p, x, m: x["attention_mask"])),
+    Mistake("with all tokens but padding's id scored", "mask-dropped",
+        masked(lambda p, x, m: x["input_ids"] != pad_id(p))),
     Mistake("with the padding scored", "mask-dropped", masked(from_first)),
     Mistake("with the prompt scored as chosen", "mask-dropped", also("chosen_logps", 0)),
     Mistake("with the padding scored as rejected", "mask-dropped", padding_as_rejected),
@@ -302,6 +322,9 @@ TOKENS = (
         lambda f: partial(f, last_of=lambda last: 0 * last + last.max())),
     Mistake("with every token predicted by the one before it", "first-rejected-token",
         lambda f: as_plain_sequence),
+    *(Mistake(f"with the {side} response's gradient alone at the prompt's last position",
+        "gradient-lost", partial(overwritten, segment))
+        for side, segment in (("chosen", 1), ("rejected", 2))),
     Mistake("with tokens added in bfloat16", "half-precision-sums",
         lambda f: partial(f, add=partial(running, "bfloat16"))),
     Mistake("with tokens added in float16", "half-precision-sums",
