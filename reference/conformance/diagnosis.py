@@ -22,6 +22,7 @@ from reference.conformance.evidence import (
     searched,
     size_of,
 )
+from reference.conformance.features import shared
 from reference.conformance.fitting import fitted
 from reference.conformance.formulas import formulas
 from reference.conformance.hypotheses import (
@@ -113,7 +114,7 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
         smallest=cases[0],
         furthest=_furthest(right(*key), evidence) or cases[0],
         right=tuple(sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))),
-        common=_common(cases, failed),
+        common=shared(cases, failed),
     )
 
 
@@ -126,24 +127,6 @@ def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:
     ]
     furthest, case = max(wrong, key=itemgetter(0))
     return case if furthest > 0 else None
-
-
-def _common(cases: list[Case], failed: set[str]) -> str:
-    """Whether the number of pairs says which cases fail."""
-    sizes = {case.id: _rows(case) for case in cases if case.result == "value"}
-    several = {name for name, number in sizes.items() if number > 1}
-    if not failed or failed - several or not sizes.keys() - several:
-        return ""
-    word = "rows" if cases[0].objective == "logps" else "pairs"
-    return f"all failing cases have several {word}, and all cases with one pass"
-
-
-def _rows(case: Case) -> int:
-    """The number of pairs, or of rows; 0 where there are neither."""
-    if "input_ids" in case.inputs:
-        return len(case.inputs["input_ids"])
-    columns = [case.inputs[n] for n in ("ref_chosen_logps", "score_chosen") if n in case.inputs]
-    return columns[0].shape[-1] if columns else 0
 
 
 def _refusals(key: Key, evidence: Evidence, parts: list[Part]) -> Part:
@@ -178,7 +161,8 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     parts, left = list[Part](), wrong
     while best := _best(one, left, evidence) or _best(two, left, evidence):
         explained = best[0].outputs & left
-        named = {found.hypothesis.name: found.hypothesis for found in best}
+        same = [found for found in best if found.outputs & left == explained]
+        named = {found.hypothesis.name: found.hypothesis for found in same}
         parts.append(Part(tuple(sorted(explained)), tuple(named.values())))
         left -= explained
     if any(name.split(".")[0] not in ("per_example", "metrics") for name in left):

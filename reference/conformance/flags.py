@@ -181,6 +181,9 @@ AIMED_AT = {
         "select with where, never by multiplying -inf by 0"),
 }
 OF_MISTAKES = {
+    "accumulation-lost": Flag(
+        "error", "the gradients of some micro-batches are lost",
+        "add the gradients of all micro-batches of a step, and update once"),
     "accuracy": Flag(
         "error", "the accuracy compares other numbers than the implicit rewards",
         "compare beta [log pi - log pi_ref] of chosen and rejected, pair by pair"),

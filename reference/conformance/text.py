@@ -6,6 +6,7 @@ from itertools import groupby
 
 from reference.conformance.cases import Case
 from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part
+from reference.conformance.evidence import size_of
 from reference.conformance.flags import FLAGS
 from reference.conformance.judge import Result
 from reference.conformance.report import OUTCOMES, Report, dialect_of
@@ -139,11 +140,12 @@ def _unsupported(report: Report) -> Iterator[str]:
 
 
 def _failures(results: list[Result]) -> Iterator[str]:
-    """A few failures of one dialect with their numbers, and the names of the others."""
-    for result in results[:MOST]:
+    """The smallest failure of one dialect and two large ones, and the names of the others."""
+    by_size = sorted(results, key=lambda result: size_of(result.case))
+    for result in [*by_size[:1], *by_size[1:][1 - MOST :]]:
         yield f"{result.outcome.upper()} {result.case.id}: {result.case.comment}"
         yield f"    {result.detail}"
-    if others := [result.case.id.rpartition("/")[2] for result in results[MOST:]]:
+    if others := [result.case.id.rpartition("/")[2] for result in by_size[1 : 2 - MOST]]:
         yield f"{len(others)} more of {dialect_of(results[0])}: {', '.join(others)}"
 
 
@@ -153,5 +155,7 @@ def _together(diagnoses: list[Diagnosis]) -> Iterator[str]:
     for diagnosis in diagnoses:
         groups.setdefault(tuple(_remedies(diagnosis)), []).append(diagnosis)
     for remedies, group in groups.items():
-        yield from (_sentence(diagnosis, part) for diagnosis in group for part in diagnosis.parts)
+        parts = [(diagnosis, part) for diagnosis in group for part in diagnosis.parts]
+        parts.sort(key=lambda both: bool(both[1].hypotheses))  # what is mended comes last
+        yield from (_sentence(*both) for both in parts)
         yield from remedies

@@ -305,7 +305,7 @@ REPORTS = {
     "k3 the other way (OpenRLHF/OpenRLHF#525)": Bug(
         "pessimistic/sampled-kl",
         pessimistic(lambda x: (jnp.exp(log_ratio(x)) - 1 - log_ratio(x)).mean()),
-        "named", "with pi_ref/pi - 1 - log(pi_ref/pi), k3 of the policy's samples, for the KL"),
+        "named", "with pi_ref/pi - 1 - log(pi_ref/pi), GRPO's k3, for the KL"),
     "beta outside": Bug(
         "dpo/plain", loss(lambda p, x: -p["beta"] * log_sigmoid(h(x))),
         "named", "with the loss beta L(h)"),

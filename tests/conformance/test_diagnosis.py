@@ -10,9 +10,9 @@ import pytest
 from benchmarks.diagnosis import names_for, said_of
 from reference.conformance import load_cases, run
 from reference.conformance.diagnosis import Diagnosis, Part
-from reference.conformance.diagnosis import _common as common
 from reference.conformance.dialects import DIALECTS
 from reference.conformance.evidence import REFUSALS, evaluated
+from reference.conformance.features import shared
 from reference.conformance.fitting import _roots as roots
 from reference.conformance.flags import FLAGS, is_note
 from reference.conformance.formulas import Term
@@ -209,16 +209,31 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
     assert said.endswith(f"; the largest difference is in {furthest}")
 
 
-def test_an_unknown_output_says_that_all_failing_cases_have_several_pairs():
-    cases = load_cases("dpo", "plain")
-    several = {c.id for c in cases if c.id.rpartition("/")[2] in ("batch", "ties", "rewards")}
-    told = "all failing cases have several pairs, and all cases with one pass"
-    assert common(cases, several) == told
-    assert common(cases, several | {"dpo/plain/one-pair"}) == common(cases, set()) == ""
-    found = Diagnosis("dpo/plain", (Part(("loss",), ()),), False, cases[0], cases[0], common=told)
-    assert sentences(found)[0].endswith(f"({cases[0].comment}); {told}")
-    rows = load_cases("logps", "sum")
-    assert "several rows" in common(rows, {"logps/sum/padded"})
+@pytest.mark.parametrize(
+    ("dialect", "failing", "words"),
+    [
+        ("dpo/plain", ("batch", "ties", "orders", "rewards"), "several pairs"),
+        ("dpo/plain", ("batch", "ties", "orders", "rewards", "one-pair"), None),
+        ("dpo/plain", (), None),
+        (
+            "training/dpo",
+            ("from-reference-8x1", "away-from-reference-8x1"),
+            "several micro-batches a step",
+        ),
+        (
+            "data/tokens-keep-end",
+            ("long-prompt", "limit-one"),
+            "a prompt that is longer than the limit",
+        ),
+        ("logps/shared-prefix", ("rows",), "several rows"),
+    ],
+)
+def test_what_failing_cases_share_is_said(dialect, failing, words):
+    cases = load_cases(*dialect.split("/"))
+    told = f"all failing cases have {words}, and no other case has" if words else ""
+    assert shared(cases, {f"{dialect}/{name}" for name in failing}) == told
+    found = Diagnosis(dialect, (Part(("loss",), ()),), False, cases[0], cases[0], common=told)
+    assert sentences(found)[0].endswith(f"({cases[0].comment}); {told}" if told else ")")
 
 
 def test_a_second_loss_is_an_addition_and_powers_have_their_brackets():

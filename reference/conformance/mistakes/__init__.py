@@ -27,6 +27,8 @@ TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS
 OF_WHOLE = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
 """Those that may also be made around a dialect that is built on a loss of pairs."""
 PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
+OF_OTHERS = frozenset(PRECISION)
+"""Rare mistakes that are looked for in other dialects than the claimed one too."""
 RARE = frozenset(PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
 """Two of these are not looked for together, nor one in a dialect that is not the claimed one."""
 
@@ -70,6 +72,7 @@ __all__ = [
     "ERASING",
     "FITTED",
     "KL",
+    "OF_OTHERS",
     "OF_WHOLE",
     "PAIRS",
     "PARTNERS",

@@ -122,6 +122,12 @@ def cut_at_limit(made: Values, params: Values, inputs: Values) -> Values:
     return {name: made[name][: params["max_prompt_length"]] for name in names}
 
 
+def negative_start(params: Values, prompt: list) -> list:
+    """`ids[len(ids) - limit:]`, where the start of a short prompt is negative: from its end."""
+    start = len(prompt) - params["max_prompt_length"]
+    return prompt[start:] if start < 0 else prompt
+
+
 def stripped(made: Values, params: Values, inputs: Values) -> Values:
     return {name: made[name].strip() for name in ("prompt", *SIDES)}
 
@@ -163,6 +169,8 @@ DATA = (
         missing("rejected", lambda x: x["chosen"])),
     Mistake("at max_prompt_length - 1", "truncation-side", at(max_prompt_length=lambda n: n - 1)),
     Mistake("at max_prompt_length + 1", "truncation-side", at(max_prompt_length=lambda n: n + 1)),
+    Mistake("with a short prompt cut by the difference to the limit", "truncation-side",
+        on_case(lambda p, x: {"prompt_ids": negative_start(p, x["prompt_ids"])})),
     Mistake("with the prompt not truncated", "truncation-side",
         then(lambda made, p, x: {"prompt_ids": x["prompt_ids"]})),
     Mistake("with chosen and rejected swapped", "sign", then(swapped)),

@@ -277,7 +277,7 @@ KL = (
 ODD_KL = (
     Mistake("with the squared log-ratio for the KL", "kl-other", another(
         lambda r, p: (r - p) ** 2, lambda r, p: 2 * (p - r))),
-    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi), k3 of the policy's samples, for the KL",
+    Mistake("with pi_ref/pi - 1 - log(pi_ref/pi), GRPO's k3, for the KL",
         "kl-other", another(
         lambda r, p: np.expm1(r - p) - (r - p), lambda r, p: 1 - np.exp(r - p))),
     Mistake("with pi_ref/pi for the KL", "kl-other", another(

@@ -49,15 +49,20 @@ def unstable_slopes(where: Callable, made: Values, params: Values, inputs: Value
     return scaled_grads(made, np.where(where(argument(params, inputs)), np.nan, 1.0))
 
 
+def unstable_both(where: Callable, made: Values, params: Values, inputs: Values) -> Values:
+    return unstable(where, made, params, inputs) | unstable_slopes(where, made, params, inputs)
+
+
 def overflowing(name: str, where: Callable) -> tuple[Mistake, ...]:
-    """exp overflows for such arguments of the sigmoid, in the loss or in its gradients."""
-    return (
-        Mistake(f"with exp of {name} overflowing", "overflow", then(partial(unstable, where))),
-        Mistake(
-            f"with exp of {name} overflowing in the gradients",
-            "overflow",
-            then(partial(unstable_slopes, where)),
-        ),
+    """exp overflows for such arguments of the sigmoid, in the loss, in its gradients, or both."""
+    places = {
+        "": unstable,
+        " in the gradients": unstable_slopes,
+        " in the loss and its gradients": unstable_both,
+    }
+    return tuple(
+        Mistake(f"with exp of {name} overflowing{words}", "overflow", then(partial(change, where)))
+        for words, change in places.items()
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import ANY, SCORES, Function, Mistake, Values, step
+from reference.conformance.mistakes.mistake import SCORES, Function, Mistake, Values, step
 from reference.conformance.pairs import POLICY, REFERENCE, implicit_rewards, sigmoid
 
 
@@ -152,9 +152,9 @@ MAPS = (
     Map("the log-sigmoid of {q}", "link", "margin rho ratios rewards",
         lambda q: -np.logaddexp(0.0, -q), lambda q: sigmoid(-q)),
     Map("{q} rounded to integers", "integers", "rewards",
-        np.rint, lambda q: ANY + 0 * q),
+        np.rint, np.ones_like),
     Map("{q} truncated to integers", "integers", "rewards",
-        np.trunc, lambda q: ANY + 0 * q),
+        np.trunc, np.ones_like),
     Map("the softmax over the pair in place of {q}", "link", "rho",
         lambda q: np.tanh(q / 2), lambda q: (1 - np.tanh(q / 2) ** 2) / 2),
     Map("tanh of {q}", "link", "margin rho ratios rewards",

@@ -63,8 +63,11 @@ def one_by_one(function: Function) -> Function:
     return mistaken
 
 
-def beside_all(starts: tuple[str, ...]) -> Callable[[Function], Function]:
-    """The inputs whose names begin so [B, 1] beside the others [B]: arrays broadcast to [B, B]."""
+def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Function]:
+    """The inputs whose names begin so [B, 1] beside the others [B]: arrays broadcast to [B, B].
+
+    The losses of pairs are this matrix, or the mean of each row.
+    """
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
@@ -79,11 +82,10 @@ def beside_all(starts: tuple[str, ...]) -> Callable[[Function], Function]:
                 name: grad.reshape(number, number).sum(axis=int(index_of[name] is rows))
                 for name, grad in every["grads"].items()
             }
-            singles = {
-                name: every[name].reshape(number, number).mean(axis=1)
-                for name in ("per_example",)
-                if name in every
-            }
+            singles = {}
+            if "per_example" in every:
+                losses = every["per_example"].reshape(number, number)
+                singles["per_example"] = losses if matrix else losses.mean(axis=1)
             return every | singles | {"grads": grads}
 
         return mistaken
@@ -190,8 +192,8 @@ REDUCTIONS = (
     Mistake("times {c}", "scale", lambda f, c: then(lambda made, p, x: times(made, c))(f)),
     Mistake("plus {c}", "scale", lambda f, c: then(lambda made, p, x: plus(made, c))(f)),
     Mistake("in bits", "scale", then(lambda made, p, x: times(made, 1 / np.log(2)))),
-    *(Mistake(f"with every {words} (B x B)", flag, beside_all(names))
-        for words, flag, names in BESIDE),
+    *(Mistake(f"with every {words} (B x B{more})", flag, beside_all(names, bool(more)))
+        for words, flag, names in BESIDE for more in ("", ", as are the losses of pairs")),
     Mistake("over beta squared", "scale", by_beta(-2)),
     Mistake("times beta squared", "scale", by_beta(2)),
     Mistake("over beta", "scale", by_beta(-1)),

@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 
 from reference.conformance.mistakes.mistake import ANY, Function, Mistake, Values
+from reference.conformance.mistakes.precision import half
+from reference.conformance.mistakes.quantities import positive
 
 NAMES = ("logps", "chosen_logps", "rejected_logps")
 
@@ -100,6 +102,22 @@ def likeliest_of(logits: np.ndarray) -> np.ndarray:
     return np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
 
 
+def normaliser(logits: np.ndarray) -> np.ndarray:
+    return np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def with_zeros(number_of: Callable[[np.ndarray], float]) -> tuple[Callable, Callable]:
+    """The log-softmax over so many logits of 0 more, and its slope."""
+
+    def total(logits: np.ndarray) -> np.ndarray:
+        return np.logaddexp(normaliser(logits), np.log(number_of(logits)))
+
+    def slope(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return weights - np.exp(logits - total(logits)) * weights.sum(axis=-1, keepdims=True)
+
+    return lambda logits: logits - total(logits), slope
+
+
 def of_largest(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The slopes of the largest logit times the weights' sums: anything where several share it."""
     largest, total = logits == logits.max(axis=-1, keepdims=True), weights.sum(-1, keepdims=True)
@@ -130,6 +148,12 @@ def of_smoothed(logits: np.ndarray, weights: np.ndarray, c: float) -> np.ndarray
 
 
 # fmt: off
+IN_HALF = (
+    ("token log-probabilities", lambda kind, x: half(log_softmax(x), kind)),
+    ("the normaliser", lambda kind, x: x - half(normaliser(x), kind)),
+    ("the normaliser and token log-probabilities",
+        lambda kind, x: half(x - half(normaliser(x), kind), kind)),
+)
 SCORES_OF_TOKENS = (
     Mistake("with logits, not normalised", "unshifted-denominator",
         scored(lambda x: x, lambda x, w: w)),
@@ -144,6 +168,14 @@ SCORES_OF_TOKENS = (
         scored(partial(log_softmax, axis=0), partial(of_softmax, axis=0))),
     Mistake("with the normaliser of the position after", "unshifted-denominator",
         scored(later, of_later)),
+    *(Mistake(f"with {words} in {kind}", "half-precision-sums",
+        scored(partial(value, kind), of_softmax))
+        for kind in ("bfloat16", "float16") for words, value in IN_HALF),
+    Mistake("with logits of 0 in the normaliser, up to a power of two", "unshifted-denominator",
+        scored(*with_zeros(lambda x: 2 ** np.ceil(np.log2(x.shape[-1])) - x.shape[-1]))),
+    free("with {c} logits of 0 more in the normaliser", "unshifted-denominator",
+        lambda x, c: with_zeros(lambda x: positive(c))[0](x),
+        lambda x, w, c: with_zeros(lambda x: positive(c))[1](x, w)),
     Mistake("with softmax applied twice", "unshifted-denominator", scored(
         lambda x: log_softmax(softmax(x)),
         lambda x, w: of_probabilities(x, of_softmax(softmax(x), w)))),

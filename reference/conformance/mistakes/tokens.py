@@ -147,11 +147,17 @@ def in_half(kind: str, made: Values, params: Values, inputs: Values) -> Values:
 
 
 def running(kind: str, weights: np.ndarray, logps: np.ndarray) -> float:
-    """The sum of tokens that are added one by one in half precision."""
-    sum_so_far = np.zeros(())
-    for term in half(weights * logps, kind):
+    """The sum of tokens that are added one by one in half precision; a mean divides it after."""
+    share, sum_so_far = np.max(weights, initial=0.0), np.zeros(())
+    for term in half(np.where(weights > 0, logps, 0.0), kind):
         sum_so_far = half(sum_so_far + term, kind)
-    return float(sum_so_far)
+    return float(share * sum_so_far)
+
+
+def at_once(kind: str, weights: np.ndarray, logps: np.ndarray) -> float:
+    """Tokens in half precision, whose exact sum is rounded, and after a division again."""
+    share, tokens_of = np.max(weights, initial=0.0), np.where(weights > 0, logps, 0.0)
+    return float(half(share * half(np.sum(half(tokens_of, kind)), kind), kind))
 
 
 def without_shift(function: Function) -> Function:
@@ -325,6 +331,9 @@ TOKENS = (
     *(Mistake(f"with the {side} response's gradient alone at the prompt's last position",
         "gradient-lost", partial(overwritten, segment))
         for side, segment in (("chosen", 1), ("rejected", 2))),
+    *(Mistake(f"with token log-probabilities, sums and means in {kind}", "half-precision-sums",
+        lambda f, kind=kind: partial(f, add=partial(at_once, kind)))
+        for kind in ("bfloat16", "float16")),
     Mistake("with tokens added in bfloat16", "half-precision-sums",
         lambda f: partial(f, add=partial(running, "bfloat16"))),
     Mistake("with tokens added in float16", "half-precision-sums",

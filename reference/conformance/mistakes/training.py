@@ -142,6 +142,14 @@ def parts_averaged(split: Callable, function: Function, params: Values, inputs: 
     return np.mean(losses), np.mean(tables, axis=0)
 
 
+def one_part(index: int, divided: bool, function: Function, params: Values, inputs: Values, before):
+    """The update of one micro-batch, beside the loss of the whole step."""
+    loss, _ = one_step(function, params, inputs)
+    batches, table = inputs["batches"], inputs["table"]
+    _, after = one_step(function, params, inputs | {"batches": batches[:, [index]]})
+    return loss, table + (after - table) / (batches.shape[1] if divided else 1)
+
+
 def scaled(factor: Callable, function: Function, params: Values, inputs: Values, before):
     """The loss of a step times a factor of its inputs."""
     loss, table = one_step(function, params, inputs)
@@ -178,10 +186,14 @@ TRAINING = (
     Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
     Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
     Mistake("with gradients clipped to norm 1", "scale", updated(clipped)),
-    Mistake("with the first micro-batch of each step alone", "accumulation-scale",
+    Mistake("with the first micro-batch of each step alone", "accumulation-lost",
         on(lambda x: {"batches": x["batches"][:, :1]})),
-    Mistake("with the last micro-batch of each step alone", "accumulation-scale",
+    Mistake("with the last micro-batch of each step alone", "accumulation-lost",
         on(lambda x: {"batches": x["batches"][:, -1:]})),
+    *(Mistake(f"with the gradient of the {side} micro-batch alone{words}", "accumulation-lost",
+        step_by_step(partial(one_part, index, divided)))
+        for side, index in (("first", 0), ("last", -1))
+        for words, divided in (("", False), (", divided by their number", True))),
     Mistake("with micro-batches as steps of their own", "accumulation-scale", micro_steps),
     Mistake("with the batches of the steps in reverse order", "accumulation-scale",
         on(lambda x: {"batches": x["batches"][::-1]})),
