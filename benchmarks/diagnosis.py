@@ -219,7 +219,7 @@ neighbours; the sixth, of twelve others and some more of another user, after tha
 fourteen 8 were named rightly, 2 in part, 4 not; of the twelve 7, 1 and 4. None was named wrongly;
 of ten more one was, by a formula with as many constants as the cases have values, and one ended the
 kit with an error."""
-SETS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth")
+SETS = ("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth")
 
 
 if __name__ == "__main__":

@@ -107,15 +107,10 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     whole = len(parts) < 2 and _any_reproduces(parts, evidence, values.outputs)
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
         parts.append(_refusals(key, evidence, parts))
-    return Diagnosis(
-        "/".join(key),
-        tuple(parts),
-        whole,
-        smallest=cases[0],
-        furthest=_furthest(right(*key), evidence) or cases[0],
-        right=tuple(sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))),
-        common=shared(cases, failed),
-    )
+    others = sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))
+    furthest = _furthest(right(*key), evidence) or cases[0]
+    told = (cases[0], furthest, tuple(others), shared(cases, failed))
+    return Diagnosis("/".join(key), tuple(parts), whole, *told)
 
 
 def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:

@@ -228,7 +228,8 @@ def error_of(usual: Hypothesis, asked: Asked, name: str) -> float:
         return -1.0
     if np.shape(expected) != value.shape or not value.size:
         return -1.0
-    error = np.abs(value - expected).max()
+    with np.errstate(invalid="ignore"):
+        error = np.abs(value - expected).max()
     return float(error) if np.isfinite(error) else -1.0
 
 

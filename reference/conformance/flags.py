@@ -52,7 +52,7 @@ AIMED_AT = {
         "reduce over the pairs with a mean, in the loss, its gradients and the metrics"),
     "beta-changed": Flag(
         "error", "beta stands in another power, or times a constant",
-        "multiply the margin by beta once; IPO divides by it"),
+        "multiply the whole margin, policy and reference, by beta once; IPO divides by it"),
     "beta-dropped": Flag(
         "error", "beta is not used, or not everywhere it stands",
         "multiply the margin by beta before the loss; autodiff then has it in the slope too"),
@@ -108,7 +108,7 @@ AIMED_AT = {
         "note if accepted",
         "another turn than the assistant's last is taken for the response, or other contexts are"
         " accepted",
-        "check that the last turn is the assistant's and that what stands before it is equal"),
+        "keep all turns before the last; check that they are equal, and the last the assistant's"),
     "margin-dropped": Flag(
         "error", "the pair's own margin is not used, or has the wrong sign",
         "subtract the margin from the difference of the scores"),

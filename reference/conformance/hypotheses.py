@@ -61,7 +61,8 @@ class Hypothesis(NamedTuple):
         name: a dialect, and the names of mistakes.
         flags: those of the mistakes.
         function: (params, inputs) -> outputs.
-        cost: 0 for a dialect as it is; with mistakes 1 for the claimed one, 2 for another.
+        cost: 0 for a dialect as it is; 1 for the claimed one with one mistake, 2 for another, 3 for
+            the claimed one with two.
     """
 
     name: str
@@ -96,7 +97,8 @@ class Base(NamedTuple):
         words = " and ".join(sorted({mistake.name for mistake, _ in changes}))
         flags = tuple(mistake.flag for mistake, _ in changes)
         name = f"{self.name} {words}" if changes else self.name
-        return Hypothesis(name, flags, function, bool(changes) * (1 if self.claimed else 2))
+        cost = 2 * len(changes) - self.claimed
+        return Hypothesis(name, flags, function, bool(changes) * cost)
 
 
 Family = Callable[[float], Hypothesis]

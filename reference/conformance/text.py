@@ -30,7 +30,7 @@ def table(report: Report) -> str:
         outcomes = Counter(result.outcome for result in group)
         if outcomes["skipped"] < outcomes.total():
             lines.append(f"{name:<26}" + "".join(f"{outcomes[o] or '.':>9}" for o in OUTCOMES))
-    return "\n".join([*lines, *_unsupported(report), "", *_findings(report), summary(report)])
+    return "\n".join([*lines, "", *_unsupported(report), *_findings(report), summary(report)])
 
 
 def summary(report: Report) -> str:
@@ -145,7 +145,7 @@ def _failures(results: list[Result]) -> Iterator[str]:
     for result in [*by_size[:1], *by_size[1:][1 - MOST :]]:
         yield f"{result.outcome.upper()} {result.case.id}: {result.case.comment}"
         yield f"    {result.detail}"
-    if others := [result.case.id.rpartition("/")[2] for result in by_size[1 : 2 - MOST]]:
+    if others := [result.case.id.rpartition("/")[2] for result in by_size[1 : 1 - MOST]]:
         yield f"{len(others)} more of {dialect_of(results[0])}: {', '.join(others)}"
 
 

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in nine sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in ten sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -163,6 +163,20 @@ def conservative_with(values):
     return function
 
 
+def straight(values):
+    """Rounded to bfloat16, with the gradient of what is not rounded."""
+    return values + jax.lax.stop_gradient(values.astype(jnp.bfloat16).astype(float) - values)
+
+
+def clipped_weights(p, x):
+    """The mixture whose weights, constant to the gradient, are those of least squares, clipped."""
+    due = p["beta"] * h(x)
+    found = jnp.maximum(jnp.linalg.lstsq(rho(x).T, due)[0], 0.0)
+    total = found.sum()
+    weights = jnp.where(total > 0, found / jnp.where(total > 0, total, 1.0), 1 / len(found))
+    return ((jax.lax.stop_gradient(weights) @ rho(x) - due) ** 2).mean()
+
+
 def rewards_of(p, x, times):
     """Metrics where the reference is subtracted so many times."""
     won, lost = (
@@ -319,7 +333,7 @@ REPORTS = {
     "each response distilled by itself": Bug(
         "distillation/d-dpo", loss(lambda p, x: sum(
             (x[s] - p["beta"] * r) ** 2 for s, r in zip(SCORES, ratios(x), strict=True)) / 2),
-        "unknown", "with each response's reward distilled by itself"),
+        "unknown", "with the mean of both responses' squared differences"),
     "softmax over all rewards of the batch": Bug(
         "dpo/plain", loss(contrasted), "unknown",
         "with the softmax over all responses of the batch"),
@@ -513,7 +527,7 @@ SIXTH = {
         "unknown", "with the second term alone over 1 - 2 label_smoothing"),
     "a mean over all predicted tokens": Bug(
         "logps/mean", tokens(jax.nn.log_softmax, lambda s, mask: s.mean(axis=1)),
-        "named", "over all tokens of the row but one, the prompt and padding too"),
+        "named", "divided by T - 1, all tokens of the row but one"),
     "each reward beside each margin": Bug(
         "distillation/d-dpo", of_batch(
             lambda p, x: ((rho(x)[:, None] - p["beta"] * h(x)) ** 2).mean()),
@@ -688,7 +702,29 @@ NINTH = {
         "unknown", "at reward_scale 1: it is dropped and with KL(sigmoid(beta h) || sigmoid(rho))"),
     "the mean over the padded length": Bug(
         "logps/mean", tokens(log_softmax, lambda scored, mask: scored.mean(axis=1)),
-        "named", "over all tokens of the row but one, the prompt and padding too"),
+        "named", "divided by T - 1, all tokens of the row but one"),
+}
+TENTH = {
+    "REBEL with eta beta": Bug(
+        "distillation/rebel", loss(lambda p, x: (h(x) / p["beta"] - rho(x)) ** 2),
+        "unknown", "distillation/d-dpo at 1 / beta"),
+    "least squares, clipped at 0": Bug(
+        "ensemble/hull", of_batch(clipped_weights), "unknown",
+        "with weights of least squares, clipped at 0 and divided by their sum"),
+    "logits of padding in the normaliser": Bug(
+        "logps/sum", tokens(lambda logits: logits - jax.nn.logsumexp(
+            jnp.concatenate([logits, jnp.zeros((*logits.shape[:-1], 3))], axis=-1),
+            axis=-1, keepdims=True)),
+        "unknown", "with 3 logits of 0 more in the normaliser"),
+    "tokens in bfloat16, sums in float64": Bug(
+        "logps/sum", tokens(lambda logits: straight(log_softmax(logits))),
+        "unknown", "with token log-probabilities in bfloat16"),
+    "the KL over prompts and outcomes": Bug(
+        "pessimistic/exact-kl", pessimistic(lambda x: exact_sum(x) / x[TRAINED[3]].size),
+        "named", "with the KL's terms averaged over outcomes, not added"),
+    "the second term alone divided, by precedence": Bug(
+        "dpo/robust", smoothed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e)),
+        "named", "with the second term alone over 1 - 2 label_smoothing"),
 }
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH, TENTH)

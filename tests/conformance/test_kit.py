@@ -438,7 +438,7 @@ def test_the_table_counts_outcomes_of_every_dialect(kit):
     assert rows["dpo/robust"] == [str(others), ".", ".", ".", str(values)]
     assert "\nERRORED dpo/robust/one-pair: " in out and "    RuntimeError: out of order\n" in out
     assert "\nFAILED dpo/conservative/one-pair: " in out
-    assert f"\n{values - 3} more of dpo/conservative: batch, ties, " in out
+    assert f"\n{values - 3} more of dpo/conservative: reference, policy-is-reference, " in out
     assert "\nnot supported: data/*, distillation/*, ensemble/*, ipo/*, logps/mean, " in out
 
 

@@ -93,7 +93,11 @@ def test_the_gradient_of_a_mistaken_kl(dialect):
 
 
 @pytest.mark.parametrize("dialect", ["sum", "mean", "shared-prefix"])
-@pytest.mark.parametrize("row", SCORES_OF_TOKENS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [row for row in SCORES_OF_TOKENS if "float16" not in row.name],  # a step function
+    ids=lambda row: row.name,
+)
 def test_the_gradient_of_a_mistaken_score_of_tokens(row, dialect):
     case = load_cases("logps", dialect)[1]
     mistaken = changed(row, DIALECTS["logps", dialect])
@@ -138,6 +142,7 @@ def run_with(optimizer, case):
             optax.chain(optax.scale_by_adam(0.9, 0.95), optax.add_decayed_weights(0.01)),
         ),
         ("with weight decay 0.1", optax.add_decayed_weights(0.1)),
+        ("with gradients clipped to norm 0.1", optax.clip_by_global_norm(0.1)),
         ("with the gradient's sign alone", optax.scale_by_sign()),
         ("with the gradient over its norm", optax.normalize_by_update_norm(eps=0.0)),
     ],

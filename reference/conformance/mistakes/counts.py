@@ -51,7 +51,7 @@ def but_for_the_number(mask_of: Callable) -> Callable[[Function], Function]:
 
 # fmt: off
 COUNTS = (
-    Mistake("over all tokens of the row but one, the prompt and padding too",
+    Mistake("divided by T - 1, all tokens of the row but one",
         "divisor", counted(lambda m: len(m[0]) - 1)),
     Mistake("over one token more where the mask has position 0", "divisor",
         counted(lambda m: m.sum(axis=1))),
@@ -63,7 +63,7 @@ COUNTS = (
         counted(lambda m: np.full(len(m), m[:, 1:].sum(axis=1).mean()))),
     Mistake("over the number of tokens of the batch", "divisor",
         counted(lambda m: np.full(len(m), m[:, 1:].sum()))),
-    Mistake("over all tokens of the row, the prompt and padding too", "divisor",
+    Mistake("divided by T, all tokens of the row", "divisor",
         counted(lambda m: np.full(len(m), len(m[0])))),
     Mistake("over the tokens of the row but padding", "divisor",
         counted(lambda m: m.sum(axis=1), "attention_mask")),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -124,8 +125,34 @@ def cautious(inputs: Values) -> Values:
     return {SCORES[0]: chosen.min(0, keepdims=True), SCORES[1]: rejected.max(0, keepdims=True)}
 
 
+def least_squares(margins: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
+    """Weights of the models, without constraints."""
+    return np.linalg.lstsq(several(rewards).T, beta * margins)[0]
+
+
+def sum_of_1(margins: np.ndarray, rewards: np.ndarray, beta: float) -> np.ndarray:
+    """Weights of least squares whose sum is 1: the last is 1 less the others."""
+    rest, last = several(rewards)[:-1], rewards[-1]
+    weights = np.linalg.lstsq((rest - last).T, beta * margins - last)[0]
+    return np.append(weights, 1 - weights.sum())
+
+
+def into_simplex(weights_of: Callable, *inputs: Any) -> np.ndarray:
+    """Weights that are clipped at 0 and divided by their sum."""
+    weights = np.maximum(weights_of(*inputs), 0.0)
+    return weights / weights.sum() if weights.sum() else np.full(len(weights), 1 / len(weights))
+
+
 # fmt: off
+WEIGHTS = (
+    ("", least_squares),
+    (", clipped at 0 and divided by their sum", partial(into_simplex, least_squares)),
+    (" of sum 1, clipped at 0 and divided by their sum", partial(into_simplex, sum_of_1)),
+)
 ENSEMBLES = (
+    *(Mistake(f"with weights of least squares{words}", "hull-at-a-corner",
+        lambda f, weights_of=weights_of: partial(pairs.distil_ensemble, weights_of))
+        for words, weights_of in WEIGHTS),
     Mistake("with the models' losses averaged", "min-mean", of_models(averaged)),
     Mistake("with the models' losses added", "min-mean", of_models(added)),
     Mistake("with the median of the models for each pair", "min-mean",

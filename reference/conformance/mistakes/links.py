@@ -317,7 +317,7 @@ LINKS = (
     *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
         for words, value, slope in OF_TARGETS),
     Mistake("with the margin multiplied by beta before the loss", "beta-changed", before_loss),
-    Mistake("with each response's reward distilled by itself", "link", one_by_one),
+    Mistake("with the mean of both responses' squared differences", "link", one_by_one),
     Mistake("with the softmax over all responses of the batch", "link",
         contrasted(lambda rows: np.concatenate([rows["chosen"], rows["rejected"]], axis=1))),
     Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(

@@ -87,8 +87,9 @@ def adam(second: float, decay: float, gradients: list[np.ndarray], table: np.nda
     return mean / (np.sqrt(square) + 1e-8) + decay * table
 
 
-def clipped(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
-    return gradients[-1] / max(np.linalg.norm(gradients[-1]), 1.0)
+def clipped(largest: float, epsilon: float, gradients: list[np.ndarray], table: np.ndarray):
+    """The gradient, whose norm is no larger; PyTorch adds an epsilon to it."""
+    return gradients[-1] * min(largest / (np.linalg.norm(gradients[-1]) + epsilon), 1.0)
 
 
 def normed(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
@@ -185,7 +186,9 @@ TRAINING = (
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
     Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
     Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
-    Mistake("with gradients clipped to norm 1", "scale", updated(clipped)),
+    *(Mistake(f"with gradients clipped to norm {largest:g}{words}", "optimizer",
+        updated(partial(clipped, largest, epsilon)))
+        for largest in (1.0, 0.5, 0.1) for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),
     Mistake("with the first micro-batch of each step alone", "accumulation-lost",
         on(lambda x: {"batches": x["batches"][:, :1]})),
     Mistake("with the last micro-batch of each step alone", "accumulation-lost",
