@@ -38,6 +38,11 @@ from reference.conformance.hypotheses import (
 from reference.conformance.judge import Adapter
 from reference.conformance.metrics import sums_of_columns
 
+OF_METRICS = frozenset(
+    ("accuracy", "accuracy-tie", "accuracy-of-means", "batch-sum", "metrics", "scale", "sign")
+)
+"""Flags of mistakes that an accuracy alone may tell."""
+
 
 class Part(NamedTuple):
     """What some wrong outputs are.
@@ -154,7 +159,10 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
         two = _compound(key, evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one
     parts, left = list[Part](), wrong
-    while best := _best(one, left, evidence) or _best(two, left, evidence):
+    while best := next(
+        (best for found in (one, two) if (best := _best(_plausible(found, left), left, evidence))),
+        [],
+    ):
         explained = best[0].outputs & left
         same = [found for found in best if found.outputs & left == explained]
         named = {found.hypothesis.name: found.hypothesis for found in same}
@@ -163,6 +171,13 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     if any(name.split(".")[0] not in ("per_example", "metrics") for name in left):
         return [Part(tuple(sorted(wrong)), ())]  # a loss, or gradients, alone tell little
     return parts + [Part(tuple(sorted(left)), ())] * bool(left)
+
+
+def _plausible(found: list[Found], left: frozenset[str]) -> list[Found]:
+    """An accuracy has few values: alone it tells no other mistakes than those of metrics."""
+    if left != {"metrics.rewards/accuracies"}:
+        return found
+    return [f for f in found if f.hypothesis.flags and OF_METRICS.issuperset(f.hypothesis.flags)]
 
 
 def _explained(found: list[Found], wrong: frozenset[str]) -> bool:

@@ -208,7 +208,7 @@ OF_MISTAKES = {
         "compare with the equation, from the inside to the outside: brackets, logarithms, signs"),
     "metrics": Flag(
         "error", "the loss is right, and what is reported beside it is another quantity",
-        "report beta [log pi - log pi_ref] of each response; let nothing change it in place"),
+        "report beta [log pi - log pi_ref], or r_w - r_l, which nothing may change in place"),
     "normalised": Flag(
         "error", "rewards or margins are shifted or scaled by statistics of their batch",
         "leave out the whitening: the equation has each pair's own numbers"),

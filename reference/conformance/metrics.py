@@ -1,54 +1,80 @@
-"""Metrics as sums of the log-probabilities' columns, whose coefficients are fitted."""
+"""Metrics as sums of the inputs' columns, whose coefficients are fitted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from reference.conformance.cases import Case
 from reference.conformance.evidence import Evidence
-from reference.conformance.hypotheses import Hypothesis, Key, right
-from reference.conformance.mistakes.mistake import LOGPS
+from reference.conformance.hypotheses import Function, Hypothesis, Key, right
+from reference.conformance.mistakes.mistake import LOGPS, SCORES
 
 Values = dict[str, Any]
-NAMES = ("rewards/chosen", "rewards/rejected", "rewards/margins")
-USUAL = ((1, 0, -1, 0), (0, 1, 0, -1), (1, -1, -1, 1))
-"""The right coefficients of the columns `LOGPS`, each times beta."""
-COLUMNS = ("log pi(y_w)", "log pi(y_l)", "log pi_ref(y_w)", "log pi_ref(y_l)")
-POWERS = {1: "beta ", 0: "", 2: "beta^2 ", -1: "1/beta "}
+Rewards = dict[str, np.ndarray]
+CHOSEN, REJECTED, MARGINS = "rewards/chosen", "rewards/rejected", "rewards/margins"
+
+
+class Kind(NamedTuple):
+    """What metrics are made of.
+
+    Attributes:
+        columns: inputs, and how they are written.
+        powers: those of beta that a sum may be multiplied by, and how they are written.
+        usual: the right coefficients of the columns; of implicit rewards beta is a factor.
+    """
+
+    columns: dict[str, str]
+    powers: dict[int, str]
+    usual: dict[str, tuple[float, ...]]
+
+
+LOG_RATIOS = Kind(
+    dict(
+        zip(
+            LOGPS, ("log pi(y_w)", "log pi(y_l)", "log pi_ref(y_w)", "log pi_ref(y_l)"), strict=True
+        )
+    ),
+    {1: "beta ", 0: "", 2: "beta^2 ", -1: "1/beta "},
+    {CHOSEN: (1, 0, -1, 0), REJECTED: (0, 1, 0, -1), MARGINS: (1, -1, -1, 1)},
+)
+REWARDS = Kind(dict(zip(SCORES, ("r_w", "r_l"), strict=True)), {0: ""}, {MARGINS: (1, -1)})
+BEYOND = Kind(REWARDS.columns | {"margins": "margin"}, {0: ""}, {MARGINS: (1, -1, 0)})
 
 
 class Sum(NamedTuple):
-    """beta^power times a sum of columns."""
+    """A power of beta times a sum of columns."""
 
+    kind: Kind
     power: int
     coefficients: tuple[float, ...]
 
     def of(self, params: Values, inputs: Values) -> np.ndarray:
         """Its value for each pair."""
-        terms = zip(self.coefficients, LOGPS, strict=True)
-        return params["beta"] ** self.power * sum(c * inputs[name] for c, name in terms)
+        terms = zip(self.coefficients, self.kind.columns, strict=True)
+        factor = params.get("beta", 1.0) ** self.power
+        return np.asarray(factor * sum(c * inputs[name] for c, name in terms))
 
     def less(self, other: "Sum") -> "Sum":
         """The difference from a sum times the same power of beta."""
         differences = zip(self.coefficients, other.coefficients, strict=True)
-        return Sum(self.power, tuple(a - b for a, b in differences))
+        return self._replace(coefficients=tuple(a - b for a, b in differences))
 
     @property
     def words(self) -> str:
         """As it is written."""
         terms = [
             ("-" if c < 0 else "") + ("" if abs(c) == 1 else f"{abs(c):g} ") + name
-            for c, name in zip(self.coefficients, COLUMNS, strict=True)
+            for c, name in zip(self.coefficients, self.kind.columns.values(), strict=True)
             if c
         ]
-        total = " + ".join(terms).replace("+ -", "- ")
-        return (
-            f"{POWERS[self.power]}{total}" if len(terms) < 2 else f"{POWERS[self.power]}[{total}]"
-        )
+        total = " + ".join(terms).replace("+ -", "- ") or "0"
+        factor = self.kind.powers[self.power]
+        return f"{factor}[{total}]" if factor and len(terms) > 1 else factor + total
 
 
 def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
-    """The metrics of implicit rewards as sums, where any of them is another one than it should be.
+    """The metrics of rewards as sums, where any of them is another one than it should be.
 
     Args:
         key: the claimed dialect.
@@ -57,22 +83,29 @@ def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     Returns:
         Hypotheses that differ in the accuracy: that of the sums, of the margins', the right one.
     """
-    usual = {name: Sum(1, c) for name, c in zip(NAMES, USUAL, strict=True)}
-    fitted = {name: found for name in NAMES if (found := _fitted(evidence, name))}
-    if not fitted or all(usual[name] == one for name, one in fitted.items()):
+    kind = _kind(next(one.case for one in evidence.asked if one.case.result == "value"))
+    power = next(iter(kind.powers))
+    usual = {name: Sum(kind, power, c) for name, c in kind.usual.items()}
+    fitted = {name: found for name in usual if (found := _fitted(kind, evidence, name))}
+    other = [name for name, one in fitted.items() if one != usual[name]]
+    if not other:
         return
     sums = usual | fitted
-    other = [name for name, one in fitted.items() if one != usual[name]]
-    chosen, rejected, margins = sums.values()
-    if margins == chosen.less(rejected) and len(other) > 1:
-        other.remove(NAMES[2])
-    named = [f"{name} = {sums[name].words}" for name in other]
-    words = f"{'/'.join(key)} with {', '.join(named)}"
+    if len(other) > 1 and sums[MARGINS] == sums[CHOSEN].less(sums[REJECTED]):
+        other.remove(MARGINS)
+    words = ", ".join(f"{name} = {sums[name].words}" for name in other)
     for accuracy in (_of_rewards, _of_margins, None):
-        yield Hypothesis(words, ("metrics",), _function(key, sums, accuracy), 1)
+        name, function = f"{'/'.join(key)} with {words}", _function(key, sums, accuracy)
+        yield Hypothesis(name, ("metrics",), function, 1)
 
 
-def _fitted(evidence: Evidence, name: str) -> Sum | None:
+def _kind(case: Case) -> Kind:
+    if LOGPS[0] in case.inputs:
+        return LOG_RATIOS
+    return BEYOND if "margins" in case.inputs else REWARDS
+
+
+def _fitted(kind: Kind, evidence: Evidence, name: str) -> Sum | None:
     """A metric as a sum with short coefficients; None where it is not reported, or no such sum."""
     output = f"metrics.{name}"
     known = [
@@ -81,27 +114,28 @@ def _fitted(evidence: Evidence, name: str) -> Sum | None:
         if case.result == "value" and answer and np.size(answer.get(output, ())) == 1
     ]
     due = np.array([value for _, value in known])
-    for power in POWERS if len(known) > len(LOGPS) and np.all(np.isfinite(due)) else ():
-        rows = [
-            [case.params["beta"] ** power * np.mean(case.inputs[column]) for column in LOGPS]
-            for case, _ in known
-        ]
-        exact = np.linalg.lstsq(np.array(rows), due)[0]
+    if len(known) <= len(kind.columns) or not np.all(np.isfinite(due)):
+        return None
+    means = np.array([[np.mean(case.inputs[c]) for c in kind.columns] for case, _ in known])
+    betas = np.array([[case.params.get("beta", 1.0)] for case, _ in known])
+    for power in kind.powers:
+        rows = betas**power * means
+        exact = np.linalg.lstsq(rows, due)[0]
         short = tuple(float(f"{c:.3g}") if abs(c) > 1e-4 else 0.0 for c in exact)
-        if np.allclose(np.array(rows) @ short, due, rtol=1e-4, atol=1e-4):
-            return Sum(power, short)
+        if np.allclose(rows @ short, due, rtol=1e-4, atol=1e-4):
+            return Sum(kind, power, short)
     return None
 
 
-def _of_rewards(rewards: dict[str, np.ndarray]) -> np.ndarray:
-    return rewards["rewards/chosen"] > rewards["rewards/rejected"]
+def _of_rewards(rewards: Rewards) -> np.ndarray:
+    return rewards[CHOSEN] > rewards[REJECTED]
 
 
-def _of_margins(rewards: dict[str, np.ndarray]) -> np.ndarray:
-    return rewards["rewards/margins"] > 0
+def _of_margins(rewards: Rewards) -> np.ndarray:
+    return rewards[MARGINS] > 0
 
 
-def _function(key: Key, sums: dict[str, Sum], accuracy: Any) -> Any:
+def _function(key: Key, sums: dict[str, Sum], accuracy: Callable | None) -> Function:
     """The dialect with these metrics."""
 
     def function(params: Values, inputs: Values) -> Values:

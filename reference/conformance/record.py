@@ -35,6 +35,7 @@ def record(report: Report, adapter: str, dtype: str) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": [_result(result, report) for result in report.results],
         "diagnoses": [_diagnosis(diagnosis) for diagnosis in report.diagnoses],
+        "search_errors": report.search_errors,
         "follows": report.follows,
         "totals": {name: outcomes.count(name) for name in OUTCOMES},
         "unexpected": [result.case.id for result in report.unexpected],

@@ -1,12 +1,13 @@
 """All cases are put to one implementation: what came of them, and what it computes."""
 
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
 from reference.conformance.cases import Case
 from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part, diagnose
 from reference.conformance.flags import is_note
-from reference.conformance.judge import Adapter, Result, dtype_of, judge
+from reference.conformance.judge import Adapter, Result, attempted, dtype_of, judge
 
 OUTCOMES = ("passed", "noted", "failed", "skipped", "errored")
 BAD = ("failed", "errored")
@@ -19,11 +20,13 @@ class Report(NamedTuple):
         results: one for each case; "noted" is a failure that is a convention.
         diagnoses: what it computes in place of what it claims, one for each failing dialect.
         expected_failures: ids of cases that are known to fail.
+        search_errors: dialects whose search failed by an error of the kit, and the error.
     """
 
     results: list[Result]
     diagnoses: list[Diagnosis]
     expected_failures: frozenset[str]
+    search_errors: dict[str, str]
 
     @property
     def unexpected(self) -> list[Result]:
@@ -65,15 +68,16 @@ def run(
         The report.
     """
     results = [judge(adapter, case, dtype) for case in cases]
-    diagnoses: dict[str, Diagnosis] = {}
+    diagnoses, errors = dict[str, Diagnosis](), dict[str, str]()
     for name, group in groupby(sorted(results, key=dialect_of), key=dialect_of):
         judged = list(group)
-        failed = {r.case.id for r in judged if r.outcome == "failed"}
-        asked = [r.case for r in judged]
-        found = diagnose(adapter, asked, failed, dtype or dtype_of(adapter)) if failed else None
-        diagnoses |= {name: found} if found else {}
+        if failed := {r.case.id for r in judged if r.outcome == "failed"}:
+            asked = ([r.case for r in judged], failed, dtype or dtype_of(adapter))
+            found, error = attempted(partial(diagnose, adapter, *asked))
+            diagnoses |= {name: found} if found else {}
+            errors |= {name: f"{type(error).__name__}: {error}"} if error else {}
     noted = [_noted(result, diagnoses.get(dialect_of(result))) for result in results]
-    return Report(noted, list(diagnoses.values()), expected_failures)
+    return Report(noted, list(diagnoses.values()), expected_failures, errors)
 
 
 def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:

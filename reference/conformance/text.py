@@ -120,6 +120,10 @@ def _findings(report: Report) -> list[str]:
         if r.outcome == "noted"
     ]
     lines += _together(report.diagnoses)
+    lines += [
+        f"SEARCH FAILED {name}: {error}; this is an error of the kit, not of the implementation"
+        for name, error in report.search_errors.items()
+    ]
     lines += [f"MENDED {name}: an expected failure that passed" for name in report.mended]
     unchecked = Counter(name for r in report.results for name in r.unchecked)
     if unchecked:

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in ten sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in eleven sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -161,6 +161,21 @@ def conservative_with(values):
         return made | {"metrics": rewards_of(p, x, 1.0)}
 
     return function
+
+
+def beyond(metrics):
+    """Llama 2's loss, with metrics of the rewards' differences and the margins."""
+    return lambda p, x: loss(lambda p, x: -log_sigmoid(rho(x) - x["margins"]))(p, x) | {
+        "metrics": metrics(rho(x), x["margins"])
+    }
+
+
+def other_slope(a):
+    """0, whose slope turns that of -log sigmoid(a), -sigmoid(-a), into -sigmoid(a)."""
+    term = log_sigmoid(-a) - log_sigmoid(a)  # -a, whose slope is -1
+    return term * jax.lax.stop_gradient(sigmoid(a) - sigmoid(-a)) - jax.lax.stop_gradient(
+        term * (sigmoid(a) - sigmoid(-a))
+    )
 
 
 def straight(values):
@@ -726,5 +741,35 @@ TENTH = {
         "dpo/robust", smoothed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e)),
         "named", "with the second term alone over 1 - 2 label_smoothing"),
 }
+ELEVENTH = {
+    "reward margins beyond the margin reported": Bug(
+        "reward/margin", beyond(lambda d, m: {
+            "rewards/margins": (d - m).mean(), "rewards/accuracies": (d > m).sum() / len(d)}),
+        "wrong", "with rewards/margins = r_w - r_l - margin"),
+    "accuracy beyond the margin": Bug(
+        "reward/margin", beyond(lambda d, m: {"rewards/accuracies": (d > m).sum() / len(d)}),
+        "wrong", "with the accuracy of the difference less the margin"),
+    "reward of chosen reported as margin": Bug(
+        "reward/bradley-terry", lambda p, x: loss(lambda p, x: -log_sigmoid(rho(x)))(p, x) | {
+            "metrics": {"rewards/margins": x[SCORES[0]].mean()}},
+        "named", "without the rejected response's reward"),
+    "gradients weighed by the wrong sigmoid": Bug(
+        "dpo/plain", loss(lambda p, x: dpo(p, x) + other_slope(p["beta"] * h(x))),
+        "named", "with gradients weighed by sigmoid of x, not of -x"),
+    "rDPO not divided": Bug(
+        "dpo/robust", loss(undivided), "named", "times 1 - 2 label_smoothing"),
+    "both responses' squares added": Bug(
+        "distillation/d-dpo", loss(lambda p, x: sum(
+            (x[s] - p["beta"] * r) ** 2 for s, r in zip(SCORES, ratios(x), strict=True))),
+        "named", "with the loss (r_w - beta h_w)^2 + (r_l - beta h_l)^2"),
+    "the models' mean loss, and the least of pairs": Bug(
+        "ensemble/batch-min", of_batch(lambda p, x: (
+            (rho(x) - p["beta"] * h(x)) ** 2).mean(0).min()),
+        "named", "with the minimum over pairs of the models' mean loss"),
+    "the mask of the position before": Bug(
+        "logps/sum", lambda p, x: tokens(log_softmax)(p, x | {"completion_mask": jnp.pad(
+            x["completion_mask"][:, :-1], ((0, 0), (1, 0)))}),
+        "named", "with the mask not shifted"),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH, TENTH)
+SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH, TENTH, ELEVENTH)

@@ -274,6 +274,13 @@ def token_cases(long, over):
             rejected=((5, 6, 7), False),
         ),
         ids(
+            "chosen-truncated",
+            "eos-on-truncated eos-lost",
+            "the chosen response was cut: it does not end, and the rejected one does",
+            (7, 8, 9),
+            chosen=((5, 6, 7), False),
+        ),
+        ids(
             "pad-is-eos",
             "pad-is-eos eos-lost",
             "padding has the id of end-of-sequence",

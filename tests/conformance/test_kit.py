@@ -442,6 +442,18 @@ def test_the_table_counts_outcomes_of_every_dialect(kit):
     assert "\nnot supported: data/*, distillation/*, ensemble/*, ipo/paper, ipo/token-mean, " in out
 
 
+def test_an_error_of_the_search_ends_no_report(kit, monkeypatch):
+    def broken(*_):
+        raise KeyError("beta")
+
+    monkeypatch.setattr(report, "diagnose", broken)
+    code, out, err = kit(changed(loss=lambda x: 2 * x), "--only", "dpo/plain")
+    assert code == 1 and not err and "FAILED dpo/plain/one-pair" in out
+    assert "SEARCH FAILED dpo/plain: KeyError: 'beta'; this is an error of the kit" in out
+    found = json.loads(kit(changed(loss=lambda x: 2 * x), "--only", "dpo/plain", "--json")[1])
+    assert found["search_errors"] == {"dpo/plain": "KeyError: 'beta'"}
+
+
 def test_a_failure_is_an_exit_status(kit):
     code, out, err = kit(changed(loss=lambda x: 2 * x), "--only", "dpo/plain")
     assert code == 1 and not err and "FAILED dpo/plain/one-pair" in out and "loss: " in out

@@ -18,12 +18,13 @@ from reference.conformance.mistakes.precision import PRECISION
 from reference.conformance.mistakes.quantities import OF_QUANTITIES
 from reference.conformance.mistakes.reductions import ODD, REDUCTIONS
 from reference.conformance.mistakes.scores import SCORES_OF_TOKENS
+from reference.conformance.mistakes.segments import SEGMENTS
 from reference.conformance.mistakes.smoothing import SMOOTHING
 from reference.conformance.mistakes.tokens import TOKENS as OF_MASKS
 from reference.conformance.mistakes.training import TRAINING
 
 KL = COMMON_KL + ODD_KL
-TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS
+TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS + SEGMENTS
 OF_WHOLE = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
 """Those that may also be made around a dialect that is built on a loss of pairs."""
 PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE

@@ -107,6 +107,11 @@ def ids(change: Callable[[Values, list, bool], tuple[list, bool]]):
     return on_case(inputs)
 
 
+def ended_as(side: str, other: str, inputs: Values) -> Values:
+    """One response is complete where the other one is."""
+    return {f"{side}_complete": inputs[f"{other}_complete"]}
+
+
 def swapped(made: Values, params: Values, inputs: Values) -> Values:
     ends = ("", "_ids")
     both = [(f"chosen{end}", f"rejected{end}") for end in ends if f"chosen{end}" in made]
@@ -193,6 +198,8 @@ DATA = (
         ids(lambda p, i, complete: (i + [p["eos_id"]] * complete, complete))),
     Mistake("with truncated responses ended", "eos-on-truncated",
         ids(lambda p, i, complete: (i, True))),
+    *(Mistake(f"with the end of the {side} response decided by the other", "eos-on-truncated",
+        on(partial(ended_as, side, other))) for side, other in (SIDES, SIDES[::-1])),
     Mistake("with responses cut at max_prompt_length", "response-cut", ids(
         lambda p, i, complete: (
             i[: p["max_prompt_length"]], complete and len(i) < p["max_prompt_length"]))),

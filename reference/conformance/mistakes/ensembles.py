@@ -161,7 +161,7 @@ ENSEMBLES = (
         of_models(partial(one_along, 1, np.argmin))),
     Mistake("with the maximum over pairs, averaged over models", "min-mean",
         of_models(partial(one_along, 1, np.argmax))),
-    Mistake("with the minimum over pairs of the models' mean", "min-mean",
+    Mistake("with the minimum over pairs of the models' mean loss", "min-mean",
         of_models(partial(one_of_means, 0, np.argmin))),
     Mistake("with the minimum over models and pairs", "min-mean",
         of_models(lambda v: (v.min(), 1.0 * (np.arange(v.size) == v.argmin()).reshape(v.shape)))),

@@ -142,6 +142,10 @@ def accuracy_of(names: tuple[str, str], made: Values, params: Values, inputs: Va
     return {"metrics": made["metrics"] | accuracy}
 
 
+def beyond_margin(made: Values, params: Values, inputs: Values) -> Values:
+    return accurate(lambda rho: rho > inputs["margins"], made, params, inputs)
+
+
 def right_pairs(made: Values, params: Values, inputs: Values) -> Values:
     return accurate(lambda h: len(h) * (h > 0), made, params, inputs)
 
@@ -236,6 +240,8 @@ ODD = (
         then(partial(accurate, lambda h: h < 0))),
     Mistake("with the share of pairs that are not right as the accuracy", "sign",
         then(partial(accurate, lambda h: h <= 0))),
+    Mistake("with the accuracy of the difference less the margin", "accuracy",
+        then(beyond_margin)),
     Mistake("with the mean sign of the margins as the accuracy", "accuracy",
         then(partial(accurate, np.sign))),
     Mistake("with right pairs counted, not averaged, as the accuracy", "batch-sum",
