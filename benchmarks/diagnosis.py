@@ -205,8 +205,8 @@ was complete. The first result was 3 named, 6 unknown and 1 with names that are 
 row of the first token was corrected, and a gradient is no longer named where its loss is unknown.
 The table has the result since."""
 
-TRIALS = """Eleven sets of plain functions (`tests/conformance/reported.py`), with the gradients that
-autodiff gives them. Each of the first four was written when the search was mended for the one
+TRIALS = """Eleven sets of plain functions (`tests/conformance/reported.py`), with the gradients of
+autodiff. Each of the first four was written when the search was mended for the one
 before, by the author of the search: those with a source from public reports that a search for DPO,
 IPO, KL and reward bugs returned, the others as a tired engineer may write them. The first nine of
 the first set met the search by families alone; then came constants with a second mistake. After the

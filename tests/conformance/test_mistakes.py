@@ -31,6 +31,7 @@ DETACHED = (
     "in place of the reference's log-probability",
     "standard deviation",
     "to integers",
+    "divided by their sum",
 )
 """Names of mistakes whose gradient is not the slope, or not in what is a constant."""
 
