@@ -159,10 +159,7 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
         two = _compound(key, evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one
     parts, left = list[Part](), wrong
-    while best := next(
-        (best for found in (one, two) if (best := _best(_plausible(found, left), left, evidence))),
-        [],
-    ):
+    while best := _best(one, left, evidence) or _best(two, left, evidence):
         explained = best[0].outputs & left
         same = [found for found in best if found.outputs & left == explained]
         named = {found.hypothesis.name: found.hypothesis for found in same}
@@ -208,10 +205,10 @@ def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list
         right_too = len(one.outputs & evidence.outputs)
         return -len(one.outputs & wrong), -right_too, one.hypothesis.cost
 
-    useful = sorted((one for one in found if one.outputs & wrong), key=rank)
+    useful = sorted((one for one in _plausible(found, wrong) if one.outputs & wrong), key=rank)
     best = [one for one in useful if rank(one) == rank(useful[0])]
     best = sorted(best, key=lambda one: len(one.hypothesis.name))
-    marks = (" and ", ": ")  # what follows has no effect on the cases
+    marks = (" and ", ", and ", ": ")  # what follows has no effect on the cases
     names = [one.hypothesis.name + mark for one in best for mark in marks]
     return [one for one in best if not one.hypothesis.name.startswith(tuple(names))]
 

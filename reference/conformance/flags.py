@@ -222,6 +222,9 @@ OF_MISTAKES = {
     "order": Flag(
         "error", "values of several pairs are mixed, as those of the pair after",
         "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),
+    "overwritten": Flag(
+        "error", "one of two gradients at the same position is lost",
+        "add up the gradients of repeated positions, as np.add.at and index_add do"),
     "response-cut": Flag(
         "error", "a response is cut at the limit of the prompt",
         "cut the prompt alone at max_prompt_length"),

@@ -72,7 +72,7 @@ OWN = {
     "dpo/plain": "L(beta h)",
     "distillation/d-dpo": "(rho - beta h)^2",
     "reward/bradley-terry": "L(rho)",
-    "reward/margin": "L((rho - margin))",
+    "reward/margin": "L(rho - margin)",
 }
 """Right losses that are one term."""
 # fmt: on
@@ -90,7 +90,10 @@ class Term(NamedTuple):
         """As it is written; the quantity 1 is left out."""
         bare = " " not in self.quantity or self.quantity.startswith("(")
         power = self.function == "{q}^2" and not bare
-        value = self.function.replace("{q}", f"({self.quantity})" if power else self.quantity)
+        function = (
+            self.function.replace("({q})", "{q}") if self.quantity[0] == "(" else self.function
+        )
+        value = function.replace("{q}", f"({self.quantity})" if power else self.quantity)
         value = "" if self.quantity == "1" else value
         return value + self.factor if self.factor.startswith(" /") else self.factor + value
 
@@ -207,9 +210,11 @@ def _digits(sum_of: list[tuple[float, Term]]) -> tuple[int, float, int]:
 
 
 def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
-    terms, dialect = [term.times(c) for c, term in sum_of], "/".join(key)
+    dialect = "/".join(key)
+    own = OWN.get(dialect, "the right loss")
+    terms = sorted((term.times(c) for c, term in sum_of), key=lambda name: name != own)
     words = " + ".join(terms).replace("+ -", "- ")
-    flag = "offset" if OWN.get(dialect, "the right loss") in terms else "link"
+    flag = "offset" if own in terms else "link"
     return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(key, sum_of), 1)
 
 

@@ -94,9 +94,9 @@ def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     if len(other) > 1 and sums[MARGINS] == sums[CHOSEN].less(sums[REJECTED]):
         other.remove(MARGINS)
     words = ", ".join(f"{name} = {sums[name].words}" for name in other)
-    for accuracy in (_of_rewards, _of_margins, None):
-        name, function = f"{'/'.join(key)} with {words}", _function(key, sums, accuracy)
-        yield Hypothesis(name, ("metrics",), function, 1)
+    for accuracy in (None, _of_rewards, _of_margins):
+        name = f"{'/'.join(key)} with {words}" + (", and the accuracy of these" if accuracy else "")
+        yield Hypothesis(name, ("metrics",), _function(key, sums, accuracy), 1)
 
 
 def _kind(case: Case) -> Kind:

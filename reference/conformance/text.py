@@ -11,9 +11,6 @@ from reference.conformance.flags import FLAGS
 from reference.conformance.judge import Result
 from reference.conformance.report import OUTCOMES, Report, dialect_of
 
-MOST = 3
-"""The failures of one dialect that are printed with their numbers."""
-
 
 def table(report: Report) -> str:
     """The whole report.
@@ -112,8 +109,9 @@ def _remedies(diagnosis: Diagnosis) -> Iterator[str]:
 
 def _findings(report: Report) -> list[str]:
     lines: list[str] = []
+    furthest = {diagnosis.furthest.id for diagnosis in report.diagnoses}
     for _, group in groupby(report.unexpected, key=dialect_of):
-        lines += _failures(list(group))
+        lines += _failures(list(group), furthest)
     lines += [
         f"NOTED {r.case.id}: {r.case.comment}; {r.detail}"
         for r in report.results
@@ -143,13 +141,15 @@ def _unsupported(report: Report) -> Iterator[str]:
         yield f"not supported: {', '.join(sorted(names))}"
 
 
-def _failures(results: list[Result]) -> Iterator[str]:
-    """The smallest failure of one dialect and two large ones, and the names of the others."""
-    by_size = sorted(results, key=lambda result: size_of(result.case))
-    for result in [*by_size[:1], *by_size[1:][1 - MOST :]]:
+def _failures(results: list[Result], furthest: set[str]) -> Iterator[str]:
+    """Failures of one dialect with their numbers: the smallest case, that of the largest difference
+    and the largest case; and the names of the others."""
+    smallest, *rest = sorted(results, key=lambda result: size_of(result.case))
+    telling = sorted(rest, key=lambda result: result.case.id not in furthest)
+    for result in [smallest, *telling[:1], *telling[1:][-1:]]:
         yield f"{result.outcome.upper()} {result.case.id}: {result.case.comment}"
         yield f"    {result.detail}"
-    if others := [result.case.id.rpartition("/")[2] for result in by_size[1 : 1 - MOST]]:
+    if others := [result.case.id.rpartition("/")[2] for result in telling[1:-1]]:
         yield f"{len(others)} more of {dialect_of(results[0])}: {', '.join(others)}"
 
 

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in eleven sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in twelve sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -176,6 +176,24 @@ def other_slope(a):
     return term * jax.lax.stop_gradient(sigmoid(a) - sigmoid(-a)) - jax.lax.stop_gradient(
         term * (sigmoid(a) - sigmoid(-a))
     )
+
+
+def with_epsilon(epsilon, p, x):
+    """cDPO of probabilities, with an epsilon in both logarithms."""
+    e, right = p["label_smoothing"], sigmoid(p["beta"] * h(x))
+    return -(1 - e) * jnp.log(right + epsilon) - e * jnp.log(1 - right + epsilon)
+
+
+def clamped(p, x):
+    """rDPO of probabilities that are no lower than a millionth."""
+    e, a = p["label_smoothing"], p["beta"] * h(x)
+    sides = (jnp.log(jnp.maximum(sigmoid(side), 1e-6)) for side in (a, -a))
+    won, lost = sides
+    return (-(1 - e) * won + e * lost) / (1 - 2 * e)
+
+
+def pooled(x):
+    return jnp.std(jnp.concatenate([x[s] for s in SCORES]), ddof=1)
 
 
 def straight(values):
@@ -358,7 +376,7 @@ REPORTS = {
     "cDPO's second sign": Bug(
         "dpo/conservative", smoothed(lambda e: 1 - e, lambda e: -e),
         "named",
-        "with the loss L(beta h) - label_smoothing L(beta h) - label_smoothing L(-beta h)"),
+        "with the loss the right loss - 2 label_smoothing L(-beta h)"),
 }
 SECOND = {
     "difference of log-sigmoids": Bug(
@@ -395,7 +413,8 @@ SECOND = {
             x[SCORES[1]], -1, 1) - p["beta"] * h(x)) ** 2),
         "named", "with the rewards clipped at 1 and -1"),
     "model of the least mean reward margin": Bug(
-        "ensemble/batch-min", of_batch(worst), "unknown", ""),
+        "ensemble/batch-min", of_batch(worst), "unknown",
+        "with the model of the least mean reward margin"),
 }
 THIRD = {
     "focal weight of exponent 1": Bug(
@@ -631,7 +650,7 @@ EIGHTH = {
         "unknown", "with |rho| (rho - beta h)^2 for the square"),
     "beta times the reward": Bug(
         "distillation/d-dpo", loss(lambda p, x: (p["beta"] * rho(x) - h(x)) ** 2),
-        "named", "at beta 1: beta is dropped and with beta times the rewards"),
+        "named", "distillation/rebel at 1 / beta"),
     "the batch's mean margin for each pair": Bug(
         "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) - x["margins"].mean())),
         "unknown", "with the batch's mean of the pairs' margins"),
@@ -771,5 +790,24 @@ ELEVENTH = {
             x["completion_mask"][:, :-1], ((0, 0), (1, 0)))}),
         "named", "with the mask not shifted"),
 }
+TWELFTH = {
+    "an epsilon in both logarithms of cDPO": Bug(
+        "dpo/conservative", loss(partial(with_epsilon, 1e-8)), "unknown",
+        "with 1e-08 added to the probability in the logarithm"),
+    "both probabilities of rDPO clamped": Bug(
+        "dpo/robust", loss(clamped), "unknown",
+        "with the probability in the logarithm no lower than 1e-06"),
+    "Llama 2's loss with rewards centred": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) - x["margins"])
+            + 0.01 * sum(x[s] for s in SCORES) ** 2),
+        "named", "with the loss L(rho - margin) + 0.01 (r_w + r_l)^2"),
+    "rewards over their pooled deviation": Bug(
+        "distillation/rpo-sq", loss(lambda p, x: (
+            p["reward_scale"] * rho(x) / (pooled(x) + 1e-8) - p["beta"] * h(x)) ** 2),
+        "named", "with all rewards over their standard deviation of a sample plus 1e-08"),
+}
 # fmt: on
-SETS = (REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH, EIGHTH, NINTH, TENTH, ELEVENTH)
+SETS = (
+    *(REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH),
+    *(SEVENTH, EIGHTH, NINTH, TENTH, ELEVENTH, TWELFTH),
+)

@@ -1,18 +1,17 @@
-"""Mistakes in the function of the margin that a loss is, and in the function of the loss."""
+"""Mistakes in the function of margins and rewards that a loss is, and functions of the loss."""
 
 from collections.abc import Callable
 from functools import partial
-from math import erfc
 
 import numpy as np
 
 from reference.conformance import pairs
+from reference.conformance.mistakes.logistic import OF_LOGISTIC, bernoulli, softplus
 from reference.conformance.mistakes.mistake import (
     LOGPS,
     Function,
     Mistake,
     Values,
-    argument,
     of_argument,
     scaled_grads,
     step,
@@ -32,24 +31,6 @@ def of_loss(words: str, flag: str, value: Callable, slope: Callable) -> Mistake:
     fixed = Mistake(words, flag, then(outputs))
     fitted = Mistake(words, flag, lambda f, c: then(partial(outputs, c=c))(f))
     return fitted if fixed.free else fixed
-
-
-def linked(value: Callable, slope: Callable) -> Callable[[Function], Function]:
-    """Another function than -log sigmoid, of beta h or of rewards; label smoothing mixes sides."""
-
-    def outputs(made: Values, params: Values, inputs: Values) -> Values:
-        a, e = argument(params, inputs), params.get("label_smoothing", 0.0)
-        losses = (1 - e) * value(a) + (e * value(-a) if e else 0.0)
-        slopes = (1 - e) * slope(a) - (e * slope(-a) if e else 0.0)
-        return of_argument(made, params, losses, slopes)
-
-    return then(outputs)
-
-
-def wrong_weights(function: Function) -> Function:
-    """The gradients have the sigmoid of the other sign; the loss is right."""
-    weighed = linked(lambda a: a, lambda a: -sigmoid(a))(function)
-    return lambda p, x: function(p, x) | {"grads": weighed(p, x)["grads"]}
 
 
 def of_rewards(value: Callable, slope: Callable) -> Callable[[Function], Function]:
@@ -170,18 +151,9 @@ def kto(function: Function) -> Function:
     return mistaken
 
 
-def softplus(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(0.0, x)
-
-
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The cross entropy of one bit: its probability is sigmoid(a), and is said to be sigmoid(b)."""
     return sigmoid(a) * softplus(-b) + sigmoid(-a) * softplus(b)
-
-
-def bernoulli(x: np.ndarray) -> np.ndarray:
-    """The slope of sigmoid."""
-    return sigmoid(x) * sigmoid(-x)
 
 
 def one_sided(side: int, made: Values, params: Values, inputs: Values) -> Values:
@@ -194,15 +166,6 @@ def one_sided(side: int, made: Values, params: Values, inputs: Values) -> Values
     return through(made, kept * made["per_example"], kept)
 
 
-def normal(x: np.ndarray) -> np.ndarray:
-    """The distribution function of the normal distribution."""
-    return np.vectorize(lambda v: erfc(-v / 2**0.5) / 2)(x)
-
-
-def density(x: np.ndarray) -> np.ndarray:
-    return np.exp(-(x**2) / 2) / (2 * np.pi) ** 0.5
-
-
 def root(loss: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(loss, 0.0))
 
@@ -213,34 +176,6 @@ def inverse(x: np.ndarray) -> np.ndarray:
 
 
 # fmt: off
-X = ", where x is beta h or the reward margin"
-LOGISTIC = (
-    ("the hinge", lambda a: np.maximum(0.0, 1 - a), lambda a: -step(1 - a)),
-    ("the squared hinge",
-        lambda a: np.maximum(0.0, 1 - a) ** 2, lambda a: -2 * np.maximum(0.0, 1 - a)),
-    ("the square of 1 - x", lambda a: (1 - a) ** 2, lambda a: 2 * (a - 1)),
-    ("the square of 1/2 - x", lambda a: (0.5 - a) ** 2, lambda a: 2 * (a - 0.5)),
-    ("the perceptron's max(0, -x)", lambda a: np.maximum(0.0, -a), lambda a: -step(-a)),
-    ("exp of -x", lambda a: np.exp(-a), lambda a: -np.exp(-a)),
-    ("-x", lambda a: -a, lambda a: -1.0 + 0 * a),
-    ("-sigmoid", lambda a: -sigmoid(a), lambda a: -bernoulli(a)),
-    ("sigmoid of -x", lambda a: sigmoid(-a), lambda a: -bernoulli(a)),
-    ("sigmoid", sigmoid, bernoulli),
-    ("-log sigmoid of the sigmoid",
-        lambda a: softplus(-sigmoid(a)), lambda a: -sigmoid(-sigmoid(a)) * bernoulli(a)),
-    ("log sigmoid", lambda a: -softplus(-a), lambda a: sigmoid(-a)),
-    ("log sigmoid of -x", lambda a: -softplus(a), lambda a: -sigmoid(a)),
-    ("-log of the normal distribution function",
-        lambda a: -np.log(normal(a)), lambda a: -density(a) / normal(a)),
-    ("-tanh", lambda a: -np.tanh(a), lambda a: np.tanh(a) ** 2 - 1),
-    ("the square of sigmoid of -x",
-        lambda a: sigmoid(-a) ** 2, lambda a: -2 * sigmoid(-a) * bernoulli(a)),
-    ("the focal loss with exponent 2", lambda a: sigmoid(-a) ** 2 * softplus(-a),
-        lambda a: -sigmoid(-a) ** 2 * (2 * sigmoid(a) * softplus(-a) + sigmoid(-a))),
-    ("the logistic loss of |x|", lambda a: softplus(-np.abs(a)),
-        lambda a: -np.sign(a) * sigmoid(-np.abs(a))),
-)
-"""In place of -log sigmoid."""
 OF_REWARDS = (
     ("the cross-entropy of sigmoid(rho) and sigmoid(beta h)",
         lambda a, r: cross(r, a), lambda a, r: sigmoid(a) - sigmoid(r)),
@@ -288,8 +223,6 @@ OF_LOSSES = (
         lambda v, c: np.minimum(v, c), lambda v, c: 1.0 * (v < c)),
     ("with losses no lower than {c}", "clipped",
         lambda v, c: np.maximum(v, c), lambda v, c: 1.0 * (v > c)),
-    ("with {exp c} added to the probability in the logarithm", "offset",
-        lambda v, c: -np.logaddexp(-v, c), lambda v, c: np.exp(-v - np.logaddexp(-v, c))),
 )
 OF_MARGINS = (
     ("-log sigmoid of the margin times the difference",
@@ -312,6 +245,7 @@ OF_TARGETS = (
 )
 """Of h and beta, in IPO."""
 LINKS = (
+    *OF_LOGISTIC,
     *(Mistake(f"with {words} for -log sigmoid", "link", of_margin(value, slope))
         for words, value, slope in OF_MARGINS),
     *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
@@ -323,9 +257,6 @@ LINKS = (
     Mistake("with the softmax over chosen and all rejected of the batch", "link", contrasted(
         lambda rows: np.concatenate([diagonal(rows["chosen"]), rows["rejected"]], axis=1))),
     Mistake("with KTO's loss of pairs", "link", kto),
-    *(Mistake(f"with {words} for -log sigmoid" + (f" of x{X}" if "x" in words.split()[-1] else ""),
-        "link", linked(value, slope)) for words, value, slope in LOGISTIC),
-    Mistake(f"with gradients weighed by sigmoid of x, not of -x{X}", "link", wrong_weights),
     *(Mistake(f"with {words} for the square", "link", of_rewards(value, slope))
         for words, value, slope in OF_REWARDS),
     *(of_loss(*row) for row in OF_LOSSES),

@@ -7,7 +7,6 @@ import numpy as np
 
 from reference.conformance.mistakes.mistake import (
     ANY,
-    SCORES,
     Function,
     Mistake,
     Values,
@@ -75,8 +74,8 @@ def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Fu
             number = size(inputs)
             rows, columns = (index.ravel() for index in np.indices((number, number)))
             index_of = {n: rows if n.startswith(starts) else columns for n in inputs}
-            if not any(n.startswith(starts) for n in inputs):
-                raise ValueError("no such input")
+            if sum(n.startswith(starts) for n in inputs) in (0, len(inputs)):
+                raise ValueError("nothing is beside another")
             every = function(params, {n: v[..., index_of[n]] for n, v in inputs.items()})
             grads = {
                 name: grad.reshape(number, number).sum(axis=int(index_of[name] is rows))
@@ -174,7 +173,7 @@ def by_beta(power: int) -> Callable[[Function], Function]:
 # fmt: off
 BESIDE = (
     ("pair's rewards against every pair's margin", "margin-dropped", ("margins",)),
-    ("pair's rewards against every pair's log-probabilities", "order", SCORES),
+    ("pair's rewards against every pair's log-probabilities", "order", ("policy", "ref")),
     ("policy's log-ratio against every reference's", "order", REFERENCE),
     ("chosen response against every rejected one", "per-example",
         ("policy_chosen", "ref_chosen", "score_chosen", "chosen_lengths")),

@@ -88,7 +88,7 @@ SEGMENTS = (
     Mistake("with every token predicted by the one before it", "first-rejected-token",
         lambda f: as_plain_sequence),
     *(Mistake(f"with the {side} response's gradient alone at the prompt's last position",
-        "gradient-lost", partial(overwritten, segment))
+        "overwritten", partial(overwritten, segment))
         for side, segment in (("chosen", 1), ("rejected", 2))),
 )
 # fmt: on

@@ -264,6 +264,9 @@ TOKENS = (
     *(Mistake(f"with token log-probabilities, sums and means in {kind}", "half-precision-sums",
         lambda f, kind=kind: partial(f, add=partial(at_once, kind)))
         for kind in ("bfloat16", "float16")),
+    *(Mistake(f"with tokens, over their number, added in {kind}", "half-precision-sums",
+        lambda f, kind=kind: partial(f, add=lambda w, t: running(kind, np.sign(w), w * t)))
+        for kind in ("bfloat16", "float16")),
     Mistake("with tokens added in bfloat16", "half-precision-sums",
         lambda f: partial(f, add=partial(running, "bfloat16"))),
     Mistake("with tokens added in float16", "half-precision-sums",
