@@ -230,6 +230,7 @@ trial met the search as mended after the one before:
 | 7 | 12 | 9 | 1 | 2 | 0 |
 | 8 | 12 | 9 | 1 | 1 | 0 |
 | 9 | 12 | 11 | 1 | 0 | 0 |
+| 10 | 12 | 10 | 1 | 1 | 0 |
 
 The bug of trial 8 that is missing ended the search with an error, which the kit now reports beside
 everything else. Among further probes of the trials' testers three got a wrong name (a formula with

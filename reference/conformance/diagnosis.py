@@ -44,6 +44,9 @@ OF_METRICS = frozenset(
 """Flags of mistakes that an accuracy alone may tell."""
 
 
+OF_MARGINS = {"metrics.rewards/margins", "metrics.rewards/accuracies"}
+
+
 class Part(NamedTuple):
     """What some wrong outputs are.
 
@@ -152,9 +155,9 @@ def _parts(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Part]:
     if not wrong:
         return []
     one, two = _simple(key, evidence, wrong), list[Found]()
-    reported = {name for name in wrong if name.startswith("metrics.rewards/")}
-    if reported and not _explained(one, wrong):
-        one += searched(sums_of_columns(key, evidence), evidence, frozenset(reported))
+    rewards = frozenset(name for name in wrong if name.startswith("metrics.rewards/"))
+    if rewards and (rewards <= OF_MARGINS or not _explained(one, wrong)):
+        one += searched(sums_of_columns(key, evidence), evidence, rewards)
     if not _explained(one, wrong):
         two = _compound(key, evidence, wrong)
         one = [found for found in two if found.outputs >= wrong] or one

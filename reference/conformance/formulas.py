@@ -215,7 +215,7 @@ def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
     terms = sorted((term.times(c) for c, term in sum_of), key=lambda name: name != own)
     words = " + ".join(terms).replace("+ -", "- ")
     flag = "offset" if own in terms else "link"
-    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(key, sum_of), 1)
+    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(key, sum_of), 2)
 
 
 def _function(key: Key, sum_of: list[tuple[float, Term]]) -> Function:

@@ -61,7 +61,7 @@ class Hypothesis(NamedTuple):
         name: a dialect, and the names of mistakes.
         flags: those of the mistakes.
         function: (params, inputs) -> outputs.
-        cost: 0 for a dialect as it is; 1 for the claimed one with one mistake, 2 for another, 3 for
+        cost: 0 for a dialect as it is; 2 for the claimed one with one mistake, 3 for another, 4 for
             the claimed one with two.
     """
 
@@ -97,7 +97,7 @@ class Base(NamedTuple):
         words = " and ".join(sorted({mistake.name for mistake, _ in changes}))
         flags = tuple(mistake.flag for mistake, _ in changes)
         name = f"{self.name} {words}" if changes else self.name
-        cost = 2 * len(changes) - self.claimed
+        cost = 1 + 2 * len(changes) - self.claimed
         return Hypothesis(name, flags, function, bool(changes) * cost)
 
 
@@ -175,7 +175,7 @@ def beyond(objective: str, dialect: str, mistaken: list[Hypothesis]) -> Iterator
     for hypothesis in mistaken:
         for row in accepting:
             name, flags = f"{hypothesis.name} and {row.name}", (row.flag,)
-            yield Hypothesis(name, flags, row.change(hypothesis.function), 1)
+            yield Hypothesis(name, flags, row.change(hypothesis.function), 2)
 
 
 def right(objective: str, dialect: str) -> Hypothesis:

@@ -96,7 +96,8 @@ def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     words = ", ".join(f"{name} = {sums[name].words}" for name in other)
     for accuracy in (None, _of_rewards, _of_margins):
         name = f"{'/'.join(key)} with {words}" + (", and the accuracy of these" if accuracy else "")
-        yield Hypothesis(name, ("metrics",), _function(key, sums, accuracy), 1)
+        cost = 1 if other == [MARGINS] else 2  # the rewards are right
+        yield Hypothesis(name, ("metrics",), _function(key, sums, accuracy), cost)
 
 
 def _kind(case: Case) -> Kind:

@@ -801,6 +801,16 @@ TWELFTH = {
         "reward/margin", loss(lambda p, x: -log_sigmoid(rho(x) - x["margins"])
             + 0.01 * sum(x[s] for s in SCORES) ** 2),
         "named", "with the loss L(rho - margin) + 0.01 (r_w + r_l)^2"),
+    "margins without the reference": Bug(
+        "dpo/plain", with_metrics(lambda p, x: {
+            "rewards/margins": p["beta"] * (x[POLICY[0]] - x[POLICY[1]]).mean()}),
+        "named", "with rewards/margins = beta [log pi(y_w) - log pi(y_l)]"),
+    "IPO of beta h": Bug(
+        "ipo/sum", loss(lambda p, x: (p["beta"] * h(x) - 0.5) ** 2),
+        "named", "ipo/sum times beta squared"),
+    "softmax over positions": Bug(
+        "logps/sum", tokens(partial(log_softmax, axis=1)),
+        "named", "with softmax over positions but the last"),
     "rewards over their pooled deviation": Bug(
         "distillation/rpo-sq", loss(lambda p, x: (
             p["reward_scale"] * rho(x) / (pooled(x) + 1e-8) - p["beta"] * h(x)) ** 2),

@@ -163,6 +163,8 @@ DATA = (
     Mistake("with any role's last turn as the response", "last-turn", assistants(as_assistant)),
     Mistake("with the first of several turns as the response", "last-turn",
         assistants(lambda turns: turns[:1])),
+    Mistake("with system turns left out of the prompt", "last-turn", then(lambda made, p, x: {
+        "prompt": [turn for turn in made["prompt"] if turn["role"] != "system"]})),
     Mistake("with the last user turn alone as the prompt", "last-turn",
         then(lambda made, p, x: {"prompt": made["prompt"][-1:]})),
     Mistake("with a missing rejected response as empty", "missing-field",

@@ -63,7 +63,7 @@ def one_by_one(function: Function) -> Function:
 
 
 def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Function]:
-    """The inputs whose names begin so [B, 1] beside the others [B]: arrays broadcast to [B, B].
+    """The inputs whose names begin so [B] beside the others [B, 1]: arrays broadcast to [B, B].
 
     The losses of pairs are this matrix, or the mean of each row.
     """
@@ -73,7 +73,7 @@ def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Fu
             function(params, inputs)  # it refuses what the loss refuses
             number = size(inputs)
             rows, columns = (index.ravel() for index in np.indices((number, number)))
-            index_of = {n: rows if n.startswith(starts) else columns for n in inputs}
+            index_of = {n: columns if n.startswith(starts) else rows for n in inputs}
             if sum(n.startswith(starts) for n in inputs) in (0, len(inputs)):
                 raise ValueError("nothing is beside another")
             every = function(params, {n: v[..., index_of[n]] for n, v in inputs.items()})
@@ -176,7 +176,7 @@ BESIDE = (
     ("pair's rewards against every pair's log-probabilities", "order", ("policy", "ref")),
     ("policy's log-ratio against every reference's", "order", REFERENCE),
     ("chosen response against every rejected one", "per-example",
-        ("policy_chosen", "ref_chosen", "score_chosen", "chosen_lengths")),
+        ("policy_rejected", "ref_rejected", "score_rejected", "rejected_lengths")),
 )
 REDUCTIONS = (
     Mistake("with the pairs added, not averaged", "batch-sum", then(added)),
