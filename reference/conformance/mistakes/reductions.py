@@ -74,7 +74,8 @@ def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Fu
             number = size(inputs)
             rows, columns = (index.ravel() for index in np.indices((number, number)))
             index_of = {n: columns if n.startswith(starts) else rows for n in inputs}
-            if sum(n.startswith(starts) for n in inputs) in (0, len(inputs)):
+            beside = [n.startswith(starts) for n in inputs if not n.endswith("lengths")]
+            if all(beside) or not any(beside):
                 raise ValueError("nothing is beside another")
             every = function(params, {n: v[..., index_of[n]] for n, v in inputs.items()})
             grads = {
