@@ -771,7 +771,7 @@ ELEVENTH = {
     "reward of chosen reported as margin": Bug(
         "reward/bradley-terry", lambda p, x: loss(lambda p, x: -log_sigmoid(rho(x)))(p, x) | {
             "metrics": {"rewards/margins": x[SCORES[0]].mean()}},
-        "named", "without the rejected response's reward"),
+        "named", "with rewards/margins = r_w"),
     "gradients weighed by the wrong sigmoid": Bug(
         "dpo/plain", loss(lambda p, x: dpo(p, x) + other_slope(p["beta"] * h(x))),
         "named", "with gradients weighed by sigmoid of x, not of -x"),
