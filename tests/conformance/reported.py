@@ -472,7 +472,7 @@ FOURTH = {
     "rDPO over 1 - e": Bug(
         "dpo/robust", smoothed(lambda e: 1.0, lambda e: -e / (1 - e)),
         "named", "over 1 - label_smoothing, not 1 - 2 label_smoothing"),
-    "IPO at beta squared": Bug(
+    "IPO with a target at beta squared": Bug(
         "ipo/paper", loss(lambda p, x: (h(x) - 0.5 / p["beta"] ** 2) ** 2),
         "named", "ipo/sum at beta squared"),
     "IPO with the rejected side added": Bug(
