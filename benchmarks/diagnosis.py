@@ -30,6 +30,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 ROWS = RESULTS / "diagnosis.csv"
 COLUMNS = ("code", "bug", "dialects", "names", "verdict", "seconds")
 VERDICTS = ("named", "unknown", "wrong")
+CLIENTS = {name: bug for bugs in reported.SETS for name, bug in bugs.items()}
 
 
 class Said(NamedTuple):
@@ -109,8 +110,7 @@ def said_of_client(bug: reported.Bug) -> Said:
 def asked(bug: str) -> dict[str, Any]:
     """The row of one bug."""
     start = time.process_time()
-    clients = {name: client for bugs in reported.SETS for name, client in bugs.items()}
-    said = said_of_client(clients[bug]) if bug in clients else said_of(bug)
+    said = said_of_client(CLIENTS[bug]) if bug in CLIENTS else said_of(bug)
     return {
         "code": code(),
         "bug": bug,
@@ -172,7 +172,7 @@ def reports(bugs: dict[str, reported.Bug], rows: dict[str, dict[str, Any]]) -> s
 
 def main() -> None:
     """Ask for every bug that has no row yet, write the page and print it."""
-    every = [*faults.FAULTS, *(name for bugs in reported.SETS for name in bugs)]
+    every = [*faults.FAULTS, *CLIENTS]
     rows = rows_of(every)
     first = [rows[name] for name in faults.FAULTS if name not in faults.LATER]
     later = [rows[name] for name in faults.LATER]

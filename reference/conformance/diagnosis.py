@@ -124,9 +124,10 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
 def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:
     """The case with the output that is wrong by most; None where none is a number."""
     wrong = [
-        (error_of(usual, one, name), one.case)
-        for one in evidence.asked
-        for name in one.answer or ()
+        (error_of(due.get(name), value), case)
+        for case, answer in evidence.asked
+        for due in [evaluated(usual, case) or {}]
+        for name, value in (answer or {}).items()
     ]
     furthest, case = max(wrong, key=itemgetter(0))
     return case if furthest > 0 else None

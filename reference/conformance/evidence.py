@@ -214,16 +214,13 @@ def _near(expected: np.ndarray, value: np.ndarray, tolerance: Tolerance) -> bool
     return bool(gap <= tolerance.rtol * size + tolerance.atol) if isfinite(gap) else None
 
 
-def error_of(usual: Hypothesis, asked: Asked, name: str) -> float:
+def error_of(expected: Any, value: Any) -> float:
     """The largest difference of an output from the right one; -1 where that is no number.
 
     Args:
-        usual: the right outputs.
-        asked: a case and the answer.
-        name: of the output.
+        expected: the right output; None where there is none.
+        value: the implementation's.
     """
-    made, value = evaluated(usual, asked.case) or {}, (asked.answer or {}).get(name)
-    expected = made.get(name)
     if not (isinstance(value, np.ndarray) and isinstance(expected, np.ndarray | float)):
         return -1.0
     if np.shape(expected) != value.shape or not value.size:

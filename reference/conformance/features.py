@@ -18,9 +18,11 @@ def shared(cases: list[Case], failed: set[str]) -> str:
         A clause, or "" where no feature tells them apart.
     """
     known = [case for case in cases if case.result == "value"]
+    failing = [case for case in known if case.id in failed]
+    if not failing or len(failing) == len(known):
+        return ""
     for words, has in FEATURES.items():
-        with_it = {case.id for case in known if has(case)}
-        if with_it and with_it == {case.id for case in known} & failed != {c.id for c in known}:
+        if [case for case in known if has(case)] == failing:
             return f"all failing cases have {words}, and no other case has"
     return ""
 

@@ -66,8 +66,13 @@ def _telling(usual: Hypothesis, evidence: Evidence, output: str) -> list[Asked]:
         if one.case.result == "value"
         and contradicted(usual, *one, frozenset([output]), evidence.dtype)
     ]
+
+    def error(one: Asked) -> float:
+        due = evaluated(usual, one.case) or {}
+        return error_of(due.get(output), (one.answer or {}).get(output))
+
     largest = max(wrong, key=lambda one: size_of(one.case))
-    return [largest, max(wrong, key=lambda one: error_of(usual, one, output))]
+    return [largest, max(wrong, key=error)]
 
 
 def _made(family: Family) -> Made:

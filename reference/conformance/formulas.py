@@ -5,7 +5,7 @@ loss of a batch is linear in the coefficients, so that those of a few terms foll
 of all cases.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -98,10 +98,28 @@ class Term(NamedTuple):
         return value + self.factor if self.factor.startswith(" /") else self.factor + value
 
     def times(self, constant: float) -> str:
-        """The term with a coefficient, which is left out where it is 1."""
-        name = self.name.strip()
-        number = "" if abs(constant) == 1 and name and name[0] != "/" else f"{abs(constant):g} "
-        return ("-" if constant < 0 else "") + (number + name).strip()
+        """The term with a coefficient."""
+        return multiple(constant, self.name.strip())
+
+
+def multiple(constant: float, name: str) -> str:
+    """A number times a name, in words; a number of 1 is left out.
+
+    Args:
+        constant: the number.
+        name: "" or "/ beta" need the number.
+    """
+    number = "" if abs(constant) == 1 and name and name[0] != "/" else f"{abs(constant):g} "
+    return ("-" if constant < 0 else "") + (number + name).strip()
+
+
+def written(terms: Iterable[str]) -> str:
+    """The sum of terms, in words.
+
+    Args:
+        terms: each with its coefficient.
+    """
+    return " + ".join(terms).replace("+ -", "- ")
 
 
 def formulas(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
@@ -213,16 +231,18 @@ def _hypothesis(key: Key, sum_of: list[tuple[float, Term]]) -> Hypothesis:
     dialect = "/".join(key)
     own = OWN.get(dialect, "the right loss")
     terms = sorted((term.times(c) for c, term in sum_of), key=lambda name: name != own)
-    words = " + ".join(terms).replace("+ -", "- ")
     flag = "offset" if own in terms else "link"
-    return Hypothesis(f"{dialect} with the loss {words}", (flag,), _function(key, sum_of), 2)
+    return Hypothesis(
+        f"{dialect} with the loss {written(terms)}", (flag,), _function(key, sum_of), 2
+    )
 
 
 def _function(key: Key, sum_of: list[tuple[float, Term]]) -> Function:
     """The sum as a loss, with its gradient; the metrics are the right ones."""
 
     def function(params: Values, inputs: Values) -> Values:
-        made, inputs = right(*key).function(params, inputs), _with_right(key, params, inputs)
+        made = right(*key).function(params, inputs)
+        inputs = inputs | {RIGHT: made["per_example"]}
         losses = np.sum([c * _value(term, params, inputs) for c, term in sum_of], axis=0)
         grads = {name: np.zeros(len(losses)) for name in made["grads"]}
         for constant, term in sum_of:

@@ -19,7 +19,7 @@ from reference.conformance.mistakes import (
     ERASING,
     FITTED,
     KL,
-    OF_OTHERS,
+    OF_CLAIMED,
     OF_WHOLE,
     PAIRS,
     PARTNERS,
@@ -159,8 +159,8 @@ def compound(
     for first, second in combinations(common if (objective, dialect) == SLOW else rows, 2):
         if _together(first.mistake, second.mistake):
             yield own.with_changes(first, second)
-    known = [row for row in rows if row.mistake not in RARE - OF_OTHERS]
-    yield from (base.with_changes(change) for base in others for change in known)
+    of_others = [row for row in rows if row.mistake not in OF_CLAIMED]
+    yield from (base.with_changes(change) for base in others for change in of_others)
 
 
 def _together(first: Mistake, second: Mistake) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 
 from reference.conformance.cases import Case
 from reference.conformance.evidence import Evidence
+from reference.conformance.formulas import multiple, written
 from reference.conformance.hypotheses import Function, Hypothesis, Key, right
 from reference.conformance.mistakes.mistake import LOGPS, SCORES
 
@@ -29,12 +30,9 @@ class Kind(NamedTuple):
     usual: dict[str, tuple[float, ...]]
 
 
+LOG_PROBABILITIES = ("log pi(y_w)", "log pi(y_l)", "log pi_ref(y_w)", "log pi_ref(y_l)")
 LOG_RATIOS = Kind(
-    dict(
-        zip(
-            LOGPS, ("log pi(y_w)", "log pi(y_l)", "log pi_ref(y_w)", "log pi_ref(y_l)"), strict=True
-        )
-    ),
+    dict(zip(LOGPS, LOG_PROBABILITIES, strict=True)),
     {1: "beta ", 0: "", 2: "beta^2 ", -1: "1/beta "},
     {CHOSEN: (1, 0, -1, 0), REJECTED: (0, 1, 0, -1), MARGINS: (1, -1, -1, 1)},
 )
@@ -63,12 +61,9 @@ class Sum(NamedTuple):
     @property
     def words(self) -> str:
         """As it is written."""
-        terms = [
-            ("-" if c < 0 else "") + ("" if abs(c) == 1 else f"{abs(c):g} ") + name
-            for c, name in zip(self.coefficients, self.kind.columns.values(), strict=True)
-            if c
-        ]
-        total = " + ".join(terms).replace("+ -", "- ") or "0"
+        names = zip(self.coefficients, self.kind.columns.values(), strict=True)
+        terms = [multiple(c, name) for c, name in names if c]
+        total = written(terms) or "0"
         factor = self.kind.powers[self.power]
         return f"{factor}[{total}]" if factor and len(terms) > 1 else factor + total
 
@@ -94,9 +89,9 @@ def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
     if len(other) > 1 and sums[MARGINS] == sums[CHOSEN].less(sums[REJECTED]):
         other.remove(MARGINS)
     words = ", ".join(f"{name} = {sums[name].words}" for name in other)
+    cost = 1 if other == [MARGINS] else 2  # the rewards are right
     for accuracy in (None, _of_rewards, _of_margins):
         name = f"{'/'.join(key)} with {words}" + (", and the accuracy of these" if accuracy else "")
-        cost = 1 if other == [MARGINS] else 2  # the rewards are right
         yield Hypothesis(name, ("metrics",), _function(key, sums, accuracy), cost)
 
 

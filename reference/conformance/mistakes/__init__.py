@@ -28,10 +28,10 @@ TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS + SEGMENTS
 OF_WHOLE = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
 """Those that may also be made around a dialect that is built on a loss of pairs."""
 PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
-OF_OTHERS = frozenset(PRECISION)
-"""Rare mistakes that are looked for in other dialects than the claimed one too."""
-RARE = frozenset(PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
-"""Two of these are not looked for together, nor one in a dialect that is not the claimed one."""
+OF_CLAIMED = frozenset(LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
+"""These are not looked for in a dialect that is not the claimed one."""
+RARE = OF_CLAIMED | frozenset(PRECISION)
+"""Two of these are not looked for together."""
 
 ERASING = frozenset(
     row for row in OF_LOSSES if row.name.startswith("without") or "own reference" in row.name
@@ -73,7 +73,7 @@ __all__ = [
     "ERASING",
     "FITTED",
     "KL",
-    "OF_OTHERS",
+    "OF_CLAIMED",
     "OF_WHOLE",
     "PAIRS",
     "PARTNERS",

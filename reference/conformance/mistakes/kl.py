@@ -11,6 +11,7 @@ from reference.conformance.mistakes.mistake import (
     Mistake,
     Values,
     at,
+    beta_and,
     size,
     step,
     then,
@@ -209,14 +210,6 @@ def inside(function: Function) -> Function:
     return mistaken
 
 
-def for_gamma(params: Values) -> Values:
-    return params | {"gamma": params["beta"]}
-
-
-def exchanged(params: Values) -> Values:
-    return params | {"gamma": params["beta"], "beta": params["gamma"]}
-
-
 def middle(ref: np.ndarray, policy: np.ndarray) -> np.ndarray:
     """log of the mean of both distributions."""
     return np.logaddexp(ref, policy) - np.log(2)
@@ -247,9 +240,8 @@ KL = (
     Mistake("at gamma beta", "gamma-dropped", scaled(lambda p: p["beta"])),
     Mistake("at gamma / beta", "gamma-dropped", scaled(lambda p: 1 / p["beta"])),
     Mistake("with beta in gamma's place", "gamma-dropped",
-        lambda f: lambda p, x: f(for_gamma(p), x)),
-    Mistake("with beta and gamma exchanged", "gamma-dropped",
-        lambda f: lambda p, x: f(exchanged(p), x)),
+        lambda f: lambda p, x: f(p | {"gamma": p["beta"]}, x)),
+    Mistake("with beta and gamma exchanged", "gamma-dropped", partial(beta_and, "gamma")),
     Mistake("at {c} gamma", "gamma-dropped", lambda f, c: at(gamma=lambda g: c * g)(f)),
     Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
         lambda f, c: at(gamma=lambda g: c)(f)),

@@ -59,6 +59,15 @@ def at(**changes: Callable[[float], float]) -> Callable[[Function], Function]:
     return change
 
 
+def beta_and(other: str, function: Function) -> Function:
+    """beta and another parameter in the wrong order."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        return function(params | {"beta": params[other], other: params["beta"]}, inputs)
+
+    return mistaken
+
+
 def on(inputs_of: Callable[[Values], Values]) -> Callable[[Function], Function]:
     """Some inputs are others: a function of all inputs returns these."""
     return on_case(lambda params, inputs: inputs_of(inputs))

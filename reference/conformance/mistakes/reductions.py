@@ -70,13 +70,13 @@ def beside_all(starts: tuple[str, ...], matrix: bool) -> Callable[[Function], Fu
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
+            beside = [n.startswith(starts) for n in inputs if not n.endswith("lengths")]
+            if all(beside) or not any(beside):
+                raise ValueError("nothing is beside another")
             function(params, inputs)  # it refuses what the loss refuses
             number = size(inputs)
             rows, columns = (index.ravel() for index in np.indices((number, number)))
             index_of = {n: columns if n.startswith(starts) else rows for n in inputs}
-            beside = [n.startswith(starts) for n in inputs if not n.endswith("lengths")]
-            if all(beside) or not any(beside):
-                raise ValueError("nothing is beside another")
             every = function(params, {n: v[..., index_of[n]] for n, v in inputs.items()})
             grads = {
                 name: grad.reshape(number, number).sum(axis=int(index_of[name] is rows))

@@ -58,8 +58,12 @@ def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.exp(log_softmax(logits, axis))
 
 
+def normaliser(logits: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.logaddexp.reduce(logits, axis=axis, keepdims=True)
+
+
 def log_softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
-    return logits - np.logaddexp.reduce(logits, axis=axis, keepdims=True)
+    return logits - normaliser(logits, axis)
 
 
 def of_softmax(logits: np.ndarray, weights: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -79,7 +83,7 @@ def without_last(function: Callable, *arrays: np.ndarray, axis: int) -> np.ndarr
 
 def later(logits: np.ndarray) -> np.ndarray:
     """The normaliser is that of the position after."""
-    sums = np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    sums = normaliser(logits)
     return logits - np.concatenate([sums[:, 1:], sums[:, -1:]], axis=1)
 
 
@@ -94,16 +98,8 @@ def likeliest(logits: np.ndarray) -> np.ndarray:
 
 
 def of_likeliest(logits: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return of_softmax(logits, likeliest_of(logits) * weights.sum(axis=-1, keepdims=True))
-
-
-def likeliest_of(logits: np.ndarray) -> np.ndarray:
-    """1 for the likeliest token, and 0 for the others."""
-    return np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
-
-
-def normaliser(logits: np.ndarray) -> np.ndarray:
-    return np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    best = np.eye(logits.shape[-1])[np.argmax(logits, axis=-1)]
+    return of_softmax(logits, best * weights.sum(axis=-1, keepdims=True))
 
 
 def with_zeros(number_of: Callable[[np.ndarray], float]) -> tuple[Callable, Callable]:

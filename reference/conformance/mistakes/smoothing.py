@@ -6,12 +6,14 @@ from functools import partial
 import numpy as np
 
 from reference.conformance import pairs
+from reference.conformance.mistakes.logistic import softplus
 from reference.conformance.mistakes.mistake import (
     Function,
     Mistake,
     Values,
     argument,
     at,
+    beta_and,
     of_argument,
     plus,
     then,
@@ -35,15 +37,6 @@ def on_beta(times_smoothing: int, function: Function) -> Function:
 def over_once(made: Values, params: Values, inputs: Values) -> Values:
     e = params["label_smoothing"]
     return times(made, (1 - 2 * e) / (1 - e))
-
-
-def exchanged_with(other: str, function: Function) -> Function:
-    """Two parameters in the wrong order."""
-
-    def mistaken(params: Values, inputs: Values) -> Values:
-        return function(params | {"beta": params[other], other: params["beta"]}, inputs)
-
-    return mistaken
 
 
 def precedence(made: Values, params: Values, inputs: Values) -> Values:
@@ -89,7 +82,7 @@ def weighed(right: Callable[[float], float], wrong: Callable[[float], float]):
 
     def outputs(made: Values, params: Values, inputs: Values) -> Values:
         a, e = argument(params, inputs), params["label_smoothing"]
-        losses = right(e) * np.logaddexp(0.0, -a) + wrong(e) * np.logaddexp(0.0, a)
+        losses = right(e) * softplus(-a) + wrong(e) * softplus(a)
         return of_argument(made, params, losses, wrong(e) * sigmoid(a) - right(e) * sigmoid(-a))
 
     return then(outputs)
@@ -98,7 +91,7 @@ def weighed(right: Callable[[float], float], wrong: Callable[[float], float]):
 # fmt: off
 SMOOTHING = (
     Mistake("with label smoothing {c}", "label-smoothing-misused", smoothed),
-    *(Mistake(f"with beta and {other} exchanged", "beta-changed", partial(exchanged_with, other))
+    *(Mistake(f"with beta and {other} exchanged", "beta-changed", partial(beta_and, other))
         for other in ("label_smoothing", "reward_scale")),
     Mistake("at beta (1 - 2 label_smoothing), without label smoothing", "label-smoothing-misused",
         partial(on_beta, 2)),
