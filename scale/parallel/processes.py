@@ -14,6 +14,7 @@ from scale.parallel.mesh import BATCH, Runtime, RuntimeConfig
 
 T = TypeVar("T")
 HEARTBEAT = 20  # seconds without a sign of life until the others stop
+SHUTDOWN = 60  # seconds that a process which is done, or has failed, waits for the others
 
 
 def join(config: RuntimeConfig) -> None:
@@ -26,7 +27,7 @@ def join(config: RuntimeConfig) -> None:
     connect: Callable[..., None] = partial(
         jax.distributed.initialize,
         heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=HEARTBEAT,
+        shutdown_timeout_seconds=SHUTDOWN,
     )
     try:
         if config.processes > 1:

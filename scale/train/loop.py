@@ -19,6 +19,7 @@ from minipref.training import TrainState
 from scale.console import track
 from scale.health import OF_BATCH, Signs, spike_signs, warn
 from scale.io.arrays import all_finite
+from scale.parallel.processes import is_main
 from scale.train.checkpoints import Checkpoints
 from scale.train.metrics import WALL_CLOCK, LoggerName, Record, logged, open_log
 from scale.train.optimizer import Schedule
@@ -177,7 +178,8 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self.pending: list[Record] = []
-        self.records = logged(self.folder / "metrics.jsonl")
+        # process 0 may be writing a line, and it alone prints what the records say
+        self.records = logged(self.folder / "metrics.jsonl") if is_main() else []
         self.last: Record = {}
         self.signs: Signs = {}
 

@@ -3,6 +3,7 @@ the others."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -97,11 +98,24 @@ def launch(folder, out, processes, mesh, *methods):
     ]
 
 
+def ended_well(workers, timeout):
+    """The outputs of processes, of which none may have failed.
+
+    A failure shows the errors of Python and the last findings of each process: what JAX says of
+    processes that stopped together is long.
+    """
+    outputs = [worker.communicate(timeout=timeout)[0] for worker in workers]
+    codes = [worker.returncode for worker in workers]
+    errors = [re.findall(r"^\w[\w.]*(?:Error|Interrupt)\b.*", text, re.M)[:3] for text in outputs]
+    findings = [re.findall(r"^  \S.*", text, re.M)[-3:] for text in outputs]
+    assert not any(codes), (codes, errors, findings)
+    return outputs
+
+
 def metrics(folder, out, processes, mesh, methods):
     """Every number that is logged, by method, step and name."""
     workers = launch(folder, out, processes, mesh, methods)
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * processes, "\n".join(outputs)
+    outputs = ended_well(workers, timeout=300)
     assert "pairs seen" in outputs[0]
     assert not any("pairs seen" in output for output in outputs[1:])  # only process 0 prints
     numbers = {}
@@ -161,7 +175,7 @@ def test_a_worker_that_ends_with_an_error_stops_the_others(folder):
     )
     wait_for(folder / "failing/dpo/stage.json")
     for worker in workers:
-        worker.communicate(timeout=60)
+        worker.communicate(timeout=150)
         assert worker.returncode != 0
 
 
@@ -182,8 +196,7 @@ def run_stages(folder, out, processes):
         start([sys.executable, worker, processes, i, port, *commands], processes, devices=2)
         for i in range(processes)
     ]
-    outputs = [worker.communicate(timeout=400)[0] for worker in workers]
-    assert not any(worker.returncode for worker in workers), "\n".join(outputs)
+    ended_well(workers, timeout=400)
 
 
 def test_every_stage_in_two_processes(folder):
