@@ -220,9 +220,10 @@ def _best(found: list[Found], wrong: frozenset[str], evidence: Evidence) -> list
 def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
     """What one mistake, or another dialect, explains."""
     found = searched(simple(*key), evidence, wrong)
-    if any(one.outputs >= wrong for one in found):
-        return found
-    return found + fitted(key, families(*key), evidence, wrong)
+    for whole in (True, False):
+        if not any(one.outputs >= wrong for one in found):
+            found += fitted(key, families(*key, whole), evidence, wrong)
+    return found
 
 
 def _compound(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:

@@ -72,7 +72,22 @@ def _telling(usual: Hypothesis, evidence: Evidence, output: str) -> list[Asked]:
         return error_of(due.get(output), (one.answer or {}).get(output))
 
     largest = max(wrong, key=lambda one: size_of(one.case))
-    return [largest, max(wrong, key=error)]
+    return [_beginning(one, usual) for one in (largest, max(wrong, key=error))]
+
+
+def _beginning(asked: Asked, usual: Hypothesis) -> Asked:
+    """The losses of a run up to the first that is clearly wrong, which are fast to compute.
+
+    Another case stays as it is.
+    """
+    case, answer = asked
+    due, losses = ((made or {}).get("losses", 0.0) for made in (evaluated(usual, case), answer))
+    if error_of(due, losses) <= 0:
+        return asked
+    gaps = np.abs(losses - due)
+    steps = 1 + int(np.argmax(gaps >= gaps.max() / 100))
+    inputs = case.inputs | {"batches": case.inputs["batches"][:steps]}
+    return Asked(case._replace(inputs=inputs), {"losses": losses[:steps]})
 
 
 def _made(family: Family) -> Made:

@@ -127,6 +127,10 @@ AIMED_AT = {
     "nan-all-masked": Flag(
         "error", "a row without any scored token gives NaN",
         "divide by max(number of tokens, 1)"),
+    "optimizer": Flag(
+        "error", "the steps are not those of plain gradient descent",
+        "put plain SGD in the optimizer's place for this test: gradients"
+        " zeroed before each step, no clipping, no decay, no momentum, no schedule"),
     "overflow": Flag(
         "error", "a large margin or logit overflows in the loss or its gradient",
         "use log-sigmoid, softplus or logsumexp of the library, not exp and log"),
@@ -215,10 +219,6 @@ OF_MISTAKES = {
     "offset": Flag(
         "error", "something is added to the margin, the loss or a probability",
         "leave out what the equation does not have, as an epsilon or a second loss"),
-    "optimizer": Flag(
-        "error", "the steps are not those of plain gradient descent",
-        "put plain SGD in the optimizer's place for this test: gradients"
-        " zeroed before each step, no decay, no momentum, no schedule"),
     "order": Flag(
         "error", "values of several pairs are mixed, as those of the pair after",
         "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),

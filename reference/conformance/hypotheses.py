@@ -112,17 +112,17 @@ def simple(objective: str, dialect: str) -> Iterator[Hypothesis]:
     yield from (own.with_changes(change) for change in changes(objective, dialect))
 
 
-def families(objective: str, dialect: str) -> Iterator[Family]:
-    """Hypotheses with a constant that has to be fitted; of training, whose runs are slow, none."""
-    if objective == "training":
-        return
+def families(objective: str, dialect: str, whole: bool) -> Iterator[Family]:
+    """Hypotheses with a constant that has to be fitted: in the dialect as a whole, or elsewhere."""
     own, others = bases(objective, dialect)
     for change in changes(objective, dialect, free=True):
+        if change.whole != whole:
+            continue
         if (objective, dialect) != SLOW or change.mistake not in RARE:
             yield partial(_with_fitted, own, change, None)
         if change.mistake.name in PLAIN and (objective, dialect) != SLOW:
             yield from (partial(_with_fitted, base, change, None) for base in others)
-    if objective in LOSSES_OF_PAIRS:
+    if objective in LOSSES_OF_PAIRS and not whole:
         for key, look in LOOKALIKES.items():
             if look.free:
                 yield partial(_with_constant, key, look)

@@ -1,11 +1,13 @@
 """Mistakes in a loss have the gradient of that loss, and are found in code written elsewhere."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from reference.conformance import load_cases
+from reference.conformance import load_cases, pairs
 from reference.conformance.dialects import DIALECTS
 from reference.conformance.mistakes import DATA, KL, TOKENS, TRAINING
 from reference.conformance.mistakes.columns import COLUMNS
@@ -15,6 +17,7 @@ from reference.conformance.mistakes.quantities import OF_QUANTITIES
 from reference.conformance.mistakes.reductions import ODD, REDUCTIONS
 from reference.conformance.mistakes.scores import SCORES_OF_TOKENS
 from reference.conformance.mistakes.smoothing import SMOOTHING
+from reference.conformance.training import train
 from tests.conformance.test_diagnosis import POLICY, REFERENCE, named, of_margin, sigmoid, softplus
 
 PAIR = ("dpo", "conservative"), ("ipo", "sum"), ("distillation", "rpo-sq")
@@ -119,9 +122,9 @@ def row_named(rows, name):
     return row
 
 
-def run_with(optimizer, case):
+def run_with(optimizer, params, x):
     """A run of Optax on the gradients that one step of plain descent gives."""
-    function, params, x = DIALECTS["training", "dpo"], case.params, case.inputs
+    function = DIALECTS["training", "dpo"]
     table, losses, state = x["table"], [], optimizer.init(x["table"])
     for batch in x["batches"]:
         made = function(params, x | {"batches": batch[None], "table": table})
@@ -133,30 +136,53 @@ def run_with(optimizer, case):
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer"),
+    ("name", "constant", "optimizer"),
     [
-        ("with momentum 0.9", optax.trace(0.9)),
-        ("with gradients that are not zeroed between the steps", optax.trace(1.0)),
-        ("with Adam (0.9, 0.999)", optax.scale_by_adam(0.9, 0.999)),
+        ("with momentum {c}", 0.9, optax.trace(0.9)),
+        ("with gradients that are not zeroed between the steps", None, optax.trace(1.0)),
+        ("with Adam (0.9, 0.999)", None, optax.scale_by_adam(0.9, 0.999)),
         (
             "with Adam (0.9, 0.95) and weight decay 0.01",
+            None,
             optax.chain(optax.scale_by_adam(0.9, 0.95), optax.add_decayed_weights(0.01)),
         ),
-        ("with weight decay 0.1", optax.add_decayed_weights(0.1)),
-        ("with gradients clipped to norm 0.1", optax.clip_by_global_norm(0.1)),
-        ("with the gradient's sign alone", optax.scale_by_sign()),
-        ("with the gradient over its norm", optax.normalize_by_update_norm(eps=0.0)),
+        ("with weight decay {c}", 0.1, optax.add_decayed_weights(0.1)),
+        ("with gradients clipped to norm {c}", 1.0, optax.clip_by_global_norm(1.0)),
+        ("at {c} times the learning_rate", 0.3, optax.scale(0.3)),
+        ("with the gradient's sign alone", None, optax.scale_by_sign()),
+        ("with the gradient over its norm", None, optax.normalize_by_update_norm(eps=0.0)),
     ],
 )
-def test_optimizers_are_those_of_optax(name, optimizer):
-    case = load_cases("training", "dpo")[0]
-    made = row_named(TRAINING, name).change(DIALECTS["training", "dpo"])(case.params, case.inputs)
+def test_optimizers_are_those_of_optax(name, constant, optimizer):
+    """In the case whose gradients are large enough for all of them."""
+    (case,) = (c for c in load_cases("training", "dpo") if c.id.endswith("/steep"))
+    right, row = DIALECTS["training", "dpo"], row_named(TRAINING, name)
+    mistaken = (row if constant is None else row.known(constant)).change(right)
+    made = mistaken(case.params, case.inputs)
     with jax.enable_x64(True):
-        due = run_with(optimizer, case)
+        due = run_with(optimizer, case.params, case.inputs)
     for output, values in due.items():
         np.testing.assert_allclose(made[output], values, rtol=1e-9, atol=1e-9)
-    plain = DIALECTS["training", "dpo"](case.params, case.inputs)
+    plain = right(case.params, case.inputs)
     assert not np.allclose(made["parameters"], plain["parameters"], rtol=1e-6)
+
+
+def test_a_clipped_gradient_is_named():
+    with jax.enable_x64(True):
+        run = partial(run_with, optax.clip_by_global_norm(1.0))
+        assert named("training/dpo", run) == [["training/dpo with gradients clipped to norm 1"]]
+
+
+@pytest.mark.slow
+def test_an_epsilon_in_training_is_named():
+    """Runs are slow, so the constant is fitted to the first loss."""
+
+    def loss(p, x):
+        s = sigmoid(p["beta"] * pairs.margins_of(x))
+        return pairs.over_pairs(-np.log(s + 1e-6), -p["beta"] * s * (1 - s) / (s + 1e-6))
+
+    name = "training/dpo with 1e-06 added to the probability in the logarithm"
+    assert named("training/dpo", partial(train, loss)) == [[name]]
 
 
 @pytest.mark.parametrize(

@@ -153,15 +153,32 @@ def cases(loss, params, num_reward_models=None, flags="", splits=(1, 8), pairs=T
     return made
 
 
+def steep(loss, params, inputs):
+    """The gradient of each step has a norm above 1."""
+    comment = "gradients of norms above 1, which trainers often clip"
+    expected = descend(loss, params, inputs)
+    return case("steep", "optimizer", comment, params, inputs, expected)
+
+
+def one_token():
+    """Every response repeats one token, after which the model expects another."""
+    made = inputs_of(4, True)
+    made["chosen_ids"] = np.full((PAIRS, 6), 2)
+    made["chosen_mask"] = np.array([[0, 0, 1, 1, 1, 1]] * PAIRS)
+    made["table"][2] = np.where(np.arange(VOCAB) == 3, 4.0, 0.0)
+    return made
+
+
 @lru_cache
 def e_dpo_cases():
-    made = cases(preference(batch_min), RATE, 3, "beta-dropped min-mean", splits=(1,))
+    made = cases(preference(batch_min), RATE, 3, "beta-dropped min-mean optimizer", splits=(1,))
     split = inputs_of(1, False, 3, 8)
     comment = "footnote 5's minimum is over a minibatch: accumulated pair by pair it is another one"
     return [*made, case("accumulated", "", comment, RATE, split, result="unspecified")]
 
 
 RATE = {"beta": 0.5, "learning_rate": 0.5}
+STEEP = {"beta": 4.0, "learning_rate": 0.0625}
 D_RATE = {"beta": 0.5, "learning_rate": 0.125}
 EQUATION = (
     "W <- W - learning_rate dL/dW, L = {} over all pairs of a step; logits after token v are W[v]"
@@ -170,12 +187,15 @@ FILES = {
     "dpo": lambda: (
         EQUATION.format("mean -log sigmoid(beta h)"),
         "Eq. 6",
-        cases(preference(dpo), RATE, flags="beta-dropped"),
+        [
+            *cases(preference(dpo), RATE, flags="beta-dropped"),
+            steep(preference(dpo), STEEP, inputs_of(2, True)),
+        ],
     ),
     "d-dpo": lambda: (
         EQUATION.format("mean (rho - beta h)^2"),
         "Eq. 7",
-        cases(preference(squares), D_RATE, 0, "beta-dropped reward-sign"),
+        cases(preference(squares), D_RATE, 0, "beta-dropped optimizer reward-sign"),
     ),
     "e-dpo": lambda: (
         EQUATION.format("min_k mean (rho_k - beta h)^2"),
@@ -185,7 +205,10 @@ FILES = {
     "sft": lambda: (
         EQUATION.format("-sum log pi(token) / tokens"),
         "section 6.1",
-        cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False),
+        [
+            *cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False),
+            steep(sft, STEEP, one_token()),
+        ],
     ),
 }
 
