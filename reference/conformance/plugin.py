@@ -16,7 +16,7 @@ from reference.conformance.judge import Adapter
 from reference.conformance.loading import load_adapter, read_expected_failures
 from reference.conformance.program import TIMEOUT
 from reference.conformance.report import Report, run
-from reference.conformance.text import sentences
+from reference.conformance.sentences import sentences
 
 ASKED = pytest.StashKey[tuple[Adapter, frozenset[str]]]()
 

@@ -9,7 +9,7 @@ from reference.conformance.cases import VECTORS
 from reference.conformance.diagnosis import Diagnosis
 from reference.conformance.judge import Result
 from reference.conformance.report import OUTCOMES, Report
-from reference.conformance.text import sentences
+from reference.conformance.sentences import sentences
 
 FORMAT = 1
 SEVERITIES = {"failed": "error", "errored": "error", "noted": "note"}

@@ -1,15 +1,13 @@
 """A report as text."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 
-from reference.conformance.cases import Case
-from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part
 from reference.conformance.evidence import size_of
-from reference.conformance.flags import FLAGS
 from reference.conformance.judge import Result
 from reference.conformance.report import OUTCOMES, Report, dialect_of
+from reference.conformance.sentences import together
 
 
 def table(report: Report) -> str:
@@ -46,67 +44,6 @@ def summary(report: Report) -> str:
     return f"{len(report.results)} cases: {line}{note}"
 
 
-def sentences(diagnosis: Diagnosis) -> list[str]:
-    """A diagnosis in words.
-
-    Args:
-        diagnosis: what `diagnose` returned.
-
-    Returns:
-        One line for what is computed, or one for each group of wrong outputs, then how to mend it.
-    """
-    lines = [_sentence(diagnosis, part) for part in diagnosis.parts]
-    return lines + list(_remedies(diagnosis))
-
-
-def _sentence(diagnosis: Diagnosis, part: Part) -> str:
-    names, outputs = " or ".join(h.name for h in part.hypotheses), _listed(part.outputs)
-    if part.outputs == (REFUSALS,):
-        like = f", as {names}" if names else ""
-        return f"{diagnosis.dialect} accepts what it should refuse{like}"
-    if not part.hypotheses:
-        told = [f"{diagnosis.dialect} is unknown, no named mistake gives its {outputs}"]
-        right = [f"right: {_listed(diagnosis.right)}"] if diagnosis.right else []
-        return "; ".join([*told, *right, *_telling(diagnosis)])
-    if diagnosis.whole:
-        return f"{diagnosis.dialect} in fact computes {names}{_symbols(names)}"
-    return f"{diagnosis.dialect} in fact computes {outputs} of {names}{_symbols(names)}"
-
-
-def _listed(outputs: Sequence[str]) -> str:
-    """Names of outputs; several gradients, or metrics, in one word."""
-    kinds = groupby(sorted(outputs), key=lambda name: name.split(".")[0])
-    groups = [(kind, list(names)) for kind, names in kinds]
-    words = {"grads": "gradients", "metrics": "metrics"}
-    return ", ".join(words[kind] if len(names) > 1 else names[0] for kind, names in groups)
-
-
-def _symbols(names: str) -> str:
-    """What stands for what in a formula."""
-    return ", where L is -log sigmoid" if "with the loss" in names and "L(" in names else ""
-
-
-def _telling(diagnosis: Diagnosis) -> Iterator[str]:
-    """What the failing cases say of an unknown output."""
-
-    def named(case: Case) -> str:
-        return f"{case.id} ({case.comment})"
-
-    yield f"the smallest failing case is {named(diagnosis.smallest)}"
-    if diagnosis.furthest is not diagnosis.smallest:
-        yield f"the largest difference is in {named(diagnosis.furthest)}"
-    if diagnosis.common:
-        yield diagnosis.common
-
-
-def _remedies(diagnosis: Diagnosis) -> Iterator[str]:
-    """How to mend each mistake, or what to do where another dialect is computed."""
-    yield from (f"    {name}: {FLAGS[name].remedy}" for name in diagnosis.flags)
-    others = [h.name for p in diagnosis.parts for h in p.hypotheses if not h.cost]
-    for name in dict.fromkeys(name for name in others if name != diagnosis.dialect):
-        yield f"    {name} is another dialect: claim it, or compare the equations in the guide"
-
-
 def _findings(report: Report) -> list[str]:
     lines: list[str] = []
     furthest = {diagnosis.furthest.id for diagnosis in report.diagnoses}
@@ -117,7 +54,7 @@ def _findings(report: Report) -> list[str]:
         for r in report.results
         if r.outcome == "noted"
     ]
-    lines += _together(report.diagnoses)
+    lines += together(report.diagnoses)
     lines += [
         f"SEARCH FAILED {name}: {error}; this is an error of the kit, not of the implementation"
         for name, error in report.search_errors.items()
@@ -151,15 +88,3 @@ def _failures(results: list[Result], furthest: set[str]) -> Iterator[str]:
         yield f"    {result.detail}"
     if others := [result.case.id.rpartition("/")[2] for result in telling[1:-1]]:
         yield f"{len(others)} more of {dialect_of(results[0])}: {', '.join(others)}"
-
-
-def _together(diagnoses: list[Diagnosis]) -> Iterator[str]:
-    """Diagnoses in words; what mends those of several dialects comes once, after the last."""
-    groups: dict[tuple[str, ...], list[Diagnosis]] = {}
-    for diagnosis in diagnoses:
-        groups.setdefault(tuple(_remedies(diagnosis)), []).append(diagnosis)
-    for remedies, group in groups.items():
-        parts = [(diagnosis, part) for diagnosis in group for part in diagnosis.parts]
-        parts.sort(key=lambda both: bool(both[1].hypotheses))  # what is mended comes last
-        yield from (_sentence(*both) for both in parts)
-        yield from remedies

@@ -20,7 +20,8 @@ from reference.conformance.formulas import Term
 from reference.conformance.hypotheses import Hypothesis
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
-from reference.conformance.text import sentences, table
+from reference.conformance.sentences import sentences
+from reference.conformance.text import table
 from scale.files import read_csv
 from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
 from tests.conformance.faults import LATER as LATER_FAULTS
@@ -308,6 +309,32 @@ def test_the_right_outputs_are_left_out():
     assert [part.outputs for part in found.parts] == [("loss",)] and not found.whole
     told = "dpo/plain in fact computes loss of dpo/plain with the pairs added, not averaged"
     assert sentences(found)[0] == told
+
+
+def test_what_several_dialects_share_is_said_once():
+    """The reference is dropped in three, and in one of them beta too; in two others the loss alone
+    is added."""
+
+    def evaluate(objective, dialect, p, x):
+        made = DIALECTS[objective, dialect](p, x)
+        if objective == "distillation":
+            return made | {"loss": made["loss"] * len(x[POLICY[0]])}
+        ref = {name: 0.0 * x[name] for name in REFERENCE}
+        p = p | {"beta": 1.0} if dialect == "robust" else p
+        return DIALECTS[objective, dialect](p, x | ref)
+
+    implementation = SimpleNamespace(dtype="float64", supports=lambda o, d: True, evaluate=evaluate)
+    report = run(implementation, load_cases("dpo") + load_cases("distillation", "r*"))
+    said = table(report).splitlines()
+    shared = [line for line in said if " dialects (" in line]
+    assert sorted(shared) == [
+        "2 dialects (distillation/rebel, distillation/rpo-sq) in fact have loss of what is "
+        "computed with the pairs added, not averaged",
+        "2 dialects (dpo/conservative, dpo/plain) in fact are computed without the reference",
+    ]
+    [robust] = [line for line in said if line.startswith("dpo/robust in fact")]
+    assert "without the reference" in robust and "beta is dropped" in robust
+    assert sum("subtract from each response its own" in line for line in said) == 2
 
 
 def repeating(p, x):
