@@ -289,7 +289,7 @@ SQUARED_HINGE = of_margin(
             "dpo/plain with gradients weighed by sigmoid of x, not of -x, "
             "where x is beta h or the reward margin",
         ),
-        (SQUARED_HINGE, "dpo/plain with the squared hinge for -log sigmoid"),
+        (SQUARED_HINGE, "dpo/plain with the squared hinge as the loss"),
     ],
 )
 def test_a_mistake_that_is_written_elsewhere_is_named(function, name):

@@ -246,7 +246,7 @@ OF_TARGETS = (
 """Of h and beta, in IPO."""
 LINKS = (
     *OF_LOGISTIC,
-    *(Mistake(f"with {words} for -log sigmoid", "link", of_margin(value, slope))
+    *(Mistake(f"with {words} as the loss", "link", of_margin(value, slope))
         for words, value, slope in OF_MARGINS),
     *(Mistake(f"with {words} for IPO's square", "target", of_target(value, slope))
         for words, value, slope in OF_TARGETS),

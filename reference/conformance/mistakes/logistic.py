@@ -111,7 +111,7 @@ OF_PROBABILITIES = (
 )
 """In place of -log sigmoid, on each side of the label smoothing."""
 OF_LOGISTIC = (
-    *(Mistake(f"with {words} for -log sigmoid" + (f" of x{X}" if "x" in words.split()[-1] else ""),
+    *(Mistake(f"with {words} as the loss" + (X if "x" in words.split()[-1] else ""),
         "link", linked(value, slope)) for words, value, slope in LOGISTIC),
     Mistake(f"with gradients weighed by sigmoid of x, not of -x{X}", "link", wrong_weights),
     *(Mistake(words, flag, partial(of_probability, value, slope))
