@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     tested.add_argument("--command", help=command)
     dtype = "judge at this precision, whatever the adapter says of itself"
     arguments.add_argument("--dtype", choices=DTYPES, help=dtype)
-    arguments.add_argument("--only", metavar="OBJECTIVE[/DIALECT]", help="these cases alone")
+    only = "these cases alone; may be given several times"
+    arguments.add_argument("--only", metavar="OBJECTIVE[/DIALECT]", action="append", help=only)
     xfail = "ids of cases that are expected to fail, one a line"
     arguments.add_argument("--xfail", metavar="FILE", type=Path, help=xfail)
     timeout = "seconds that an answer may take; the import of an adapter is one"
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
             adapter = _open_adapter(options, stack)
         except (ValueError, OSError) as error:
             return _cannot_run(" ".join(str(error).split()))
-        report = run(adapter, cases, frozenset(xfail), options.dtype)
+        report = run(adapter, cases, frozenset(xfail), options.dtype, announce)
     if options.json:
         named, dtype = options.adapter or options.command, options.dtype or dtype_of(adapter)
         _print(json.dumps(record(report, named, dtype)))
@@ -79,6 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
     if all(result.outcome == "skipped" for result in report.results):
         return _cannot_run("nothing was tested: none of these cases is supported")
     return 1 if report.unexpected else 0
+
+
+def announce(dialect: str) -> None:
+    """Say on standard error what the kit is busy with.
+
+    Args:
+        dialect: whose cases fail.
+    """
+    print(f"searching for what is computed in place of {dialect} ...", file=sys.stderr)
 
 
 def _open_adapter(options: argparse.Namespace, stack: ExitStack) -> Adapter:

@@ -22,7 +22,7 @@ from reference.conformance.evidence import (
     searched,
     size_of,
 )
-from reference.conformance.features import shared
+from reference.conformance.features import of_runs, shared
 from reference.conformance.fitting import fitted
 from reference.conformance.formulas import formulas
 from reference.conformance.hypotheses import (
@@ -117,7 +117,9 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
         parts.append(_refusals(key, evidence, parts))
     others = sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))
     furthest = _furthest(right(*key), evidence) or cases[0]
-    told = (cases[0], furthest, tuple(others), shared(cases, failed))
+    runs = of_runs(right(*key), evidence) if "losses" in wrong else ""
+    common = "; ".join(clause for clause in (runs, shared(cases, failed)) if clause)
+    told = (cases[0], furthest, tuple(others), common)
     return Diagnosis("/".join(key), tuple(parts), whole, *told)
 
 

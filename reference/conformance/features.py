@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 
 from reference.conformance.cases import Case
+from reference.conformance.evidence import Evidence, differs, evaluated
+from reference.conformance.hypotheses import Hypothesis
 
 
 def shared(cases: list[Case], failed: set[str]) -> str:
@@ -27,6 +29,29 @@ def shared(cases: list[Case], failed: set[str]) -> str:
     return ""
 
 
+def of_runs(usual: Hypothesis, evidence: Evidence) -> str:
+    """Whether the runs of `training` go wrong in the loss, or after it.
+
+    Args:
+        usual: the dialect as it is.
+        evidence: the answers, whose losses are wrong.
+
+    Returns:
+        A clause, or "" where there are no runs.
+    """
+    firsts = []
+    for case, answer in evidence.asked:
+        made = evaluated(usual, case)
+        if case.result == "value" and made and answer and "losses" in made.keys() & answer.keys():
+            due, given = ({"losses": np.ravel(of["losses"])[:1]} for of in (made, answer))
+            firsts.append(differs(case, "losses", due, given, evidence.dtype))
+    if not firsts:
+        return ""
+    if any(firsts):
+        return "the first loss of a run is wrong, before any update"
+    return "the first loss of each run is right, so the updates are wrong"
+
+
 def _rows(case: Case) -> int:
     """The number of pairs, or of rows; 0 where there are neither."""
     if "input_ids" in case.inputs:
@@ -44,9 +69,15 @@ def _prompt_beyond_limit(case: Case) -> int:
 FEATURES: dict[str, Callable[[Case], bool]] = {
     "several pairs": lambda case: "input_ids" not in case.inputs and _rows(case) > 1,
     "several rows": lambda case: "input_ids" in case.inputs and _rows(case) > 1,
+    "an odd number of pairs above 1": lambda case: (
+        "input_ids" not in case.inputs and _rows(case) > 1 and _rows(case) % 2 == 1
+    ),
     "several micro-batches a step": lambda case: np.shape(case.inputs.get("batches", [[]]))[1] > 1,
     "a prompt that is longer than the limit": lambda case: _prompt_beyond_limit(case) > 0,
     "a prompt that is shorter than the limit": lambda case: _prompt_beyond_limit(case) < 0,
+    "masked positions after the first": lambda case: (
+        0 in np.asarray(case.inputs.get("completion_mask", [[]]))[:, 1:]
+    ),
     "padding": lambda case: 0 in case.inputs.get("attention_mask", ()),
     "lengths": lambda case: "chosen_lengths" in case.inputs,
 }

@@ -64,14 +64,14 @@ AIMED_AT = {
         "ask for an explicit prompt, or compare whole turns"),
     "eos-doubled": Flag(
         "error", "a second end-of-sequence token is added",
-        "add the end-of-sequence token where the text does not have it yet"),
+        "add the end-of-sequence token once, at the end of a complete response, and nowhere else"),
     "eos-lost": Flag(
         "error",
         "a complete response does not end with the end-of-sequence token, or it is not scored",
         "append the end-of-sequence token to complete responses, and score it"),
     "eos-on-truncated": Flag(
         "error", "a truncated response is taught to end",
-        "add the end-of-sequence token before truncation, or not to what was cut"),
+        "end a response where its own flag says that it is complete, and not what was cut"),
     "example-min": Flag(
         "error", "the ensemble's minimum is on the wrong side of the batch mean",
         "average over the pairs for each model, then take the minimum (or the reverse)"),
@@ -108,7 +108,8 @@ AIMED_AT = {
         "note if accepted",
         "another turn than the assistant's last is taken for the response, or other contexts are"
         " accepted",
-        "keep all turns before the last; check that they are equal, and the last the assistant's"),
+        "keep all turns before the last, the system's too; check that they are equal in both, and"
+        " that the last is the assistant's"),
     "margin-dropped": Flag(
         "error", "the pair's own margin is not used, or has the wrong sign",
         "subtract the margin from the difference of the scores"),
@@ -131,6 +132,9 @@ AIMED_AT = {
         "error", "the steps are not those of plain gradient descent",
         "put plain SGD in the optimizer's place for this test: gradients"
         " zeroed before each step, no clipping, no decay, no momentum, no schedule"),
+    "order": Flag(
+        "error", "values of several pairs are mixed, as those of the pair after",
+        "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),
     "overflow": Flag(
         "error", "a large margin or logit overflows in the loss or its gradient",
         "use log-sigmoid, softplus or logsumexp of the library, not exp and log"),
@@ -219,15 +223,15 @@ OF_MISTAKES = {
     "offset": Flag(
         "error", "something is added to the margin, the loss or a probability",
         "leave out what the equation does not have, as an epsilon or a second loss"),
-    "order": Flag(
-        "error", "values of several pairs are mixed, as those of the pair after",
-        "follow one pair through the batch: sorting, shuffling, means, and shapes [B, 1] and [B]"),
     "overwritten": Flag(
         "error", "one of two gradients at the same position is lost",
         "add up the gradients of repeated positions, as np.add.at and index_add do"),
     "response-cut": Flag(
         "error", "a response is cut at the limit of the prompt",
         "cut the prompt alone at max_prompt_length"),
+    "temperature": Flag(
+        "error", "logits are multiplied, or divided, by a constant",
+        "score with the logits as they are: a temperature belongs to sampling"),
     "token-not-scored": Flag(
         "error", "a response's first or last tokens are not scored",
         "score every token of the response, the first by the prompt's last position"),

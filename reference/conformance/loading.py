@@ -60,16 +60,19 @@ def read_expected_failures(path: Path, cases: list[Case]) -> frozenset[str]:
     return frozenset(listed - {""})
 
 
-def cases_named(name: str | None) -> list[Case]:
+def cases_named(names: list[str] | None) -> list[Case]:
     """The cases that `--only` selects.
 
     Args:
-        name: `objective` or `objective/dialect`; None selects all.
+        names: `objective` or `objective/dialect`; None selects all.
 
     Returns:
         The cases.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none of a name.
     """
-    return load_cases(*name.split("/", 1)) if name else load_cases()
+    if names is None:
+        return load_cases()
+    named = {case.id: case for name in names for case in load_cases(*name.split("/", 1))}
+    return list(named.values())

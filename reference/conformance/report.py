@@ -1,5 +1,6 @@
 """All cases are put to one implementation: what came of them, and what it computes."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple
@@ -55,6 +56,7 @@ def run(
     cases: list[Case],
     expected_failures: frozenset[str] = frozenset(),
     dtype: str | None = None,
+    announce: Callable[[str], object] = lambda dialect: None,
 ) -> Report:
     """Put cases to an implementation.
 
@@ -63,6 +65,7 @@ def run(
         cases: the cases, in any order.
         expected_failures: ids of cases that are known to fail.
         dtype: how exact the answers must be, in place of what the adapter says of itself.
+        announce: is called with each failing dialect before the search, which may take a minute.
 
     Returns:
         The report.
@@ -72,6 +75,7 @@ def run(
     for name, group in groupby(sorted(results, key=dialect_of), key=dialect_of):
         judged = list(group)
         if failed := {r.case.id for r in judged if r.outcome == "failed"}:
+            announce(name)
             asked = ([r.case for r in judged], failed, dtype or dtype_of(adapter))
             found, error = attempted(partial(diagnose, adapter, *asked))
             diagnoses |= {name: found} if found else {}

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from reference.conformance.cases import Case
 from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part
@@ -30,12 +29,22 @@ def _sentence(diagnosis: Diagnosis, part: Part) -> str:
         like = f", as {names}" if names else ""
         return f"{diagnosis.dialect} accepts what it should refuse{like}"
     if not part.hypotheses:
-        told = [f"{diagnosis.dialect} is unknown, no named mistake gives its {outputs}"]
-        right = [f"right: {_listed(diagnosis.right)}"] if diagnosis.right else []
-        return "; ".join([*told, *right, *_telling(diagnosis)])
-    if diagnosis.whole:
-        return f"{diagnosis.dialect} in fact computes {names}{_symbols(names)}"
-    return f"{diagnosis.dialect} in fact computes {outputs} of {names}{_symbols(names)}"
+        told = f"{diagnosis.dialect} is unknown, no named mistake gives its {outputs}"
+        return "; ".join([told, *_telling(diagnosis)])
+    mistakes = _mistakes(diagnosis, part)
+    if len(mistakes) == len(part.hypotheses):
+        of = "" if diagnosis.whole else outputs
+        return f"{diagnosis.dialect}{_computed(of, list(mistakes), several=False)}"
+    what = "" if diagnosis.whole else f" {outputs} of"
+    return f"{diagnosis.dialect} in fact computes{what} {names}{_symbols(names)}"
+
+
+def _computed(outputs: str, mistakes: Sequence[str], several: bool) -> str:
+    """That outputs, or all, of one or several dialects are computed with mistakes."""
+    plural = outputs in ("gradients", "metrics") or "," in outputs if outputs else several
+    names = " or ".join(mistakes)
+    subject = f": {outputs}" if outputs else ""
+    return f"{subject} {'are' if plural else 'is'} in fact computed {names}{_symbols(names)}"
 
 
 def _listed(outputs: Sequence[str]) -> str:
@@ -52,11 +61,13 @@ def _symbols(names: str) -> str:
 
 
 def _telling(diagnosis: Diagnosis) -> Iterator[str]:
-    """What the failing cases say of an unknown output."""
+    """What is right beside an unknown output, and what the failing cases say of it."""
 
     def named(case: Case) -> str:
         return f"{case.id} ({case.comment})"
 
+    if diagnosis.right:
+        yield f"right: {_listed(diagnosis.right)}"
     yield f"the smallest failing case is {named(diagnosis.smallest)}"
     if diagnosis.furthest is not diagnosis.smallest:
         yield f"the largest difference is in {named(diagnosis.furthest)}"
@@ -87,13 +98,14 @@ def together(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
         Lines; how to mend something comes once, after all that it mends.
     """
     parts = [(diagnosis, part) for diagnosis in diagnoses for part in diagnosis.parts]
-    parts.sort(key=lambda both: bool(both[1].hypotheses))
     causes = list[tuple[str, tuple[str, ...]]]()
     while cause := _most_shared(parts):
-        causes.append(_said_of_all(cause))
-        parts = [both for both in parts if both not in cause.sharing]
+        causes.append(_said_of_all(*cause))
+        parts = [both for both in parts if both not in cause[1]]
+    yield from _unknown([both for both in parts if not both[1].hypotheses])
+    said = [*(_said(*both) for both in parts if both[1].hypotheses), *reversed(causes)]
     groups: dict[tuple[str, ...], list[str]] = {}
-    for sentence, remedies in [*(_said(*both) for both in parts), *reversed(causes)]:
+    for sentence, remedies in said:
         groups.setdefault(remedies, []).append(sentence)
     for remedies, group in groups.items():
         yield from (*group, *remedies)
@@ -102,33 +114,37 @@ def together(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
 Both = tuple[Diagnosis, Part]
 
 
-class _Cause(NamedTuple):
-    """What may be wrong with several dialects at once.
-
-    Attributes:
-        names: of the mistakes, which nothing tells apart.
-        outputs: those that have it; "" where all have.
-        sharing: the parts of the dialects.
-    """
-
-    names: list[str]
-    outputs: str
-    sharing: list[Both]
-
-
-def _most_shared(parts: Sequence[Both]) -> _Cause | None:
-    """What most dialects share; None where nothing is shared."""
-    found: dict[tuple[str, str], list[Both]] = {}
+def _unknown(parts: Sequence[Both]) -> Iterator[str]:
+    """What is unknown; once where the same outputs of several dialects are."""
+    groups: dict[tuple[object, ...], list[Both]] = {}
     for diagnosis, part in parts:
-        outputs = "" if diagnosis.whole else _listed(part.outputs)
+        alike = part.outputs, diagnosis.right, diagnosis.common
+        groups.setdefault(alike, []).append((diagnosis, part))
+    for (diagnosis, part), *others in groups.values():
+        if not others or part.outputs == (REFUSALS,):
+            yield from (_sentence(*both) for both in [(diagnosis, part), *others])
+            continue
+        names = [diagnosis.dialect, *(other.dialect for other, _ in others)]
+        told = f"{_which(names)} are unknown, no named mistake gives their {_listed(part.outputs)}"
+        yield "; ".join([told, *_telling(diagnosis)])
+
+
+def _which(dialects: Sequence[str]) -> str:
+    return f"{len(dialects)} dialects ({', '.join(dialects)})"
+
+
+def _most_shared(parts: Sequence[Both]) -> tuple[list[str], list[Both]] | None:
+    """The mistakes that most dialects share, which nothing tells apart, and where they are.
+
+    None where nothing is shared.
+    """
+    found: dict[str, list[Both]] = {}
+    for diagnosis, part in parts:
         for name in _mistakes(diagnosis, part):
-            found.setdefault((name, outputs), []).append((diagnosis, part))
+            found.setdefault(name, []).append((diagnosis, part))
     most = max(found.values(), key=len, default=[])
-    if len(most) < 2:
-        return None
-    names = [name for (name, _), sharing in found.items() if sharing == most]
-    [outputs, *_] = [outputs for (_, outputs), sharing in found.items() if sharing == most]
-    return _Cause(names, outputs, most)
+    names = [name for name, sharing in found.items() if sharing == most]
+    return (names, most) if len(most) > 1 else None
 
 
 def _mistakes(diagnosis: Diagnosis, part: Part) -> dict[str, Hypothesis]:
@@ -139,12 +155,12 @@ def _mistakes(diagnosis: Diagnosis, part: Part) -> dict[str, Hypothesis]:
     return {h.name.removeprefix(own): h for h in part.hypotheses if h.name.startswith(own)}
 
 
-def _said_of_all(cause: _Cause) -> tuple[str, tuple[str, ...]]:
+def _said_of_all(names: list[str], sharing: Sequence[Both]) -> tuple[str, tuple[str, ...]]:
     """What several dialects share, and how to mend it."""
-    diagnosis, part = cause.sharing[0]
-    mistakes, names = _mistakes(diagnosis, part), " or ".join(cause.names)
-    remedies = _remedies(diagnosis.dialect, [mistakes[name] for name in cause.names])
-    dialects = [diagnosis.dialect for diagnosis, _ in cause.sharing]
-    verb = f"have {cause.outputs} of what is" if cause.outputs else "are"
-    which = f"{len(dialects)} dialects ({', '.join(dialects)})"
-    return f"{which} in fact {verb} computed {names}{_symbols(names)}", tuple(remedies)
+    mistakes = _mistakes(*sharing[0])
+    remedies = _remedies(sharing[0][0].dialect, [mistakes[name] for name in names])
+    which = _which([diagnosis.dialect for diagnosis, _ in sharing])
+    outputs = {"" if diagnosis.whole else _listed(part.outputs) for diagnosis, part in sharing}
+    if len(outputs) > 1:
+        which, outputs = f"{which}, in all or some of their outputs,", {""}
+    return f"{which}{_computed(outputs.pop(), names, several=True)}", tuple(remedies)

@@ -46,9 +46,10 @@ def summary(report: Report) -> str:
 
 def _findings(report: Report) -> list[str]:
     lines: list[str] = []
-    furthest = {diagnosis.furthest.id for diagnosis in report.diagnoses}
-    for _, group in groupby(report.unexpected, key=dialect_of):
-        lines += _failures(list(group), furthest)
+    unknown = {d.furthest.id for d in report.diagnoses if not d.known}
+    known = {d.dialect for d in report.diagnoses if d.known}
+    for name, group in groupby(report.unexpected, key=dialect_of):
+        lines += _failures(list(group), unknown, most=1 if name in known else 3)
     lines += [
         f"NOTED {r.case.id}: {r.case.comment}; {r.detail}"
         for r in report.results
@@ -78,13 +79,15 @@ def _unsupported(report: Report) -> Iterator[str]:
         yield f"not supported: {', '.join(sorted(names))}"
 
 
-def _failures(results: list[Result], furthest: set[str]) -> Iterator[str]:
-    """Failures of one dialect with their numbers: the smallest case, that of the largest difference
-    and the largest case; and the names of the others."""
+def _failures(results: list[Result], furthest: set[str], most: int) -> Iterator[str]:
+    """Failures of one dialect with their numbers: the smallest case, and of one that is unknown the
+    case with the largest difference and the largest; and the names of the others."""
     smallest, *rest = sorted(results, key=lambda result: size_of(result.case))
     telling = sorted(rest, key=lambda result: result.case.id not in furthest)
-    for result in [smallest, *telling[:1], *telling[1:][-1:]]:
+    shown = [smallest, *telling[:1], *telling[1:][-1:]][:most]
+    for result in shown:
         yield f"{result.outcome.upper()} {result.case.id}: {result.case.comment}"
         yield f"    {result.detail}"
-    if others := [result.case.id.rpartition("/")[2] for result in telling[1:-1]]:
+    ids = {result.case.id for result in shown}
+    if others := [r.case.id.rpartition("/")[2] for r in telling if r.case.id not in ids]:
         yield f"{len(others)} more of {dialect_of(results[0])}: {', '.join(others)}"

@@ -24,13 +24,16 @@ def train(loss: Callable[[Values, Values], Values], params: Values, inputs: Valu
     W <- W - learning_rate dL/dW
 
     `batches` [S, A, M] names the pairs of each step, whose loss L is the mean over all A M of them,
-    however they are split. `ref_table` never changes.
+    however they are split. `ref_table` never changes. No case has `ref_batches`: it is for mistakes
+    that read the reference of other pairs.
     """
     table, ref = inputs["table"], _pair_logps(inputs["ref_table"], inputs)
     losses = []
-    for rows in inputs["batches"].reshape(len(inputs["batches"]), -1):
+    batches = _by_step(inputs["batches"])
+    of_ref = _by_step(inputs["ref_batches"]) if "ref_batches" in inputs else batches
+    for rows, ref_rows in zip(batches, of_ref, strict=True):
         policy = _pair_logps(table, inputs)
-        made = loss(params, _loss_inputs(policy, ref, inputs, rows))
+        made = loss(params, _loss_inputs(policy, ref, inputs, rows, ref_rows))
         grad = sum(
             _table_grad(table, inputs, name, rows, made["grads"]) for name in ("chosen", "rejected")
         )
@@ -45,13 +48,18 @@ def train_sft(params: Values, inputs: Values) -> Values:
     The mean is over all tokens of the step, however its pairs are split.
     """
     table, losses = inputs["table"], []
-    for rows in inputs["batches"].reshape(len(inputs["batches"]), -1):
+    for rows in _by_step(inputs["batches"]):
         count = inputs["chosen_mask"][rows, 1:].sum()
         losses.append(-_logps(table, inputs, "chosen")[rows].sum() / count)
         weights = np.full(len(rows), -1 / count)
         grad = _table_grad(table, inputs, "chosen", rows, {"policy_chosen_logps": weights})
         table = table - params["learning_rate"] * grad
     return {"losses": np.array(losses), "parameters": table}
+
+
+def _by_step(batches: np.ndarray) -> np.ndarray:
+    """The rows of each step, whose micro-batches are one after another."""
+    return batches.reshape(len(batches), -1)
 
 
 def _pair_logps(table: np.ndarray, inputs: Values) -> Values:
@@ -67,15 +75,17 @@ def _token_inputs(table: np.ndarray, inputs: Values, name: str, rows: Any = slic
     return {"logits": table[ids], "input_ids": ids, "completion_mask": inputs[f"{name}_mask"][rows]}
 
 
-def _loss_inputs(policy: Values, ref: Values, inputs: Values, rows: np.ndarray) -> Values:
+def _loss_inputs(
+    policy: Values, ref: Values, inputs: Values, rows: np.ndarray, ref_rows: np.ndarray
+) -> Values:
     scores = {name: inputs[name][..., rows] for name in ROWS if name in inputs}
     lengths = {
         f"{name}_lengths": inputs[f"{name}_mask"][rows, 1:].sum(axis=1)
         for name in ("chosen", "rejected")
     }
     logps = {
-        f"{who}_{name}_logps": values[name][rows]
-        for who, values in (("policy", policy), ("ref", ref))
+        f"{who}_{name}_logps": values[name][which]
+        for who, values, which in (("policy", policy, rows), ("ref", ref, ref_rows))
         for name in ("chosen", "rejected")
     }
     return logps | scores | lengths

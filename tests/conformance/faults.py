@@ -344,6 +344,8 @@ FAULTS = {
         'losses.append(np.sum(-_logps(table, inputs, "chosen")[rows] / count))'),
     "tokens added": training("batch-sum", f"count = {TOKENS}", "count = 1"),
     "rows averaged": training("sum-mean", f"count = {TOKENS}", "count = len(rows)"),
+    "reference of other pairs": training(
+        "order", "values[name][which]", 'values[name][rows if who == "policy" else np.arange(len(rows))]'),
     "gradients clipped": training("optimizer", STEP, f"{STEP} / max(np.linalg.norm(grad), 1.0)"),
     # bugs that users of other libraries reported; written when the search was done
     "likelihood of the chosen response alone": dialects("sign", "pairs.plain_dpo,\n", f"{LIKELIHOOD},\n"),
@@ -543,6 +545,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mean of rows' token means": ("with the mean of each row's token mean",),
     "tokens added": ("with the tokens added, not averaged",),
     "rows averaged": ("with the tokens added, over the number of rows",),
+    "reference of other pairs": ("with the reference of the pairs at the batch's own positions",),
     "gradients clipped": ("with gradients clipped to norm 1",),
     "likelihood of the chosen response alone": ("with the chosen response's likelihood alone",),
     "rejected response left out": ("with the policy's log-probability of rejected in place of the reference's log-probability of rejected",),

@@ -88,7 +88,7 @@ def test_label_smoothing_on_the_wrong_side_is_named():
         "dpo/conservative with chosen and rejected swapped",
     }
     said = table(run(client(SMOOTHED_ON_THE_WRONG_SIDE), load_cases("dpo", "conservative")))
-    assert "in fact computes" in said and "label-smoothing-ignored" not in said
+    assert "is in fact computed" in said and "label-smoothing-ignored" not in said
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
     assert not found.known and found.parts[0].hypotheses == ()
     smallest, furthest = (
         "dpo/plain/one-pair (h = 3: the policy has moved towards the chosen response)",
-        "dpo/plain/far-wrong (beta h = -400: finite, though exp(400) is not)",
+        "dpo/plain/far-both (two pairs with beta h = 800 and -800, where beta is 1/2)",
     )
     said = sentences(found)[0]
     assert "unknown" in said and f"; the smallest failing case is {smallest}; " in said
@@ -214,12 +214,12 @@ def test_what_no_hypothesis_gives_is_unknown_with_its_smallest_case():
 @pytest.mark.parametrize(
     ("dialect", "failing", "words"),
     [
-        ("dpo/plain", ("batch", "ties", "orders", "rewards"), "several pairs"),
-        ("dpo/plain", ("batch", "ties", "orders", "rewards", "one-pair"), None),
+        ("dpo/plain", ("batch", "ties", "orders", "rewards", "far-both"), "several pairs"),
+        ("dpo/plain", ("batch", "ties", "orders", "rewards"), None),
         ("dpo/plain", (), None),
         (
             "training/dpo",
-            ("from-reference-8x1", "away-from-reference-8x1"),
+            ("from-reference-8x1", "away-from-reference-8x1", "steep-8x1"),
             "several micro-batches a step",
         ),
         (
@@ -307,7 +307,7 @@ def test_the_right_outputs_are_left_out():
 
     found = diagnosis("dpo/plain", function)
     assert [part.outputs for part in found.parts] == [("loss",)] and not found.whole
-    told = "dpo/plain in fact computes loss of dpo/plain with the pairs added, not averaged"
+    told = "dpo/plain: loss is in fact computed with the pairs added, not averaged"
     assert sentences(found)[0] == told
 
 
@@ -328,11 +328,11 @@ def test_what_several_dialects_share_is_said_once():
     said = table(report).splitlines()
     shared = [line for line in said if " dialects (" in line]
     assert sorted(shared) == [
-        "2 dialects (distillation/rebel, distillation/rpo-sq) in fact have loss of what is "
-        "computed with the pairs added, not averaged",
-        "2 dialects (dpo/conservative, dpo/plain) in fact are computed without the reference",
+        "2 dialects (distillation/rebel, distillation/rpo-sq): loss is in fact computed with the "
+        "pairs added, not averaged",
+        "2 dialects (dpo/conservative, dpo/plain) are in fact computed without the reference",
     ]
-    [robust] = [line for line in said if line.startswith("dpo/robust in fact")]
+    [robust] = [line for line in said if line.startswith("dpo/robust is in fact")]
     assert "without the reference" in robust and "beta is dropped" in robust
     assert sum("subtract from each response its own" in line for line in said) == 2
 

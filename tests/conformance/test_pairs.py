@@ -395,6 +395,11 @@ def open_question(name, comment, params, inputs):
     return case(name, "", comment, params, inputs, result="unspecified")
 
 
+FAR = {
+    name: np.concatenate([value, one(-800.0, 800.0)[name]])
+    for name, value in one(800.0, -800.0).items()
+}
+FAR_BOTH = "two pairs with beta h = 800 and -800, where beta is 1/2"
 OVERFLOW = [
     (
         "far-right",
@@ -437,6 +442,7 @@ def dpo_file(dialect, equation, source, oracle, params, flags=""):
     if params:
         smoother = ("label-smoothing", "", "e = 3/8, elsewhere 1/8", logps(3, 14), MORE_SMOOTHING)
         asked.append(smoother)
+    asked.append(("far-both", "overflow", FAR_BOTH, FAR, {"beta": 0.5}))
     asked = [(name, f"{f} {flags}", *rest) for name, f, *rest in asked]
     made = cases_of(oracle, implicit_rewards, asked, params)
     zero = open_question(
@@ -609,6 +615,7 @@ def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, 
             {"gamma": 0.0},
         ),
         *extra,
+        ("far-both", "overflow", FAR_BOTH, extend(FAR, 13), {"gamma": 0.25, "beta": 0.5}),
     ]
     made = cases_of(oracle, metrics, asked, {}, wanted, without_grads=("impossible",))
     params = {"gamma": 0.25}

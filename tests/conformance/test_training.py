@@ -103,7 +103,7 @@ def descend(loss, params, inputs):
         {name: exact(v) if v.dtype == float else v.tolist() for name, v in inputs.items()},
     )
     table, losses = x["table"], []
-    for rows in inputs["batches"].reshape(STEPS, BATCH).tolist():
+    for rows in inputs["batches"].reshape(-1, BATCH).tolist():
 
         def at(values, rows=rows):
             return loss(p, x, rows, values["table"])
@@ -155,9 +155,22 @@ def cases(loss, params, num_reward_models=None, flags="", splits=(1, 8), pairs=T
 
 def steep(loss, params, inputs):
     """The gradient of each step has a norm above 1."""
-    comment = "gradients of norms above 1, which trainers often clip"
     expected = descend(loss, params, inputs)
-    return case("steep", "optimizer", comment, params, inputs, expected)
+    split = inputs | {"batches": inputs["batches"].reshape(STEPS, BATCH, 1)}
+    comment = "gradients of norms above 1, which trainers often clip"
+    return [
+        case("steep", "optimizer", comment, params, inputs, expected),
+        case("steep-8x1", "optimizer", f"{comment}; 8 x 1 pairs a step", params, split, expected),
+    ]
+
+
+def shuffled(loss, params, num_reward_models=None):
+    """Three steps of pairs that are not in the order of the data."""
+    inputs = inputs_of(5, True, num_reward_models)
+    order = [[[7 * (BATCH * step + i) % PAIRS for i in range(BATCH)]] for step in range(3)]
+    inputs["batches"] = np.array(order)
+    comment = "the pairs of a batch are not neighbours in the data; three steps"
+    return case("shuffled", "order", comment, params, inputs, descend(loss, params, inputs))
 
 
 def one_token():
@@ -174,7 +187,11 @@ def e_dpo_cases():
     made = cases(preference(batch_min), RATE, 3, "beta-dropped min-mean optimizer", splits=(1,))
     split = inputs_of(1, False, 3, 8)
     comment = "footnote 5's minimum is over a minibatch: accumulated pair by pair it is another one"
-    return [*made, case("accumulated", "", comment, RATE, split, result="unspecified")]
+    return [
+        *made,
+        case("accumulated", "", comment, RATE, split, result="unspecified"),
+        shuffled(preference(batch_min), RATE, 3),
+    ]
 
 
 RATE = {"beta": 0.5, "learning_rate": 0.5}
@@ -189,13 +206,17 @@ FILES = {
         "Eq. 6",
         [
             *cases(preference(dpo), RATE, flags="beta-dropped"),
-            steep(preference(dpo), STEEP, inputs_of(2, True)),
+            *steep(preference(dpo), STEEP, inputs_of(2, True)),
+            shuffled(preference(dpo), RATE),
         ],
     ),
     "d-dpo": lambda: (
         EQUATION.format("mean (rho - beta h)^2"),
         "Eq. 7",
-        cases(preference(squares), D_RATE, 0, "beta-dropped optimizer reward-sign"),
+        [
+            *cases(preference(squares), D_RATE, 0, "beta-dropped optimizer reward-sign"),
+            shuffled(preference(squares), D_RATE, 0),
+        ],
     ),
     "e-dpo": lambda: (
         EQUATION.format("min_k mean (rho_k - beta h)^2"),
@@ -207,7 +228,7 @@ FILES = {
         "section 6.1",
         [
             *cases(sft, RATE, flags="sum-mean mean-of-means", pairs=False),
-            steep(sft, STEEP, one_token()),
+            *steep(sft, STEEP, one_token()),
         ],
     ),
 }

@@ -25,9 +25,10 @@ from reference.conformance.mistakes.training import TRAINING
 
 KL = COMMON_KL + ODD_KL
 TOKENS = SCORES_OF_TOKENS + COUNTS + OF_MASKS + SEGMENTS
-OF_WHOLE = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
+OF_BOTH = OF_LOSSES + SMOOTHING + COLUMNS + REDUCTIONS + ODD
+OF_WHOLE = PRECISION + OF_BOTH
 """Those that may also be made around a dialect that is built on a loss of pairs."""
-PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_WHOLE
+PAIRS = PRECISION + LINKS + ENSEMBLES + OF_QUANTITIES + OF_BOTH
 OF_CLAIMED = frozenset(LINKS + ENSEMBLES + OF_QUANTITIES + COLUMNS + ODD + ODD_KL)
 """These are not looked for in a dialect that is not the claimed one."""
 RARE = OF_CLAIMED | frozenset(PRECISION)

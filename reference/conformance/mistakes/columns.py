@@ -274,7 +274,7 @@ COLUMNS = (
         lengths(lambda w, r: (w, w))),
     Mistake("with the rejected response's tokens counted for both", "sum-mean",
         lengths(lambda w, r: (r, r))),
-    Mistake("with the batch's longest response counted", "sum-mean",
+    Mistake("with every response divided by the length of the batch's longest one", "divisor",
         lengths(lambda w, r: (np.full(len(w), max(*w, *r)),) * 2)),
     Mistake("with one token more counted", "sum-mean", lengths(lambda w, r: (w + 1, r + 1))),
     Mistake("with one token fewer counted", "sum-mean", lengths(lambda w, r: (w - 1, r - 1))),

@@ -184,6 +184,8 @@ DATA = (
     Mistake("with the last token of each response lost", "eos-lost", then(without_last)),
     Mistake("with an end-of-sequence token on the prompt", "eos-doubled", then(
         lambda made, p, x: {"prompt_ids": [*made["prompt_ids"], p["eos_id"]]})),
+    Mistake("with an end-of-sequence token on the prompt before it is cut", "eos-doubled",
+        on_case(lambda p, x: {"prompt_ids": [*x["prompt_ids"], p["eos_id"]]})),
     Mistake("with white space at the responses' beginning removed", "white-space",
         replies(str.lstrip)),
     Mistake("with white space at the responses' end removed", "white-space", replies(str.rstrip)),
@@ -200,8 +202,9 @@ DATA = (
         ids(lambda p, i, complete: (i + [p["eos_id"]] * complete, complete))),
     Mistake("with truncated responses ended", "eos-on-truncated",
         ids(lambda p, i, complete: (i, True))),
-    *(Mistake(f"with the end of the {side} response decided by the other", "eos-on-truncated",
-        on(partial(ended_as, side, other))) for side, other in (SIDES, SIDES[::-1])),
+    *(Mistake(f"with the end of the {side} response decided by {other}_complete",
+        "eos-on-truncated", on(partial(ended_as, side, other)))
+        for side, other in (SIDES, SIDES[::-1])),
     Mistake("with responses cut at max_prompt_length", "response-cut", ids(
         lambda p, i, complete: (
             i[: p["max_prompt_length"]], complete and len(i) < p["max_prompt_length"]))),

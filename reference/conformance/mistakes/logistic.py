@@ -108,6 +108,9 @@ OF_PROBABILITIES = (
     ("with the probability in the logarithm no lower than {exp c}", "clipped",
         lambda a, c: np.minimum(softplus(-a), -c),
         lambda a, c: -sigmoid(-a) * (softplus(-a) < -c)),
+    ("with the probability in the logarithm clipped to {exp c} and 1 less that", "clipped",
+        lambda a, c: np.clip(softplus(-a), -np.log1p(-np.exp(c)), -c),
+        lambda a, c: -sigmoid(-a) * ((softplus(-a) < -c) & (softplus(a) < -c))),
 )
 """In place of -log sigmoid, on each side of the label smoothing."""
 OF_LOGISTIC = (

@@ -116,6 +116,8 @@ QUANTITIES = (
     Quantity("the margin", "margin", (((PC, RR), (PR, RC)),)),
     Quantity("beta times the margin", "margin", (((PC, RR), (PR, RC)),), by_beta=True),
     Quantity("the reward margin", "rho", ((SCORES[:1], SCORES[1:]),)),
+    Quantity("the reward margin less the pair's margin", "rho",
+        ((SCORES[:1], (SCORES[1], "margins")),)),
     Quantity("the policy's margin", "half", (((PC,), (PR,)),)),
     Quantity("the reference's margin", "half", (((RC,), (RR,)),)),
     Quantity("the log-ratios", "ratios", RATIOS),

@@ -155,6 +155,20 @@ def absolute_margins(made: Values, params: Values, inputs: Values) -> Values:
     return {"metrics": made["metrics"] | margins}
 
 
+def made_even(function: Function) -> Function:
+    """An odd batch is filled up with its first pair, as for two processes."""
+
+    def mistaken(params: Values, inputs: Values) -> Values:
+        made, pairs = function(params, inputs), size(inputs)
+        if pairs % 2 == 0:
+            return made
+        columns = [n for n in inputs if np.shape(inputs[n])[-1:] == (pairs,) and "_sample" not in n]
+        more = {n: np.concatenate([inputs[n], inputs[n][..., :1]], axis=-1) for n in columns}
+        return made | {"metrics": function(params, inputs | more)["metrics"]}
+
+    return mistaken
+
+
 def root(made: Values, params: Values, inputs: Values) -> Values:
     """The root of the mean square, of losses that are squares."""
     loss = np.sqrt(np.maximum(made["loss"], 0.0))
@@ -250,6 +264,8 @@ ODD = (
     Mistake("with the root of the batch's loss", "link", then(root)),
     Mistake("with metrics in percent", "scale", reported(lambda v: 100 * v)),
     Mistake("with the metrics negated", "sign", reported(lambda v: -v)),
+    Mistake("with the metrics of odd batches counting the first pair twice", "metrics",
+        made_even),
 )
 """Reductions that do not come with another mistake."""
 # fmt: on

@@ -88,6 +88,12 @@ def padded(params: Values, inputs: Values) -> Values:
     return {"completion_mask": np.pad(inputs["completion_mask"], ((0, 0), (0, missing)))}
 
 
+def as_token_0(params: Values, inputs: Values) -> Values:
+    """Labels are masked with 0 before the mask is made of them: all are scored."""
+    mask = inputs["completion_mask"]
+    return {"input_ids": inputs["input_ids"] * mask, "completion_mask": np.ones_like(mask)}
+
+
 def where(rows_of: Callable, value: float) -> Callable[[Function], Function]:
     """Log-probabilities of some rows are `value`; NaN is that of their gradients too.
 
@@ -194,8 +200,8 @@ def infinite(made: Values, params: Values, inputs: Values) -> Values:
 
 def temperature(function: Function, constant: float) -> Function:
     def mistaken(params: Values, inputs: Values) -> Values:
-        made = function(params, inputs | {"logits": constant * inputs["logits"]})
-        return made | {"grads": {"logits": constant * made["grads"]["logits"]}}
+        made = function(params, inputs | {"logits": inputs["logits"] / constant})
+        return made | {"grads": {"logits": made["grads"]["logits"] / constant}}
 
     return mistaken
 
@@ -219,7 +225,7 @@ TOKENS = (
     Mistake("with labels rolled, so that the last position predicts the first token", "shift",
         in_a_circle),
     Mistake("with labels shifted by two", "shift", lambda f: partial(f, ahead=-1)),
-    Mistake("with logits times {c}", "overflow", temperature),
+    Mistake("with logits divided by {c}, a temperature", "temperature", temperature),
     Mistake("with the first token not scored", "token-not-scored", masked(all_but_first)),
     Mistake("with the prompt's last token scored", "mask-dropped", masked(one_before)),
     Mistake("with the mask not shifted", "mask-dropped", masked(unshifted)),
@@ -238,6 +244,7 @@ TOKENS = (
     Mistake("negated", "sign", then(negated)),
     Mistake("with probabilities, not their logarithms", "overflow", then(probabilities)),
     Mistake("with the mask inverted", "mask-dropped", masked(lambda p, x, m: 1 - m)),
+    Mistake("with masked tokens scored as token 0", "mask-dropped", on_case(as_token_0)),
     Mistake("with the mask ignored", "mask-dropped", masked(lambda p, x, m: np.ones_like(m))),
     Mistake("with the prompt scored", "mask-dropped", masked(to_last)),
     Mistake("with the attention mask in place of the completion mask", "mask-dropped",

@@ -6,120 +6,23 @@ from functools import partial
 import numpy as np
 
 from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on
-
-TABLES = ("table", "ref_table")
-
-
-def step_by_step(step: Callable) -> Callable[[Function], Function]:
-    """A run whose steps are `step(function, params, inputs, table, before)` -> loss, next table.
-
-    `inputs` has the batches of one step, and `before` is the table one step ago, or the reference's
-    before the first.
-    """
-
-    def change(function: Function) -> Function:
-        def mistaken(params: Values, inputs: Values) -> Values:
-            losses: list[float] = []
-            table, before = (inputs[name] for name in TABLES)
-            for batch in inputs["batches"]:
-                one = inputs | {"batches": batch[None], "table": table}
-                loss, after = step(function, params, one, before)
-                table, before = after, table
-                losses.append(loss)
-            return {"losses": np.array(losses), "parameters": table}
-
-        return mistaken
-
-    return change
+from reference.conformance.mistakes.optimizers import OPTIMIZERS
+from reference.conformance.mistakes.steps import Step, Updated, step_by_step
 
 
-def one_step(function: Function, params: Values, inputs: Values) -> tuple[float, np.ndarray]:
-    made = function(params, inputs)
-    return made["losses"][0], made["parameters"]
+def reference_now(one: Step) -> Updated:
+    return one.right(ref_table=one.table)
 
 
-def reference_now(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    return one_step(function, params, inputs | {"ref_table": inputs["table"]})
+def reference_behind(one: Step) -> Updated:
+    return one.right(ref_table=one.before)
 
 
-def reference_behind(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    return one_step(function, params, inputs | {"ref_table": before})
-
-
-def without_first(function: Function, params: Values, inputs: Values, before: np.ndarray):
-    loss, table = one_step(function, params, inputs)
-    first = before is inputs["ref_table"]
-    return loss, inputs["table"] if first else table
-
-
-def updated(direction: Callable) -> Callable[[Function], Function]:
-    """A run with updates `direction(gradients, table)`, of the gradients up to this step, times the
-    learning rate."""
-
-    def change(function: Function) -> Function:
-        def mistaken(params: Values, inputs: Values) -> Values:
-            rate, table = params["learning_rate"], inputs["table"]
-            losses, gradients = list[float](), list[np.ndarray]()
-            for batch in inputs["batches"]:
-                one = inputs | {"batches": batch[None], "table": table}
-                loss, after = one_step(function, params, one)
-                losses.append(loss)
-                gradients.append((table - after) / rate)
-                table = table - rate * direction(gradients, table)
-            return {"losses": np.array(losses), "parameters": table}
-
-        return mistaken
-
-    return change
-
-
-def discounted(gradients: list[np.ndarray], decay: float) -> np.ndarray:
-    """The sum of gradients, each times `decay` to the power of its age."""
-    ages = np.arange(len(gradients))[::-1]
-    return np.tensordot(decay**ages, gradients, axes=1)
-
-
-def adam(second: float, decay: float, gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
-    """Adam, whose first decay is 0.9; with weight decay it is AdamW."""
-    steps = len(gradients)
-    mean = discounted(gradients, 0.9) * 0.1 / (1 - 0.9**steps)
-    square = discounted([g * g for g in gradients], second) * (1 - second) / (1 - second**steps)
-    return mean / (np.sqrt(square) + 1e-8) + decay * table
-
-
-def clipped(largest: float, epsilon: float, gradients: list[np.ndarray], table: np.ndarray):
-    """The gradient, whose norm is no larger; PyTorch adds an epsilon to it."""
-    return gradients[-1] * min(largest / (np.linalg.norm(gradients[-1]) + epsilon), 1.0)
-
-
-def normed(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(gradients[-1])
-    return gradients[-1] / (norm if norm > 0 else 1.0)
-
-
-def after_step(function: Function, params: Values, inputs: Values, before: np.ndarray):
+def after_step(one: Step) -> Updated:
     """The loss is that after the step."""
-    _, table = one_step(function, params, inputs)
-    loss, _ = one_step(function, params, inputs | {"table": table})
+    _, table = one.right()
+    loss, _ = one.right(table=table)
     return loss, table
-
-
-def rates(factor_of: Callable[[int, int], float]) -> Callable[[Function], Function]:
-    """The learning rate of each step times a factor of its number and theirs."""
-
-    def change(function: Function) -> Function:
-        def mistaken(params: Values, inputs: Values) -> Values:
-            table, losses, steps = inputs["table"], [], len(inputs["batches"])
-            for number, batch in enumerate(inputs["batches"]):
-                rate = params["learning_rate"] * factor_of(number, steps)
-                one = inputs | {"batches": batch[None], "table": table}
-                loss, table = one_step(function, params | {"learning_rate": rate}, one)
-                losses.append(loss)
-            return {"losses": np.array(losses), "parameters": table}
-
-        return mistaken
-
-    return change
 
 
 def micro_steps(function: Function) -> Function:
@@ -133,33 +36,56 @@ def micro_steps(function: Function) -> Function:
     return mistaken
 
 
-def parts_averaged(split: Callable, function: Function, params: Values, inputs: Values, before):
+def parts_averaged(split: Callable, one: Step) -> Updated:
     """Each part of a step alone, then the mean of their losses and updates."""
-    made = [
-        one_step(function, params, inputs | {"batches": np.reshape(rows, (1, 1, -1))})
-        for rows in split(inputs["batches"][0])
-    ]
-    losses, tables = zip(*made, strict=True)
-    return np.mean(losses), np.mean(tables, axis=0)
+    parts = [np.reshape(part, (1, 1, -1)) for part in split(one.inputs["batches"][0])]
+    losses, tables = zip(*(one.right(batches=part) for part in parts), strict=True)
+    return float(np.mean(losses)), np.mean(tables, axis=0)
 
 
-def one_part(index: int, divided: bool, function: Function, params: Values, inputs: Values, before):
+def one_part(index: int, divided: bool, one: Step) -> Updated:
     """The update of one micro-batch, beside the loss of the whole step."""
-    loss, _ = one_step(function, params, inputs)
-    batches, table = inputs["batches"], inputs["table"]
-    _, after = one_step(function, params, inputs | {"batches": batches[:, [index]]})
-    return loss, table + (after - table) / (batches.shape[1] if divided else 1)
+    loss, _ = one.right()
+    batches = one.inputs["batches"]
+    _, gradient = one.gradient(batches=batches[:, [index]])
+    return loss, one.table - one.rate * gradient / (batches.shape[1] if divided else 1)
 
 
-def scaled(factor: Callable, function: Function, params: Values, inputs: Values, before):
+def reported(index: int, divided: bool, one: Step) -> Updated:
+    """The loss of one micro-batch, beside the update of the whole step."""
+    _, table = one.right()
+    batches = one.inputs["batches"]
+    loss, _ = one.right(batches=batches[:, [index]])
+    return loss / (batches.shape[1] if divided else 1), table
+
+
+def scaled(factor: Callable, one: Step) -> Updated:
     """The loss of a step times a factor of its inputs."""
-    loss, table = one_step(function, params, inputs)
-    by = factor(inputs)
-    return by * loss, inputs["table"] + by * (table - inputs["table"])
+    loss, gradient = one.gradient()
+    by = factor(one.inputs)
+    return by * loss, one.table - one.rate * by * gradient
 
 
 def tokens_of(inputs: Values) -> int:
     return inputs["chosen_mask"][np.ravel(inputs["batches"]), 1:].sum()
+
+
+def smoothed(share: float, one: Step) -> Updated:
+    """The chosen responses' tokens have `share` of their label spread over the vocabulary."""
+    loss, gradient = one.gradient()
+    rows = np.ravel(one.inputs["batches"])
+    before = one.inputs["chosen_ids"][rows, :-1][one.inputs["chosen_mask"][rows, 1:] == 1]
+    logps = one.table - np.logaddexp.reduce(one.table, axis=1, keepdims=True)
+    counts = np.bincount(before, minlength=len(logps))[:, None] / len(before)
+    uniform = counts * (np.exp(logps) - 1 / logps.shape[1])
+    spread = -np.sum(counts * logps) / logps.shape[1]
+    update = (1 - share) * gradient + share * uniform
+    return (1 - share) * loss + share * spread, one.table - one.rate * update
+
+
+def positions(of: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Function], Function]:
+    """The reference is read for other pairs: `of(batches, pairs)`."""
+    return on(lambda x: {"ref_batches": of(x["batches"], len(x["chosen_ids"]))})
 
 
 def rate(power: int) -> Callable[[Function], Function]:
@@ -182,13 +108,15 @@ TRAINING = (
         step_by_step(reference_behind)),
     Mistake("with the reference where training starts", "reference-moves",
         on(lambda x: {"ref_table": x["table"]})),
+    Mistake("with the reference of the pairs in the order of the data, not of the batches",
+        "order", positions(
+            lambda batches, pairs: np.arange(batches.size).reshape(batches.shape) % pairs)),
+    Mistake("with the reference of the pairs at the batch's own positions", "order",
+        positions(lambda batches, pairs: np.broadcast_to(
+            np.arange(batches.shape[-1]), batches.shape))),
     Mistake("with micro-batches added, not averaged", "accumulation-scale", rate(1)),
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
     Mistake("with the gradient ascended", "sign", at(learning_rate=lambda r: -r)),
-    Mistake("with the first step skipped", "accumulation-scale", step_by_step(without_first)),
-    *(Mistake(f"with gradients clipped to norm {{c}}{words}", "optimizer",
-        lambda function, c, epsilon=epsilon: updated(partial(clipped, c, epsilon))(function))
-        for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),
     Mistake("with the first micro-batch of each step alone", "accumulation-lost",
         on(lambda x: {"batches": x["batches"][:, :1]})),
     Mistake("with the last micro-batch of each step alone", "accumulation-lost",
@@ -197,35 +125,18 @@ TRAINING = (
         step_by_step(partial(one_part, index, divided)))
         for side, index in (("first", 0), ("last", -1))
         for words, divided in (("", False), (", divided by their number", True))),
+    *(Mistake(f"with the loss of the {side} micro-batch alone reported{words}", "metrics",
+        step_by_step(partial(reported, index, divided)))
+        for side, index in (("first", 0), ("last", -1))
+        for words, divided in (("", False), (", divided by their number", True))),
     Mistake("with micro-batches as steps of their own", "accumulation-scale", micro_steps),
     Mistake("with the batches of the steps in reverse order", "accumulation-scale",
         on(lambda x: {"batches": x["batches"][::-1]})),
-    Mistake("at {c} times the learning_rate", "optimizer",
-        lambda function, c: at(learning_rate=lambda r: c * r)(function)),
-    Mistake("with momentum {c}", "optimizer",
-        lambda function, c: updated(lambda g, table: discounted(g, c))(function)),
-    Mistake("with gradients that are not zeroed between the steps", "optimizer",
-        updated(lambda g, table: discounted(g, 1.0))),
-    *(Mistake(f"with Adam (0.9, {second:g}){words}", "optimizer",
-        updated(partial(adam, second, decay)))
-        for second in (0.999, 0.95)
-        for decay, words in ((0.0, ""), (0.01, " and weight decay 0.01"))),
-    Mistake("with weight decay {c}", "optimizer",
-        lambda function, c: updated(lambda g, table: g[-1] + c * table)(function)),
-    Mistake("with the gradient's sign alone", "optimizer",
-        updated(lambda g, table: np.sign(g[-1]))),
-    Mistake("with the gradient over its norm", "optimizer", updated(normed)),
     Mistake("with the losses after the steps", "order", step_by_step(after_step)),
-    Mistake("with a learning_rate that falls to 0 linearly", "optimizer",
-        rates(lambda number, steps: 1 - number / steps)),
-    Mistake("with a learning_rate that falls to 0 as a cosine", "optimizer",
-        rates(lambda number, steps: (1 + np.cos(np.pi * number / steps)) / 2)),
-    Mistake("with a learning_rate that rises linearly", "optimizer",
-        rates(lambda number, steps: (number + 1) / steps)),
-    Mistake("with the last step skipped", "accumulation-scale",
-        rates(lambda number, steps: float(number < steps - 1))),
     Mistake("with the first batch in every step", "order",
         on(lambda x: {"batches": np.broadcast_to(x["batches"][:1], x["batches"].shape)})),
+    Mistake("with label smoothing {c} over the vocabulary", "label-smoothing-misused",
+        lambda function, c: step_by_step(partial(smoothed, c))(function)),
     Mistake("with the mean of each micro-batch's token mean", "mean-of-means",
         step_by_step(partial(parts_averaged, list))),
     Mistake("with the mean of each row's token mean", "mean-of-means",
@@ -234,5 +145,6 @@ TRAINING = (
         step_by_step(partial(scaled, tokens_of))),
     Mistake("with the tokens added, over the number of rows", "sum-mean", step_by_step(
         partial(scaled, lambda x: tokens_of(x) / x["batches"].size))),
+    *OPTIMIZERS,
 )
 # fmt: on
