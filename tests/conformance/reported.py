@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in twelve sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in thirteen sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -307,6 +307,19 @@ def exact_sum(x):
 
 
 # fmt: off
+def sums_in_bfloat16(p, x):
+    """IPO of token means, whose reference was stored as sums in half precision."""
+    ref = {n: x[n].astype(jnp.bfloat16).astype(x[n].dtype) for n in x if n.startswith("ref_")}
+    w, l = (r / n for r, n in zip(ratios(x | ref), lengths(x), strict=True))  # noqa: E741
+    return (w - l - 0.5 / p["beta"]) ** 2
+
+
+def filled_up(x):
+    """The pairs, and where their number is odd the first one again."""
+    names = [n for n in x if n.endswith("_logps") and len(x[n]) % 2]
+    return x | {n: jnp.concatenate([x[n], x[n][:1]]) for n in names}
+
+
 REPORTS = {
     "beta twice (AI-Hypercomputer/maxtext#1530)": Bug(
         "dpo/plain", loss(lambda p, x: -log_sigmoid(p["beta"] ** 2 * h(x))),
@@ -816,8 +829,32 @@ TWELFTH = {
             p["reward_scale"] * rho(x) / (pooled(x) + 1e-8) - p["beta"] * h(x)) ** 2),
         "named", "with all rewards over their standard deviation of a sample plus 1e-08"),
 }
+THIRTEENTH = {
+    "reference's sums in bfloat16, under token means": Bug(
+        "ipo/token-mean", loss(sums_in_bfloat16), "unknown",
+        "with the reference's log-probabilities in bfloat16"),
+    "Keras's epsilon on both sides": Bug(
+        "reward/margin", loss(lambda p, x: -jnp.log(jnp.clip(
+            sigmoid(rho(x) - x["margins"]), 1e-7, 1 - 1e-7))), "unknown",
+        "with the probability in the logarithm clipped to 1e-07 and 1 less that"),
+    "Llama 2's argument clipped": Bug(
+        "reward/margin", loss(lambda p, x: -log_sigmoid(jnp.clip(rho(x) - x["margins"], -20, 20))),
+        "unknown", "with the reward margin less the pair's margin clipped at 20 and -20"),
+    "metrics of odd batches for two processes": Bug(
+        "dpo/plain", with_metrics(lambda p, x: rewards_of(p, filled_up(x), 1.0)), "unknown",
+        "with the metrics of odd batches counting the first pair twice"),
+    "labels masked with 0 before the mask is made": Bug(
+        "logps/sum", lambda p, x: tokens(log_softmax)(p, x | {
+            "input_ids": jnp.where(x["completion_mask"] == 1, x["input_ids"], 0),
+            "completion_mask": jnp.ones_like(x["completion_mask"])}),
+        "unknown", "with masked tokens scored as token 0"),
+    "logits of a temperature of 0.7": Bug(
+        "logps/mean", tokens(lambda logits: log_softmax(logits / 0.7), lambda t, m: (
+            t.sum(1) / jnp.maximum(m.sum(1), 1))), "named",
+        "with logits divided by 0.7, a temperature"),
+}
 # fmt: on
 SETS = (
     *(REPORTS, SECOND, THIRD, FOURTH, FIFTH, SIXTH),
-    *(SEVENTH, EIGHTH, NINTH, TENTH, ELEVENTH, TWELFTH),
+    *(SEVENTH, EIGHTH, NINTH, TENTH, ELEVENTH, TWELFTH, THIRTEENTH),
 )

@@ -135,6 +135,10 @@ def run_with(optimizer, params, x):
     return {"losses": np.array(losses), "parameters": table}
 
 
+def scheduled(first, then, steps):
+    return optax.scale_by_schedule(optax.join_schedules([first, then], [steps]))
+
+
 @pytest.mark.parametrize(
     ("name", "constant", "optimizer"),
     [
@@ -149,6 +153,27 @@ def run_with(optimizer, params, x):
         ("with weight decay {c}", 0.1, optax.add_decayed_weights(0.1)),
         ("with gradients clipped to norm {c}", 1.0, optax.clip_by_global_norm(1.0)),
         ("at {c} times the learning_rate", 0.3, optax.scale(0.3)),
+        (
+            "with a learning_rate that rises from 0 over 1 step and falls to 0 linearly",
+            None,
+            scheduled(optax.linear_schedule(0, 1, 1), optax.linear_schedule(1, 0, 9), 1),
+        ),
+        (
+            "with a learning_rate that rises from 1/3 over 3 steps",
+            None,
+            scheduled(optax.linear_schedule(1 / 3, 1, 2), optax.constant_schedule(1), 3),
+        ),
+        (
+            "with a learning_rate that rises from 0 over 3 steps and falls to 0 as a cosine",
+            None,
+            optax.scale_by_schedule(optax.warmup_cosine_decay_schedule(0, 1, 3, 10)),
+        ),
+        (
+            "with a learning_rate that each step multiplies by {c}",
+            0.9,
+            optax.scale_by_schedule(optax.exponential_decay(1, 1, 0.9)),
+        ),
+        ("with the first step skipped", None, scheduled(lambda n: 0, lambda n: 1, 1)),
         ("with the gradient's sign alone", None, optax.scale_by_sign()),
         ("with the gradient over its norm", None, optax.normalize_by_update_norm(eps=0.0)),
     ],
@@ -161,10 +186,109 @@ def test_optimizers_are_those_of_optax(name, constant, optimizer):
     made = mistaken(case.params, case.inputs)
     with jax.enable_x64(True):
         due = run_with(optimizer, case.params, case.inputs)
+    near = 1e-6 if "learning_rate that" in name else 1e-9  # Optax's schedules are float32
     for output, values in due.items():
-        np.testing.assert_allclose(made[output], values, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(made[output], values, rtol=near, atol=near)
     plain = right(case.params, case.inputs)
-    assert not np.allclose(made["parameters"], plain["parameters"], rtol=1e-6)
+    assert not np.allclose(made["parameters"], plain["parameters"], rtol=1e-4)
+
+
+def steep(dialect, split):
+    (case,) = (c for c in load_cases("training", dialect) if c.id.endswith(f"/{split}"))
+    return case
+
+
+@pytest.mark.parametrize(
+    ("name", "each_time"),
+    [
+        ("with the gradient of each micro-batch clipped to norm {c}", False),
+        ("with the gradient so far, after each micro-batch, clipped to norm {c}", True),
+    ],
+)
+def test_gradients_that_are_clipped_in_the_accumulation(name, each_time):
+    """Where the loop over micro-batches clips what Optax would clip after it."""
+    case, right = steep("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
+    made = row_named(TRAINING, name).known(1.0).change(right)(case.params, case.inputs)
+    x, rate = case.inputs, case.params["learning_rate"]
+    clip, table = optax.clip_by_global_norm(1.0), x["table"]
+    with jax.enable_x64(True):
+        for batch in x["batches"]:
+            total = np.zeros_like(table)
+            for rows in batch:
+                one = right(case.params, x | {"batches": rows[None, None], "table": table})
+                part = (table - one["parameters"]) / rate
+                part = part / len(batch) if each_time else clip.update(part, None)[0] / len(batch)
+                total = clip.update(total + part, None)[0] if each_time else total + part
+            table = table - rate * np.asarray(total)
+    np.testing.assert_allclose(made["parameters"], table, rtol=1e-9, atol=1e-9)
+
+
+def test_label_smoothing_over_the_vocabulary():
+    """Optax smooths the labels, and JAX has the gradient."""
+    case = steep("sft", "away-from-reference-1x8")
+    x, rate = case.inputs, case.params["learning_rate"]
+    row = row_named(TRAINING, "with label smoothing {c} over the vocabulary").known(0.1)
+    made = row.change(DIALECTS["training", "sft"])(case.params, x)
+
+    def loss(table, rows):
+        ids, mask = x["chosen_ids"][rows], x["chosen_mask"][rows, 1:]
+        labels = optax.smooth_labels(jax.nn.one_hot(ids[:, 1:], table.shape[1]), 0.1)
+        each = optax.softmax_cross_entropy(jax.numpy.asarray(table)[ids[:, :-1]], labels)
+        return (each * mask).sum() / mask.sum()
+
+    with jax.enable_x64(True):
+        table, losses = x["table"], []
+        for batch in x["batches"].reshape(len(x["batches"]), -1):
+            value, gradient = jax.value_and_grad(loss)(table, batch)
+            losses.append(float(value))
+            table = table - rate * np.asarray(gradient)
+    np.testing.assert_allclose(made["losses"], losses, rtol=1e-9)
+    np.testing.assert_allclose(made["parameters"], table, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("with the loss of the last micro-batch alone reported", 1.0),
+        ("with the loss of the last micro-batch alone reported, divided by their number", 0.125),
+    ],
+)
+def test_the_last_micro_batch_is_reported(name, share):
+    """The first loss is that of its last pair, before any update."""
+    case, right = steep("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
+    made = row_named(TRAINING, name).change(right)(case.params, case.inputs)
+    last = right(case.params, case.inputs | {"batches": case.inputs["batches"][:1, -1:]})
+    np.testing.assert_allclose(made["losses"][0], share * last["losses"][0], rtol=1e-12)
+    np.testing.assert_array_equal(
+        made["parameters"], right(case.params, case.inputs)["parameters"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "rows"),
+    [
+        ("in the order of the data, not of the batches", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("at the batch's own positions", [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_the_reference_of_other_pairs(words, rows):
+    """The first loss, by hand of the log-probabilities of both tables."""
+    case, right = steep("dpo", "shuffled"), DIALECTS["training", "dpo"]
+    x, name = case.inputs, f"with the reference of the pairs {words}"
+    made = row_named(TRAINING, name).change(right)(case.params, x)
+
+    def ratio(table, pairs):
+        logps = table - np.log(np.exp(table).sum(1, keepdims=True))
+        sides = []
+        for side in ("chosen", "rejected"):
+            ids, mask = x[f"{side}_ids"][pairs], x[f"{side}_mask"][pairs]
+            sides.append((logps[ids[:, :-1], ids[:, 1:]] * mask[:, 1:]).sum(1))
+        return sides[0] - sides[1]
+
+    margins = ratio(x["table"], x["batches"][0, 0]) - ratio(x["ref_table"], rows)
+    due = softplus(-case.params["beta"] * margins).mean()
+    np.testing.assert_allclose(made["losses"][0], due, rtol=1e-12)
+    assert not np.isclose(due, right(case.params, x)["losses"][0])
 
 
 def test_a_clipped_gradient_is_named():

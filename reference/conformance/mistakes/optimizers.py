@@ -51,6 +51,16 @@ def clipped_in_parts(largest: float, epsilon: float, one: Step) -> Updated:
     return loss, one.table - one.rate * update
 
 
+def clipped_each_time(largest: float, epsilon: float, one: Step) -> Updated:
+    """The gradient that is accumulated is clipped after each micro-batch."""
+    (loss, _), batches = one.right(), one.inputs["batches"][0]
+    gradient = np.zeros_like(one.table)
+    for rows in batches:
+        _, part = one.gradient(batches=rows[None, None])
+        gradient = clipped(gradient + part / len(batches), largest, epsilon)
+    return loss, one.table - one.rate * gradient
+
+
 def normed(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(gradients[-1])
     return gradients[-1] / (norm if norm > 0 else 1.0)
@@ -66,10 +76,13 @@ def rates(factor_of: Callable[[int, int], float]) -> Callable[[Function], Functi
     return step_by_step(step)
 
 
-def scheduled(warmup: int, first: float, fall: Callable, number: int, steps: int) -> float:
-    """A factor that rises from `first` over the warm-up to 1, and then falls."""
+def scheduled(warmup: int, first: int, fall: Callable, number: int, steps: int) -> float:
+    """A factor that rises by 1 / warmup in each step of the warm-up, and then falls.
+
+    It begins with 0, or where `first` is 1 with 1 / warmup.
+    """
     if number < warmup:
-        return first + (1 - first) * number / warmup
+        return (number + first) / warmup
     return float(fall((number - warmup) / (steps - warmup)))
 
 
@@ -82,10 +95,10 @@ FALLS: dict[str, Callable[[float], float]] = {
 
 def schedules() -> Iterator[Mistake]:
     """Schedules with a warm-up from 0 or from its first fraction, and without one."""
-    warmups = [(0, 1.0), *((n, 0.0) for n in range(1, MOST + 1))]
-    warmups += [(n, 1 / n) for n in range(2, MOST + 1)]
+    warmups = [(0, 0), *((n, first) for n in range(1, MOST + 1) for first in (0, 1) if n > first)]
     for warmup, first in warmups:
-        rises = f" rises from {first:.3g} over {warmup} step{'s' * (warmup > 1)}" * (warmup > 0)
+        begins = f"1/{warmup}" if first else "0"
+        rises = f" rises from {begins} over {warmup} step{'s' * (warmup > 1)}" * (warmup > 0)
         for falls, fall in FALLS.items():
             if rises or falls:
                 both = " and" * bool(rises and falls)
@@ -99,9 +112,12 @@ OPTIMIZERS = (
         lambda function, c, epsilon=epsilon:
             updated(lambda g, table: clipped(g[-1], c, epsilon))(function))
         for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),
-    *(Mistake(f"with the gradient of each micro-batch clipped to norm {{c}}{words}", "optimizer",
-        lambda function, c, epsilon=epsilon:
-            step_by_step(partial(clipped_in_parts, c, epsilon))(function))
+    *(Mistake(f"with {what} clipped to norm {{c}}{words}", "optimizer",
+        lambda function, c, step=step, epsilon=epsilon:
+            step_by_step(partial(step, c, epsilon))(function))
+        for what, step in (
+            ("the gradient of each micro-batch", clipped_in_parts),
+            ("the gradient so far, after each micro-batch,", clipped_each_time))
         for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),
     Mistake("at {c} times the learning_rate", "optimizer",
         lambda function, c: at(learning_rate=lambda r: c * r)(function)),

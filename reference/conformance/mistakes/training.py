@@ -135,7 +135,7 @@ TRAINING = (
     Mistake("with the losses after the steps", "order", step_by_step(after_step)),
     Mistake("with the first batch in every step", "order",
         on(lambda x: {"batches": np.broadcast_to(x["batches"][:1], x["batches"].shape)})),
-    Mistake("with label smoothing {c} over the vocabulary", "label-smoothing-misused",
+    Mistake("with label smoothing {c} over the vocabulary", "link",
         lambda function, c: step_by_step(partial(smoothed, c))(function)),
     Mistake("with the mean of each micro-batch's token mean", "mean-of-means",
         step_by_step(partial(parts_averaged, list))),
