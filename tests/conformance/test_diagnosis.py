@@ -20,7 +20,7 @@ from reference.conformance.formulas import Term
 from reference.conformance.hypotheses import Hypothesis
 from reference.conformance.lookalikes import LOOKALIKES
 from reference.conformance.mistakes import DATA, KL, PAIRS, TOKENS, TRAINING
-from reference.conformance.sentences import sentences
+from reference.conformance.sentences import sentences, together
 from reference.conformance.text import table
 from scale.files import read_csv
 from tests.conformance.faults import FAULTS, NAMES, UNKNOWN
@@ -312,29 +312,59 @@ def test_the_right_outputs_are_left_out():
 
 
 def test_what_several_dialects_share_is_said_once():
-    """The reference is dropped in three, and in one of them beta too; in two others the loss alone
-    is added."""
+    """The reference is dropped in two dialects; in two others the loss alone is added."""
 
     def evaluate(objective, dialect, p, x):
         made = DIALECTS[objective, dialect](p, x)
         if objective == "distillation":
             return made | {"loss": made["loss"] * len(x[POLICY[0]])}
-        ref = {name: 0.0 * x[name] for name in REFERENCE}
-        p = p | {"beta": 1.0} if dialect == "robust" else p
-        return DIALECTS[objective, dialect](p, x | ref)
+        return DIALECTS[objective, dialect](p, x | {name: 0.0 * x[name] for name in REFERENCE})
 
     implementation = SimpleNamespace(dtype="float64", supports=lambda o, d: True, evaluate=evaluate)
-    report = run(implementation, load_cases("dpo") + load_cases("distillation", "r*"))
-    said = table(report).splitlines()
-    shared = [line for line in said if " dialects (" in line]
-    assert sorted(shared) == [
+    cases = load_cases("distillation", "r*") + load_cases("dpo", "[cp]*")
+    said = table(run(implementation, cases)).splitlines()
+    assert [line for line in said if "in fact" in line] == [
+        "2 dialects (dpo/conservative, dpo/plain) are in fact computed without the reference",
         "2 dialects (distillation/rebel, distillation/rpo-sq): loss is in fact computed with the "
         "pairs added, not averaged",
-        "2 dialects (dpo/conservative, dpo/plain) are in fact computed without the reference",
     ]
-    [robust] = [line for line in said if line.startswith("dpo/robust is in fact")]
-    assert "without the reference" in robust and "beta is dropped" in robust
-    assert sum("subtract from each response its own" in line for line in said) == 2
+    assert sum("subtract from each response its own" in line for line in said) == 1
+
+
+def unknown(dialect, right=()):
+    case = load_cases(*dialect.split("/"))[0]
+    part = Part(("grads.policy_chosen_logps", "loss"), ())
+    return Diagnosis(dialect, (part,), False, case, case, right)
+
+
+def test_what_is_unknown_in_the_same_way_is_said_once():
+    """In `dpo/robust` the metrics are right, in the two others there are none."""
+    diagnoses = unknown("dpo/plain"), unknown("dpo/robust", ("metrics.rewards/chosen",))
+    plain, robust = together([*diagnoses, unknown("ipo/sum")])
+    assert plain.startswith(
+        "2 dialects (dpo/plain, ipo/sum) are unknown, no named mistake gives their "
+        "grads.policy_chosen_logps, loss; the smallest failing case is dpo/plain/one-pair ("
+    )
+    assert robust.startswith("dpo/robust is unknown, no named mistake gives its grads.")
+    assert "; right: metrics.rewards/chosen; " in robust
+
+
+def test_one_mistake_in_other_outputs_of_each_dialect_is_said_once():
+    """The loss has beta 1/8; the metrics of DPO, which IPO has not, have the right one."""
+
+    def evaluate(objective, dialect, p, x):
+        made = DIALECTS[objective, dialect](p, x)
+        return DIALECTS[objective, dialect](p | {"beta": 0.125}, x) | {
+            name: made[name] for name in ("metrics",) if name in made
+        }
+
+    implementation = SimpleNamespace(dtype="float64", supports=lambda o, d: True, evaluate=evaluate)
+    cases = load_cases("dpo", "plain") + load_cases("ipo", "sum")
+    said = table(run(implementation, cases)).splitlines()
+    assert [line for line in said if "in fact" in line] == [
+        "2 dialects (dpo/plain, ipo/sum), in all or some of their outputs, are in fact computed at "
+        "beta 0.125, whatever the case says"
+    ]
 
 
 def repeating(p, x):
