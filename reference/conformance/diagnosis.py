@@ -4,9 +4,12 @@ Outputs are looked at one by one, since a loss may be wrong where its gradient i
 inputs are refused is looked at by itself.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from reference.conformance.cases import Case
 from reference.conformance.evidence import (
@@ -22,7 +25,7 @@ from reference.conformance.evidence import (
     searched,
     size_of,
 )
-from reference.conformance.features import of_runs, shared
+from reference.conformance.features import first_losses_differ, shared
 from reference.conformance.fitting import fitted
 from reference.conformance.formulas import formulas
 from reference.conformance.hypotheses import (
@@ -93,6 +96,7 @@ class Diagnosis(NamedTuple):
         return tuple(dict.fromkeys(flag for flags in named for flag in flags))
 
 
+@np.errstate(all="ignore")  # answers and hypotheses may be NaN, or infinite
 def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) -> Diagnosis | None:
     """Search for what an implementation computes in place of one dialect.
 
@@ -116,22 +120,45 @@ def diagnose(adapter: Adapter, cases: list[Case], failed: set[str], dtype: str) 
     if REFUSALS in wrong and not _any_reproduces(parts, evidence, frozenset([REFUSALS])):
         parts.append(_refusals(key, evidence, parts))
     others = sorted(n for n in values.outputs - wrong if not n.startswith("grads.ref"))
-    furthest = _furthest(right(*key), evidence) or cases[0]
-    runs = of_runs(right(*key), evidence) if "losses" in wrong else ""
-    common = "; ".join(clause for clause in (runs, shared(cases, failed)) if clause)
-    told = (cases[0], furthest, tuple(others), common)
+    furthest = _furthest(right(*key), evidence, failed) or cases[0]
+    clues = [shared(cases, failed), *_clues(adapter, key, evidence, wrong)]
+    told = (cases[0], furthest, tuple(others), "; ".join(clue for clue in clues if clue))
     return Diagnosis("/".join(key), tuple(parts), whole, *told)
 
 
-def _furthest(usual: Hypothesis, evidence: Evidence) -> Case | None:
-    """The case with the output that is wrong by most; None where none is a number."""
+def _clues(
+    adapter: Adapter, key: Key, evidence: Evidence, wrong: frozenset[str]
+) -> Iterator[str]:
+    """What tells where to look, besides the failing cases."""
+    case, before = evidence.asked[0]
+    again = evidence_of(adapter, [case], evidence.dtype)
+    for _, answer in again.asked:
+        changed = answer.keys() & before.keys() if answer and before else ()
+        if any(differs(case, name, before, answer, evidence.dtype) for name in changed):
+            yield (
+                f"{case.id} has another answer when it is asked again, so something is kept from "
+                "one question to the next, or is random"
+            )
+    first = first_losses_differ(right(*key), evidence)
+    if "losses" in wrong and first is not None:
+        yield (
+            "the first loss of a run is wrong, before any update"
+            if first
+            else "the first loss of each run is right, so look at the updates, and at what else "
+            "changes between the steps, as the reference"
+        )
+
+
+def _furthest(usual: Hypothesis, evidence: Evidence, failed: set[str]) -> Case | None:
+    """The failing case with the output that is wrong by most; None where none is a number."""
     wrong = [
         (error_of(due.get(name), value), case)
         for case, answer in evidence.asked
+        if case.id in failed
         for due in [evaluated(usual, case) or {}]
         for name, value in (answer or {}).items()
     ]
-    furthest, case = max(wrong, key=itemgetter(0))
+    furthest, case = max(wrong, key=itemgetter(0), default=(0.0, None))
     return case if furthest > 0 else None
 
 
@@ -223,7 +250,8 @@ def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
     """What one mistake, or another dialect, explains."""
     found = searched(simple(*key), evidence, wrong)
     for whole in (True, False):
-        if not any(one.outputs >= wrong for one in found):
+        in_loss = whole or first_losses_differ(right(*key), evidence) is not False
+        if in_loss and not any(one.outputs >= wrong for one in found):
             found += fitted(key, families(*key, whole), evidence, wrong)
     return found
 

@@ -215,7 +215,7 @@ def _near(expected: np.ndarray, value: np.ndarray, tolerance: Tolerance) -> bool
 
 
 def error_of(expected: Any, value: Any) -> float:
-    """The largest difference of an output from the right one; -1 where that is no number.
+    """The largest difference of an output from the right one; -1 where they cannot be compared.
 
     Args:
         expected: the right output; None where there is none.
@@ -225,9 +225,8 @@ def error_of(expected: Any, value: Any) -> float:
         return -1.0
     if np.shape(expected) != value.shape or not value.size:
         return -1.0
-    with np.errstate(invalid="ignore"):
-        error = np.abs(value - expected).max()
-    return float(error) if np.isfinite(error) else -1.0
+    error = np.abs(value - expected).max()
+    return float(error) if np.isfinite(error) else np.inf
 
 
 def evaluated(hypothesis: Hypothesis, case: Case) -> dict[str, Any] | None:

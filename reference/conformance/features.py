@@ -29,15 +29,15 @@ def shared(cases: list[Case], failed: set[str]) -> str:
     return ""
 
 
-def of_runs(usual: Hypothesis, evidence: Evidence) -> str:
-    """Whether the runs of `training` go wrong in the loss, or after it.
+def first_losses_differ(usual: Hypothesis, evidence: Evidence) -> bool | None:
+    """Whether the first loss of a run is wrong: that before any update.
 
     Args:
         usual: the dialect as it is.
-        evidence: the answers, whose losses are wrong.
+        evidence: the answers.
 
     Returns:
-        A clause, or "" where there are no runs.
+        None where there are no runs.
     """
     firsts = []
     for case, answer in evidence.asked:
@@ -45,11 +45,7 @@ def of_runs(usual: Hypothesis, evidence: Evidence) -> str:
         if case.result == "value" and made and answer and "losses" in made.keys() & answer.keys():
             due, given = ({"losses": np.ravel(of["losses"])[:1]} for of in (made, answer))
             firsts.append(differs(case, "losses", due, given, evidence.dtype))
-    if not firsts:
-        return ""
-    if any(firsts):
-        return "the first loss of a run is wrong, before any update"
-    return "the first loss of each run is right, so the updates are wrong"
+    return any(firsts) if firsts else None
 
 
 def _rows(case: Case) -> int:

@@ -1,7 +1,7 @@
 """Constants that no case gives, from the answers of one case."""
 
 from collections.abc import Callable, Iterable, Iterator
-from math import exp, log
+from math import exp, isfinite, log
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,8 @@ def _telling(usual: Hypothesis, evidence: Evidence, output: str) -> list[Asked]:
 
     def error(one: Asked) -> float:
         due = evaluated(usual, one.case) or {}
-        return error_of(due.get(output), (one.answer or {}).get(output))
+        largest = error_of(due.get(output), (one.answer or {}).get(output))
+        return largest if isfinite(largest) else -1.0
 
     largest = max(wrong, key=lambda one: size_of(one.case))
     return [_beginning(one, usual) for one in (largest, max(wrong, key=error))]
@@ -82,7 +83,7 @@ def _beginning(asked: Asked, usual: Hypothesis) -> Asked:
     """
     case, answer = asked
     due, losses = ((made or {}).get("losses", 0.0) for made in (evaluated(usual, case), answer))
-    if error_of(due, losses) <= 0:
+    if not 0 < error_of(due, losses) < np.inf:
         return asked
     gaps = np.abs(losses - due)
     steps = 1 + int(np.argmax(gaps >= gaps.max() / 100))

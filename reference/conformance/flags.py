@@ -92,7 +92,7 @@ AIMED_AT = {
         "minimise over mixtures: non-negative weights whose sum is 1"),
     "kl-reversed": Flag(
         "error", "KL(pi || pi_ref) in place of KL(pi_ref || pi)",
-        "take the expectation over the reference, whose samples are stored"),
+        "take the expectation over the reference, by its samples or its probabilities"),
     "kl-sign": Flag(
         "error", "the KL is subtracted, or its estimate has the wrong sign",
         "add gamma mean [log pi_ref(y) - log pi(y)]; one sample's estimate may be negative"),

@@ -87,7 +87,7 @@ def sums_of_columns(key: Key, evidence: Evidence) -> Iterator[Hypothesis]:
         return
     sums = usual | fitted
     if len(other) > 1 and sums[MARGINS] == sums[CHOSEN].less(sums[REJECTED]):
-        other.remove(MARGINS)
+        other = [name for name in other if name != MARGINS]
     words = ", ".join(f"{name} = {sums[name].words}" for name in other)
     cost = 1 if other == [MARGINS] else 2  # the rewards are right
     for accuracy in (None, _of_rewards, _of_margins):

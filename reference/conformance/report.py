@@ -1,8 +1,8 @@
 """All cases are put to one implementation: what came of them, and what it computes."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from itertools import groupby
 from typing import NamedTuple
 
 from reference.conformance.cases import Case
@@ -72,16 +72,23 @@ def run(
     """
     results = [judge(adapter, case, dtype) for case in cases]
     diagnoses, errors = dict[str, Diagnosis](), dict[str, str]()
-    for name, group in groupby(sorted(results, key=dialect_of), key=dialect_of):
-        judged = list(group)
-        if failed := {r.case.id for r in judged if r.outcome == "failed"}:
-            announce(name)
-            asked = ([r.case for r in judged], failed, dtype or dtype_of(adapter))
-            found, error = attempted(partial(diagnose, adapter, *asked))
-            diagnoses |= {name: found} if found else {}
-            errors |= {name: f"{type(error).__name__}: {error}"} if error else {}
+    for name, asked in _failing(results).items():
+        announce(name)
+        found, error = attempted(partial(diagnose, adapter, *asked, dtype or dtype_of(adapter)))
+        diagnoses |= {name: found} if found else {}
+        errors |= {name: f"{type(error).__name__}: {error}"} if error else {}
     noted = [_noted(result, diagnoses.get(dialect_of(result))) for result in results]
     return Report(noted, list(diagnoses.values()), expected_failures, errors)
+
+
+def _failing(results: list[Result]) -> dict[str, tuple[list[Case], set[str]]]:
+    """The dialects that fail: all cases of each, and the ids of those that fail."""
+    cases, failed = defaultdict[str, list[Case]](list), defaultdict[str, set[str]](set)
+    for result in results:
+        cases[dialect_of(result)].append(result.case)
+        if _failed(result):
+            failed[dialect_of(result)].add(result.case.id)
+    return {name: (cases[name], ids) for name, ids in sorted(failed.items())}
 
 
 def _noted(result: Result, diagnosis: Diagnosis | None) -> Result:

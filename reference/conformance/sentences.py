@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from reference.conformance.cases import Case
+from reference.conformance.cases import Case, load_cases
 from reference.conformance.diagnosis import REFUSALS, Diagnosis, Part
+from reference.conformance.dialects import DIALECTS
 from reference.conformance.flags import FLAGS
 from reference.conformance.hypotheses import Hypothesis
 
@@ -80,7 +81,15 @@ def _remedies(dialect: str, hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
     flags = (flag for hypothesis in hypotheses for flag in hypothesis.flags)
     yield from (f"    {name}: {FLAGS[name].remedy}" for name in dict.fromkeys(flags))
     for name in (h.name for h in hypotheses if not h.cost and h.name != dialect):
-        yield f"    {name} is another dialect: claim it, or compare the equations in the guide"
+        yield f"    {name}{_equation(name)} is another dialect: claim it, or compare the equations"
+
+
+def _equation(dialect: str) -> str:
+    """In brackets what a dialect that has vectors computes."""
+    objective, _, name = dialect.partition("/")
+    if (objective, name) not in DIALECTS:
+        return ""
+    return f" ({load_cases(objective, name)[0].equation})"
 
 
 def _said(diagnosis: Diagnosis, part: Part) -> tuple[str, tuple[str, ...]]:
@@ -104,6 +113,8 @@ def together(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
         parts = [both for both in parts if both not in cause[1]]
     yield from _unknown([both for both in parts if not both[1].hypotheses])
     said = [*(_said(*both) for both in parts if both[1].hypotheses), *reversed(causes)]
+    if said and not all(part.hypotheses for _, part in parts):
+        yield "what is named below may be the cause of what is unknown: mend it first"
     groups: dict[tuple[str, ...], list[str]] = {}
     for sentence, remedies in said:
         groups.setdefault(remedies, []).append(sentence)

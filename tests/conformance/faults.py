@@ -511,7 +511,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "mean of nothing, times 0": ("with NaN where no token is scored",),
     "labels by multiplication": ("with NaN where a token of probability 0 could be scored", "with NaN where a masked token 0 has probability 0",),
     "mask as a factor": ("with NaN where a masked token has probability 0",),
-    "first rejected token after the chosen response": ("with every token predicted by the one before it",),
+    "first rejected token after the chosen response": ("with a response's first token, too, predicted by the one before it in the row",),
     "shared beginning of the responses cut": ("with the common beginning of the responses cut",),
     "mark anywhere": ("with responses cut at `Assistant:` anywhere",),
     "responses stripped": ("with responses stripped", "with white space at the responses' beginning removed"),

@@ -1,4 +1,4 @@
-"""Bugs that were written when the search for names was done, in thirteen sets, with JAX's gradients.
+"""Bugs that were written when the search for names was done, in sets, with JAX's gradients.
 
 Of each: what is claimed, the function, what the kit said at first, and words of what it says now.
 """
@@ -587,7 +587,7 @@ SEVENTH = {
         "named", "with beta on the policy alone"),
     "the robust loss divided by 1, less 2 e": Bug(
         "dpo/robust", loss(lambda p, x: undivided(p, x) - 2 * p["label_smoothing"]),
-        "unknown", "with 2 label_smoothing subtracted, not divided by 1 - 2 label_smoothing"),
+        "unknown", "with / 1 - 2 label_smoothing in place of / (1 - 2 label_smoothing)"),
     "a second loss beside the robust one": Bug(
         "dpo/robust", loss(lambda p, x: (
             undivided(p, x) / (1 - 2 * p["label_smoothing"]) + 0.1 * h(x) ** 2)),

@@ -311,6 +311,19 @@ def test_the_right_outputs_are_left_out():
     assert sentences(found)[0] == told
 
 
+def test_the_largest_difference_is_that_of_a_failing_case():
+    """The naive sigmoid is infinite at -800 alone; elsewhere it differs by its rounding."""
+
+    def naive(h, p):
+        with np.errstate(over="ignore", divide="ignore"):
+            return -np.log(1 / (1 + np.exp(-p["beta"] * h)))
+
+    function = of_margin(naive, lambda h, p: -p["beta"] * np.exp(-softplus(p["beta"] * h)))
+    found = diagnosis("dpo/plain", function)
+    assert found.furthest.id == "dpo/plain/far-both"
+    assert "exp of a very large negative margin overflowing" in sentences(found)[0]
+
+
 def test_what_several_dialects_share_is_said_once():
     """The reference is dropped in two dialects; in two others the loss alone is added."""
 
@@ -331,6 +344,40 @@ def test_what_several_dialects_share_is_said_once():
     assert sum("subtract from each response its own" in line for line in said) == 1
 
 
+def test_an_answer_that_depends_on_earlier_questions_is_said():
+    """Rewards are means over all answers so far, as of metrics that nobody clears."""
+    seen = []
+
+    def function(p, x):
+        made = DIALECTS["dpo", "plain"](p, x)
+        seen.append(made["metrics"]["rewards/chosen"])
+        return made | {"metrics": made["metrics"] | {"rewards/chosen": np.mean(seen)}}
+
+    told = sentences(diagnosis("dpo/plain", function))[0]
+    assert " has another answer when it is asked again, so something is kept" in told
+    odd = of_margin(lambda h, p: np.sin(h), lambda h, p: np.cos(h))
+    right = sentences(diagnosis("dpo/plain", odd))[0]
+    assert "asked again" not in right
+
+
+def test_rewards_of_exchanged_columns_are_named():
+    """f(pc, rc, pr, rr) where f(pc, pr, rc, rr) is due: the margins are the same."""
+
+    def function(p, x):
+        made, beta = DIALECTS["distillation", "d-dpo"](p, x), p["beta"]
+        rewards = {
+            f"rewards/{name}": beta * np.mean(x[f"{who}_chosen_logps"] - x[f"{who}_rejected_logps"])
+            for name, who in (("chosen", "policy"), ("rejected", "ref"))
+        }
+        return made | {"metrics": made["metrics"] | rewards}
+
+    [[first, *_]] = named("distillation/d-dpo", function)
+    assert first.startswith(
+        "distillation/d-dpo with rewards/chosen = beta [log pi(y_w) - log pi(y_l)], "
+        "rewards/rejected = beta [log pi_ref(y_w) - log pi_ref(y_l)]"
+    )
+
+
 def unknown(dialect, right=()):
     case = load_cases(*dialect.split("/"))[0]
     part = Part(("grads.policy_chosen_logps", "loss"), ())
@@ -340,7 +387,7 @@ def unknown(dialect, right=()):
 def test_what_is_unknown_in_the_same_way_is_said_once():
     """In `dpo/robust` the metrics are right, in the two others there are none."""
     diagnoses = unknown("dpo/plain"), unknown("dpo/robust", ("metrics.rewards/chosen",))
-    plain, robust = together([*diagnoses, unknown("ipo/sum")])
+    plain, robust = together([*diagnoses, unknown("ipo/sum")])  # and nothing is named below
     assert plain.startswith(
         "2 dialects (dpo/plain, ipo/sum) are unknown, no named mistake gives their "
         "grads.policy_chosen_logps, loss; the smallest failing case is dpo/plain/one-pair ("

@@ -291,6 +291,48 @@ def test_the_reference_of_other_pairs(words, rows):
     assert not np.isclose(due, right(case.params, x)["losses"][0])
 
 
+def run_of(dialect, params, x, ref_after):
+    """A run whose reference is `ref_after(number, reference, policy)` after each step."""
+    table, ref, losses = x["table"], x["ref_table"], []
+    for number, batch in enumerate(x["batches"]):
+        one = x | {"batches": batch[None], "table": table, "ref_table": ref}
+        made = DIALECTS["training", dialect](params, one)
+        losses.append(made["losses"][0])
+        table = made["parameters"]
+        ref = ref_after(number, ref, table)
+    return {"losses": np.array(losses), "parameters": table}
+
+
+@pytest.mark.parametrize(
+    ("words", "ref_after"),
+    [
+        (
+            "moved by 0.01 of the way to the policy after each step",
+            lambda number, ref, table: 0.99 * ref + 0.01 * table,
+        ),
+        (
+            "replaced by the policy every 4 steps",
+            lambda number, ref, table: table if number in (3, 7, 11) else ref,
+        ),
+    ],
+)
+def test_a_reference_that_follows_the_policy_is_named(words, ref_after):
+    """TRL's `sync_ref_model`, and its TR-DPO."""
+    found = named("training/dpo", lambda p, x: run_of("dpo", p, x, ref_after))
+    assert found == [[f"training/dpo with the reference {words}"]]
+
+
+def test_a_mask_of_tokens_is_named_in_training_too():
+    def function(p, x):
+        sides = ("chosen", "rejected")
+        masks = {f"{s}_mask": np.roll(x[f"{s}_mask"], 1, axis=1) for s in sides}  # ends in 0 or 1
+        for mask in masks.values():
+            mask[:, 0] = 0
+        return DIALECTS["training", "dpo"](p, x | masks)
+
+    assert named("training/dpo", function) == [["training/dpo with the mask not shifted"]]
+
+
 def test_a_clipped_gradient_is_named():
     with jax.enable_x64(True):
         run = partial(run_with, optax.clip_by_global_norm(1.0))

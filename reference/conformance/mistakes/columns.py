@@ -39,6 +39,22 @@ def taken(wrong: str, right: str) -> Callable[[Function], Function]:
     return change
 
 
+def exchanged(a: str, b: str, detached: bool) -> Callable[[Function], Function]:
+    """Two arguments are passed in the wrong order; where the reference is detached, it has no
+    gradient."""
+
+    def change(function: Function) -> Function:
+        def mistaken(params: Values, inputs: Values) -> Values:
+            made = function(params, inputs | {a: inputs[b], b: inputs[a]})
+            grads = made["grads"] | {a: made["grads"][b], b: made["grads"][a]}
+            fixed = {name: 0 * grads[name] for name in REFERENCE if detached}
+            return made | {"grads": grads | fixed}
+
+        return mistaken
+
+    return change
+
+
 def mixed(names: tuple[str, ...], matrix: Callable[[int], np.ndarray]):
     """Columns are products of columns and a matrix, [B] @ [B, B]."""
 
@@ -210,6 +226,10 @@ ORDERS = (
     ("the batch's mean of {s}", lambda size: np.full((size, size), 1 / size)),
 )
 COLUMNS = (
+    *(Mistake(f"with {WORDS[a]} and {WORDS[b]} exchanged{words}", "swapped-reference",
+        exchanged(a, b, detached))
+        for a, b in ((POLICY[1], REFERENCE[0]), (POLICY[0], REFERENCE[1]))
+        for words, detached in (("", False), (", and the reference detached", True))),
     *(Mistake(f"with {WORDS[wrong]} in place of {WORDS[right]}",
         "swapped-reference", taken(wrong, right))
         for right in LOGPS for wrong in LOGPS

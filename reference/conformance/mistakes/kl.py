@@ -246,7 +246,7 @@ KL = (
     Mistake("at gamma {c}, whatever the case says", "gamma-dropped",
         lambda f, c: at(gamma=lambda g: c)(f)),
     Mistake("with the KL added over prompts or samples", "batch-sum", added(lambda x: 1)),
-    Mistake("with the KL added over samples, over the number of pairs", "batch-sum", added(size)),
+    Mistake("with the KL added over samples, over the number of pairs", "kl-other", added(size)),
     Mistake("with the KL reversed", "kl-reversed", another(
         lambda r, p: forward_kl(p, r), reversed_slopes)),
     Mistake("with the KL reversed where the reference allows it", "kl-reversed", another(

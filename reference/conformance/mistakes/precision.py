@@ -20,6 +20,7 @@ from reference.conformance.pairs import POLICY, REFERENCE
 
 LARGEST_EXPONENT = 88.7
 """exp of more is infinite in float32."""
+LARGEST_IN_FLOAT64 = 709.7
 
 
 def rounded(names: tuple[str, ...], kind: str, inputs: Values) -> Values:
@@ -36,6 +37,11 @@ def half(values: Any, kind: str) -> np.ndarray:
     bits = np.asarray(values, np.float32).view(np.uint32)
     even = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
     return even.astype(np.uint32).view(np.float32).astype(float)
+
+
+def beyond(sign: int, most: float, argument: np.ndarray) -> np.ndarray:
+    """Where an argument of this sign, or 0 of either, is above the most that exp bears."""
+    return (sign * argument if sign else np.abs(argument)) > most
 
 
 def unstable(where: Callable, made: Values, params: Values, inputs: Values) -> Values:
@@ -84,8 +90,10 @@ PRECISION = (
         on(partial(rounded, SCORES, "bfloat16"))),
     Mistake("with rewards in float16", "half-precision-sums",
         on(partial(rounded, SCORES, "float16"))),
-    *overflowing("a large negative margin", lambda a: a < -LARGEST_EXPONENT),
-    *overflowing("a large positive margin", lambda a: a > LARGEST_EXPONENT),
-    *overflowing("a large margin of either sign", lambda a: np.abs(a) > LARGEST_EXPONENT),
+    *(row for words, most in (("large", LARGEST_EXPONENT), ("very large", LARGEST_IN_FLOAT64))
+        for row in (
+            *overflowing(f"a {words} negative margin", partial(beyond, -1, most)),
+            *overflowing(f"a {words} positive margin", partial(beyond, 1, most)),
+            *overflowing(f"a {words} margin of either sign", partial(beyond, 0, most)))),
 )
 # fmt: on

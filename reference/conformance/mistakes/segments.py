@@ -85,7 +85,8 @@ SEGMENTS = (
         lambda f: partial(f, last_of=lambda last: 0 * last + last[0])),
     Mistake("with the longest prompt's length for all rows", "order",
         lambda f: partial(f, last_of=lambda last: 0 * last + last.max())),
-    Mistake("with every token predicted by the one before it", "first-rejected-token",
+    Mistake("with a response's first token, too, predicted by the one before it in the row",
+        "first-rejected-token",
         lambda f: as_plain_sequence),
     *(Mistake(f"with the {side} response's gradient alone at the prompt's last position",
         "overwritten", partial(overwritten, segment))

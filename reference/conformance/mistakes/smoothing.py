@@ -118,7 +118,7 @@ SMOOTHING = (
         then(lambda made, p, x: times(made, 1 / (1 - 2 * p["label_smoothing"])))),
     Mistake("with the first term alone over 1 - 2 label_smoothing", "label-smoothing-misused",
         weighed(lambda e: (1 - e) / (1 - 2 * e), lambda e: -e)),
-    Mistake("with 2 label_smoothing subtracted, not divided by 1 - 2 label_smoothing",
+    Mistake("with / 1 - 2 label_smoothing in place of / (1 - 2 label_smoothing)",
         "label-smoothing-misused", then(precedence)),
     Mistake("with the second term alone over 1 - 2 label_smoothing", "label-smoothing-misused",
         weighed(lambda e: 1 - e, lambda e: -e / (1 - 2 * e))),

@@ -5,9 +5,10 @@ from functools import partial
 
 import numpy as np
 
-from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on
+from reference.conformance.mistakes.mistake import Function, Mistake, Values, at, on, on_case
 from reference.conformance.mistakes.optimizers import OPTIMIZERS
 from reference.conformance.mistakes.steps import Step, Updated, step_by_step
+from reference.conformance.mistakes.tokens import MASKS
 
 
 def reference_now(one: Step) -> Updated:
@@ -16,6 +17,18 @@ def reference_now(one: Step) -> Updated:
 
 def reference_behind(one: Step) -> Updated:
     return one.right(ref_table=one.before)
+
+
+def synchronised(move: Callable[[int, np.ndarray, np.ndarray], np.ndarray], one: Step) -> Updated:
+    """After each step the reference becomes `move(number, reference, policy)`."""
+    ref = one.memory[-1] if one.memory else one.inputs["ref_table"]
+    loss, table = one.right(ref_table=ref)
+    one.memory.append(move(one.number, ref, table))
+    return loss, table
+
+
+def each(n: int, number: int, ref: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return table if (number + 1) % n == 0 else ref
 
 
 def after_step(one: Step) -> Updated:
@@ -88,6 +101,18 @@ def positions(of: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Function
     return on(lambda x: {"ref_batches": of(x["batches"], len(x["chosen_ids"]))})
 
 
+def of_masks(mask_of: Callable) -> Callable[[Function], Function]:
+    """Another mask of both responses, as in the log-probabilities of tokens."""
+
+    def masks(params: Values, inputs: Values) -> Values:
+        return {
+            f"{side}_mask": mask_of(params, {"input_ids": inputs[f"{side}_ids"]}, inputs[mask])
+            for side, mask in (("chosen", "chosen_mask"), ("rejected", "rejected_mask"))
+        }
+
+    return on_case(masks)
+
+
 def rate(power: int) -> Callable[[Function], Function]:
     """The learning rate times a power of the number of micro-batches."""
 
@@ -106,6 +131,11 @@ TRAINING = (
     Mistake("with the policy as its own reference", "reference-moves", step_by_step(reference_now)),
     Mistake("with a reference one step behind the policy", "reference-moves",
         step_by_step(reference_behind)),
+    *(Mistake(f"with the reference replaced by the policy every {n} steps", "reference-moves",
+        step_by_step(partial(synchronised, partial(each, n)))) for n in range(2, 6)),
+    Mistake("with the reference moved by {c} of the way to the policy after each step",
+        "reference-moves", lambda function, c: step_by_step(partial(synchronised,
+            lambda number, ref, table: ref + c * (table - ref)))(function)),
     Mistake("with the reference where training starts", "reference-moves",
         on(lambda x: {"ref_table": x["table"]})),
     Mistake("with the reference of the pairs in the order of the data, not of the batches",
@@ -146,5 +176,6 @@ TRAINING = (
     Mistake("with the tokens added, over the number of rows", "sum-mean", step_by_step(
         partial(scaled, lambda x: tokens_of(x) / x["batches"].size))),
     *OPTIMIZERS,
+    *(Mistake(name, flag, of_masks(mask_of)) for name, flag, mask_of in MASKS),
 )
 # fmt: on
