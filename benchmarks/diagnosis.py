@@ -236,17 +236,19 @@ trial met the search as mended after the one before:
 | 13 | 12 | 10 | 1 | 1 | 0 |
 | 14 | 10 | 9 | 0 | 1 | 0 |
 | 15 | 12 | 8 | 1 | 3 | 0 |
+| 16 | 12 | 11 | 0 | 1 | 0 |
 
 The eleventh was asked for usual bugs, each in another dialect, the twelfth for bugs of tokens, data
-and training runs, the thirteenth for bugs in code that dialects share, the fourteenth for the usual one of each of ten
-dialects. Testers are language models, which
-choose some bugs again and again; what is named in part has a true name that is hard to read, or one
-only in some of its dialects. One bug of trial 8, which is missing, and one of trial 15 ended the search with an error, which the
-kit reports beside everything else. Among further probes of the trials' testers three
-got a wrong name (a formula with as many constants as the cases have values, an accuracy beyond the
-reward margin and, in float32, an epsilon that was called a clip), and two bugs passed all cases: both log-ratios
-sorted over the batch, as AOT does, and in trial 12 a reference that is read in the order of the
-data. The cases `orders`, `chosen-truncated`, `steep`, `shuffled` and `far-both` exist since."""
+and training runs, the thirteenth for bugs in code that dialects share, the fourteenth for the usual
+one of each of ten dialects, the sixteenth for usual ones everywhere. Testers are language models,
+which choose some bugs again and again; what is named in part has a true name that is hard to read,
+or one only in some of its dialects. One bug of trial 8, which is missing, and one of trial 15 ended
+the search with an error, which the kit reports beside everything else. Among further probes of the
+trials' testers three got a wrong name (a formula with as many constants as the cases have values,
+an accuracy beyond the reward margin and, in float32, an epsilon that was called a clip), and two
+bugs passed all cases: both log-ratios sorted over the batch, as AOT does, and in trial 12 a
+reference that is read in the order of the data. The cases `orders`, `chosen-truncated`, `steep`,
+`shuffled` and `far-both` exist since."""
 SETS = (
     *("First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth"),
     *("Tenth", "Eleventh", "Twelfth", "Thirteenth"),

@@ -107,13 +107,12 @@ def _made(family: Family) -> Made:
 def _members(
     family: Family, made: Made, asked: list[Asked], evidence: Evidence, output: str
 ) -> Iterator[Hypothesis]:
-    """The members of a family that reproduce one output of a case, where their neighbours do not.
+    """The members of a family that reproduce one output of cases, where their neighbours do not.
 
-    A constant, or its exponential, is rounded to a few digits where that is enough. The next case
-    is asked where the first does not tell neighbours apart.
+    A constant is found in the first case; it, or its exponential, is rounded to a few digits where
+    that is enough. Where the first case does not tell constants apart, the next one is asked.
     """
     case, value = asked[0].case, (asked[0].answer or {}).get(output)
-    one = evidence._replace(asked=asked[:1])
     if not isinstance(value, np.ndarray):
         return
 
@@ -121,14 +120,16 @@ def _members(
         outputs = made(case, constant)
         return np.sum(outputs[output]) - np.sum(value) if output in outputs else np.nan
 
-    def fits(constant: float) -> bool:
-        return output in reproduced(family(constant), one, frozenset([output]))
+    def fits(constant: float, cases: list[Asked]) -> bool:
+        of_cases = evidence._replace(asked=cases)
+        return output in reproduced(family(constant), of_cases, frozenset([output]))
 
     for root in _roots(gap):
-        constants = [constant for constant in _rounded(root) if fits(constant)][:1]
-        determined = [c for c in constants if not (fits(1.01 * c) or fits(0.99 * c))]
+        near = [constant for constant in _rounded(root) if fits(constant, asked[:1])]
+        constants = [constant for constant in near if fits(constant, asked)][:1]
+        determined = [c for c in constants if not (fits(1.01 * c, asked) or fits(0.99 * c, asked))]
         yield from (family(c) for c in determined)
-        if constants and not determined and asked[1:]:
+        if near and not determined and asked[1:]:
             yield from _members(family, made, asked[1:], evidence, output)
             return
 

@@ -171,7 +171,8 @@ AIMED_AT = {
         " number of tokens"),
     "swapped-reference": Flag(
         "error", "the reference's chosen and rejected log-probabilities are swapped, or left out",
-        "subtract from each response its own reference log-probability"),
+        "subtract from each response its own reference log-probability; look at the arguments'"
+        " order, too"),
     "target": Flag(
         "error", "IPO's target is another one: 1/beta, 1/(2 beta), beta",
         "look at which of 1/beta, 1/(2 beta) and tau the library means by beta"),
@@ -229,6 +230,10 @@ OF_MISTAKES = {
     "response-cut": Flag(
         "error", "a response is cut at the limit of the prompt",
         "cut the prompt alone at max_prompt_length"),
+    "slope": Flag(
+        "error", "the loss is right, and its derivative is that of another function",
+        "compare the derivative with differences of the loss; that of -log sigmoid(x) is"
+        " -sigmoid(-x)"),
     "temperature": Flag(
         "error", "logits are multiplied, or divided, by a constant",
         "score with the logits as they are: a temperature belongs to sampling"),

@@ -559,10 +559,10 @@ SIXTH = {
         "unknown", "with the reference's log-probabilities in float16"),
     "policy averaged, reference added": Bug(
         "ipo/token-mean", loss(lambda p, x: of_token_means(p, x, 1, 0)),
-        "unknown", "with the reference's log-probabilities alone added over tokens"),
+        "unknown", "with the reference's log-probabilities not divided by the number of tokens"),
     "policy added, reference averaged": Bug(
         "ipo/token-mean", loss(lambda p, x: of_token_means(p, x, 0, 1)),
-        "unknown", "with the policy's log-probabilities alone added over tokens"),
+        "unknown", "with the policy's log-probabilities not divided by the number of tokens"),
     "the KL of all samples over the pairs": Bug(
         "pessimistic/sampled-kl", pessimistic(lambda x: log_ratio(x).sum() / len(h(x))),
         "unknown", "with the KL added over samples, over the number of pairs"),

@@ -360,22 +360,37 @@ def test_an_answer_that_depends_on_earlier_questions_is_said():
     assert "asked again" not in right
 
 
-def test_rewards_of_exchanged_columns_are_named():
-    """f(pc, rc, pr, rr) where f(pc, pr, rc, rr) is due: the margins are the same."""
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "words"),
+    [
+        (
+            (1, -1, 0, 0),
+            (0, 0, 1, -1),
+            "with the policy's log-probability of rejected and the reference's log-probability of "
+            "chosen exchanged",
+        ),
+        (
+            (1, 0, -1, -1),
+            (0, 1, 0, -2),
+            "with rewards/chosen = beta [log pi(y_w) - log pi_ref(y_w) - log pi_ref(y_l)], "
+            "rewards/rejected = beta [log pi(y_l) - 2 log pi_ref(y_l)]",
+        ),
+    ],
+)
+def test_rewards_with_the_right_margins_are_named(chosen, rejected, words):
+    """The first is f(pc, rc, pr, rr), where f(pc, pr, rc, rr) is due."""
 
     def function(p, x):
-        made, beta = DIALECTS["distillation", "d-dpo"](p, x), p["beta"]
+        made = DIALECTS["distillation", "d-dpo"](p, x)
+        columns = [x[name] for name in POLICY + REFERENCE]
         rewards = {
-            f"rewards/{name}": beta * np.mean(x[f"{who}_chosen_logps"] - x[f"{who}_rejected_logps"])
-            for name, who in (("chosen", "policy"), ("rejected", "ref"))
+            name: p["beta"] * np.mean(np.tensordot(of, columns, axes=1))
+            for name, of in (("rewards/chosen", chosen), ("rewards/rejected", rejected))
         }
         return made | {"metrics": made["metrics"] | rewards}
 
     [[first, *_]] = named("distillation/d-dpo", function)
-    assert first.startswith(
-        "distillation/d-dpo with rewards/chosen = beta [log pi(y_w) - log pi(y_l)], "
-        "rewards/rejected = beta [log pi_ref(y_w) - log pi_ref(y_l)]"
-    )
+    assert first.startswith(f"distillation/d-dpo {words}")
 
 
 def unknown(dialect, right=()):

@@ -30,6 +30,7 @@ DETACHED = (
     "which its gradient ignores",
     "detached",
     "gradients weighed",
+    "exchanged in the loss and its gradients",
     "with rewards standardised over the batch",
     "in place of the reference's log-probability",
     "standard deviation",

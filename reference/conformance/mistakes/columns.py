@@ -39,16 +39,20 @@ def taken(wrong: str, right: str) -> Callable[[Function], Function]:
     return change
 
 
-def exchanged(a: str, b: str, detached: bool) -> Callable[[Function], Function]:
-    """Two arguments are passed in the wrong order; where the reference is detached, it has no
-    gradient."""
+def exchanged(a: str, b: str, reference: float | None) -> Callable[[Function], Function]:
+    """Two arguments are passed in the wrong order, where the margin is the same.
+
+    Gradients by autodiff are right. Those by hand are exchanged too: then `reference` is 0 where it
+    is detached, else 1.
+    """
 
     def change(function: Function) -> Function:
         def mistaken(params: Values, inputs: Values) -> Values:
             made = function(params, inputs | {a: inputs[b], b: inputs[a]})
+            if reference is None:
+                return made
             grads = made["grads"] | {a: made["grads"][b], b: made["grads"][a]}
-            fixed = {name: 0 * grads[name] for name in REFERENCE if detached}
-            return made | {"grads": grads | fixed}
+            return made | {"grads": grads | {n: reference * grads[n] for n in REFERENCE}}
 
         return mistaken
 
@@ -227,9 +231,10 @@ ORDERS = (
 )
 COLUMNS = (
     *(Mistake(f"with {WORDS[a]} and {WORDS[b]} exchanged{words}", "swapped-reference",
-        exchanged(a, b, detached))
+        exchanged(a, b, reference))
         for a, b in ((POLICY[1], REFERENCE[0]), (POLICY[0], REFERENCE[1]))
-        for words, detached in (("", False), (", and the reference detached", True))),
+        for words, reference in (("", None), (" in the loss and its gradients", 1.0),
+            (" in the loss and its gradients, the reference detached", 0.0))),
     *(Mistake(f"with {WORDS[wrong]} in place of {WORDS[right]}",
         "swapped-reference", taken(wrong, right))
         for right in LOGPS for wrong in LOGPS
@@ -272,10 +277,9 @@ COLUMNS = (
         per_token(*POLICY)),
     Mistake("with the reference's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(*REFERENCE)),
-    Mistake("with the policy's log-probabilities alone added over tokens", "sum-mean",
-        per_token(*POLICY, power=1.0)),
-    Mistake("with the reference's log-probabilities alone added over tokens", "sum-mean",
-        per_token(*REFERENCE, power=1.0)),
+    *(Mistake(f"with the {side}'s log-probabilities not divided by the number of tokens",
+        "sum-mean", per_token(*names, power=1.0))
+        for side, names in (("policy", POLICY), ("reference", REFERENCE))),
     Mistake("with the chosen response's log-probabilities alone averaged over tokens", "sum-mean",
         per_token(POLICY[0], REFERENCE[0])),
     Mistake("with the rejected response's log-probabilities alone averaged over tokens",

@@ -133,6 +133,11 @@ def negative_start(params: Values, prompt: list) -> list:
     return prompt[start:] if start < 0 else prompt
 
 
+def begun(made: Values, params: Values, inputs: Values) -> Values:
+    has_system = made["prompt"][0]["role"] == "system"
+    return {"prompt": [{"role": "system", "content": ""}] * (not has_system) + made["prompt"]}
+
+
 def stripped(made: Values, params: Values, inputs: Values) -> Values:
     return {name: made[name].strip() for name in ("prompt", *SIDES)}
 
@@ -165,6 +170,7 @@ DATA = (
         assistants(lambda turns: turns[:1])),
     Mistake("with system turns left out of the prompt", "last-turn", then(lambda made, p, x: {
         "prompt": [turn for turn in made["prompt"] if turn["role"] != "system"]})),
+    Mistake("with an empty system turn where the conversation has none", "last-turn", then(begun)),
     Mistake("with the last user turn alone as the prompt", "last-turn",
         then(lambda made, p, x: {"prompt": made["prompt"][-1:]})),
     Mistake("with a missing rejected response as empty", "missing-field",

@@ -116,7 +116,7 @@ OF_PROBABILITIES = (
 OF_LOGISTIC = (
     *(Mistake(f"with {words} as the loss" + (X if "x" in words.split()[-1] else ""),
         "link", linked(value, slope)) for words, value, slope in LOGISTIC),
-    Mistake(f"with gradients weighed by sigmoid of x, not of -x{X}", "link", wrong_weights),
+    Mistake(f"with gradients weighed by sigmoid of x, not of -x{X}", "slope", wrong_weights),
     *(Mistake(words, flag, partial(of_probability, value, slope))
         for words, flag, value, slope in OF_PROBABILITIES),
 )

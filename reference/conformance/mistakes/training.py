@@ -101,16 +101,24 @@ def positions(of: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Function
     return on(lambda x: {"ref_batches": of(x["batches"], len(x["chosen_ids"]))})
 
 
-def of_masks(mask_of: Callable) -> Callable[[Function], Function]:
+def masks(mask_of: Callable, params: Values, inputs: Values) -> Values:
     """Another mask of both responses, as in the log-probabilities of tokens."""
+    return {
+        f"{side}_mask": mask_of(params, {"input_ids": inputs[f"{side}_ids"]}, inputs[mask])
+        for side, mask in (("chosen", "chosen_mask"), ("rejected", "rejected_mask"))
+    }
 
-    def masks(params: Values, inputs: Values) -> Values:
-        return {
-            f"{side}_mask": mask_of(params, {"input_ids": inputs[f"{side}_ids"]}, inputs[mask])
-            for side, mask in (("chosen", "chosen_mask"), ("rejected", "rejected_mask"))
-        }
 
-    return on_case(masks)
+def of_masks(mask_of: Callable) -> Callable[[Function], Function]:
+    return on_case(partial(masks, mask_of))
+
+
+def over_right_number(mask_of: Callable, one: Step) -> Updated:
+    """Another mask in the loss of tokens, and not in their number."""
+    other = masks(mask_of, one.params, one.inputs)
+    loss, gradient = one.gradient(**other)
+    share = tokens_of(one.inputs | other) / tokens_of(one.inputs)
+    return share * loss, one.table - one.rate * share * gradient
 
 
 def rate(power: int) -> Callable[[Function], Function]:
@@ -177,5 +185,7 @@ TRAINING = (
         partial(scaled, lambda x: tokens_of(x) / x["batches"].size))),
     *OPTIMIZERS,
     *(Mistake(name, flag, of_masks(mask_of)) for name, flag, mask_of in MASKS),
+    *(Mistake(f"{name}, over the right number of tokens", flag,
+        step_by_step(partial(over_right_number, mask_of))) for name, flag, mask_of in MASKS),
 )
 # fmt: on
