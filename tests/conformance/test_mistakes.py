@@ -224,27 +224,58 @@ def test_gradients_that_are_clipped_in_the_accumulation(name, each_time):
     np.testing.assert_allclose(made["parameters"], table, rtol=1e-9, atol=1e-9)
 
 
+def sft_with(smoothing, loss, params, x):
+    """A run on `loss(cross-entropy of each label, mask)`, by Optax and JAX."""
+
+    def of_rows(table, rows):
+        ids = x["chosen_ids"][rows]
+        labels = optax.smooth_labels(jax.nn.one_hot(ids[:, 1:], table.shape[1]), smoothing)
+        logits = jax.numpy.asarray(table)[ids[:, :-1]]
+        return loss(optax.softmax_cross_entropy(logits, labels), x["chosen_mask"][rows])
+
+    table, losses = x["table"], []
+    with jax.enable_x64(True):
+        for batch in x["batches"].reshape(len(x["batches"]), -1):
+            value, gradient = jax.value_and_grad(of_rows)(table, batch)
+            losses.append(float(value))
+            table = table - params["learning_rate"] * np.asarray(gradient)
+    return {"losses": np.array(losses), "parameters": table}
+
+
 def test_label_smoothing_over_the_vocabulary():
     """Optax smooths the labels, and JAX has the gradient."""
     case = steep("sft", "away-from-reference-1x8")
-    x, rate = case.inputs, case.params["learning_rate"]
+    x = case.inputs
     row = row_named(TRAINING, "with label smoothing {c} over the vocabulary").known(0.1)
     made = row.change(DIALECTS["training", "sft"])(case.params, x)
 
-    def loss(table, rows):
-        ids, mask = x["chosen_ids"][rows], x["chosen_mask"][rows, 1:]
-        labels = optax.smooth_labels(jax.nn.one_hot(ids[:, 1:], table.shape[1]), 0.1)
-        each = optax.softmax_cross_entropy(jax.numpy.asarray(table)[ids[:, :-1]], labels)
-        return (each * mask).sum() / mask.sum()
+    def loss(each, mask):
+        return (each * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
-    with jax.enable_x64(True):
-        table, losses = x["table"], []
-        for batch in x["batches"].reshape(len(x["batches"]), -1):
-            value, gradient = jax.value_and_grad(loss)(table, batch)
-            losses.append(float(value))
-            table = table - rate * np.asarray(gradient)
-    np.testing.assert_allclose(made["losses"], losses, rtol=1e-9)
-    np.testing.assert_allclose(made["parameters"], table, rtol=1e-9, atol=1e-9)
+    due = sft_with(0.1, loss, case.params, x)
+    np.testing.assert_allclose(made["losses"], due["losses"], rtol=1e-9)
+    np.testing.assert_allclose(made["parameters"], due["parameters"], rtol=1e-9, atol=1e-9)
+
+
+def test_a_mask_that_is_not_shifted_over_the_right_number_of_tokens():
+    def loss(each, mask):
+        return (each * mask[:, :-1]).sum() / mask[:, 1:].sum()
+
+    name = "training/sft with the mask not shifted, over the right number of tokens"
+    assert named("training/sft", partial(sft_with, 0.0, loss)) == [[name]]
+
+
+def test_an_empty_system_turn_is_named():
+    """As of recipes that give each conversation a system turn."""
+
+    def function(p, x):
+        made = DIALECTS["data", "conversations"](p, x)
+        if made["prompt"][0]["role"] != "system":
+            made["prompt"].insert(0, {"role": "system", "content": ""})
+        return made
+
+    name = "data/conversations with an empty system turn where the conversation has none"
+    assert named("data/conversations", function) == [[name]]
 
 
 @pytest.mark.parametrize(
