@@ -111,9 +111,10 @@ def together(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
     while cause := _most_shared(parts):
         causes.append(_said_of_all(*cause))
         parts = [both for both in parts if both not in cause[1]]
-    yield from _unknown([both for both in parts if not both[1].hypotheses])
+    unknown = [both for both in parts if not both[1].hypotheses]
+    yield from _unknown(unknown)
     said = [*(_said(*both) for both in parts if both[1].hypotheses), *reversed(causes)]
-    if said and not all(part.hypotheses for _, part in parts):
+    if said and any(part.outputs != (REFUSALS,) for _, part in unknown):
         yield "what is named below may be the cause of what is unknown: mend it first"
     groups: dict[tuple[str, ...], list[str]] = {}
     for sentence, remedies in said:
@@ -163,7 +164,8 @@ def _mistakes(diagnosis: Diagnosis, part: Part) -> dict[str, Hypothesis]:
     own = f"{diagnosis.dialect} "
     if part.outputs == (REFUSALS,):
         return {}
-    return {h.name.removeprefix(own): h for h in part.hypotheses if h.name.startswith(own)}
+    named = {h.name.removeprefix(own): h for h in part.hypotheses if h.name.startswith(own)}
+    return {name: h for name, h in named.items() if not name.startswith("of ")}  # of another loss
 
 
 def _said_of_all(names: list[str], sharing: Sequence[Both]) -> tuple[str, tuple[str, ...]]:
