@@ -555,7 +555,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "pairs of equal rewards skipped": ("with pairs of margin 0 left out",),
     "first response token not scored": ("with the first token not scored",),
     "means over the tokens of both responses": ("with the tokens of both responses counted",),
-    "reference moved when training resumes": (),
+    "reference moved when training resumes": ("with the reference replaced by the policy every 5 steps",),
     "mask not shifted with the labels": ("with the mask not shifted",),
 }
 # fmt: on
@@ -570,7 +570,6 @@ UNKNOWN = (
     "denominator not shifted",
     "log-probabilities in bfloat16",
     "log-probabilities in float16",
-    "reference moved when training resumes",
 )
 """Faults that break some output in a way that no hypothesis has."""
 

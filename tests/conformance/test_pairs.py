@@ -615,7 +615,13 @@ def pessimistic_file(dialect, equation, source, oracle, metrics, extend, extra, 
             {"gamma": 0.0},
         ),
         *extra,
-        ("far-both", "overflow", FAR_BOTH, extend(FAR, 13), {"gamma": 0.25, "beta": 0.5}),
+        *(
+            (name, "overflow", comment, extend(one(h, -h), 13), {"gamma": 0.25, "beta": 0.5})
+            for name, comment, h in (
+                ("far-right", "beta h = 800, where beta is 1/2", 800.0),
+                ("far-wrong", "beta h = -800, where beta is 1/2", -800.0),
+            )
+        ),
     ]
     made = cases_of(oracle, metrics, asked, {}, wanted, without_grads=("impossible",))
     params = {"gamma": 0.25}

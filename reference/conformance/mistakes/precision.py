@@ -20,7 +20,7 @@ from reference.conformance.pairs import POLICY, REFERENCE
 
 LARGEST_EXPONENT = 88.7
 """exp of more is infinite in float32."""
-LARGEST_IN_FLOAT64 = 709.7
+LARGEST = {"": LARGEST_EXPONENT, ": one above 709, float64's limit": 709.7}
 
 
 def rounded(names: tuple[str, ...], kind: str, inputs: Values) -> Values:
@@ -59,16 +59,22 @@ def unstable_both(where: Callable, made: Values, params: Values, inputs: Values)
     return unstable(where, made, params, inputs) | unstable_slopes(where, made, params, inputs)
 
 
-def overflowing(name: str, where: Callable) -> tuple[Mistake, ...]:
-    """exp overflows for such arguments of the sigmoid, in the loss, in its gradients, or both."""
+def overflowing(name: str, sign: int) -> tuple[Mistake, ...]:
+    """exp overflows for arguments of the sigmoid of this sign, in the loss, in its gradients, or
+    both."""
     places = {
         "": unstable,
         " in the gradients": unstable_slopes,
         " in the loss and its gradients": unstable_both,
     }
     return tuple(
-        Mistake(f"with exp of {name} overflowing{words}", "overflow", then(partial(change, where)))
+        Mistake(
+            f"with exp of {name} overflowing{words}{limit}",
+            "overflow",
+            then(partial(change, partial(beyond, sign, most))),
+        )
         for words, change in places.items()
+        for limit, most in LARGEST.items()
     )
 
 
@@ -90,10 +96,8 @@ PRECISION = (
         on(partial(rounded, SCORES, "bfloat16"))),
     Mistake("with rewards in float16", "half-precision-sums",
         on(partial(rounded, SCORES, "float16"))),
-    *(row for words, most in (("large", LARGEST_EXPONENT), ("very large", LARGEST_IN_FLOAT64))
-        for row in (
-            *overflowing(f"a {words} negative margin", partial(beyond, -1, most)),
-            *overflowing(f"a {words} positive margin", partial(beyond, 1, most)),
-            *overflowing(f"a {words} margin of either sign", partial(beyond, 0, most)))),
+    *overflowing("a large negative margin", -1),
+    *overflowing("a large positive margin", 1),
+    *overflowing("a large margin of either sign", 0),
 )
 # fmt: on
