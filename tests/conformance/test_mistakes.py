@@ -301,6 +301,7 @@ def test_the_last_micro_batch_is_reported(name, share):
     [
         ("in the order of the data, not of the batches", [0, 1, 2, 3, 4, 5, 6, 7]),
         ("at the batch's own positions", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("at the micro-batch's own positions", [0, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
 def test_the_reference_of_other_pairs(words, rows):

@@ -151,6 +151,9 @@ TRAINING = (
             lambda batches, pairs: np.arange(batches.size).reshape(batches.shape) % pairs)),
     Mistake("with the reference of the pairs at the batch's own positions", "order",
         positions(lambda batches, pairs: np.broadcast_to(
+            np.arange(batches[0].size).reshape(batches.shape[1:]), batches.shape))),
+    Mistake("with the reference of the pairs at the micro-batch's own positions", "order",
+        positions(lambda batches, pairs: np.broadcast_to(
             np.arange(batches.shape[-1]), batches.shape))),
     Mistake("with micro-batches added, not averaged", "accumulation-scale", rate(1)),
     Mistake("with micro-batches divided by their number twice", "accumulation-scale", rate(-1)),
