@@ -51,7 +51,8 @@ def exchanged(a: str, b: str, reference: float | None) -> Callable[[Function], F
             made = function(params, inputs | {a: inputs[b], b: inputs[a]})
             if reference is None:
                 return made
-            if "rewards/chosen" not in made.get("metrics", ()):
+            built = {"gamma", "learning_rate"} & params.keys()  # whose outputs have no rewards
+            if built or "rewards/chosen" not in made.get("metrics", ()):
                 raise ValueError("nothing tells an exchange from a detached argument")
             grads = made["grads"] | {a: made["grads"][b], b: made["grads"][a]}
             return made | {"grads": grads | {n: reference * grads[n] for n in REFERENCE}}
