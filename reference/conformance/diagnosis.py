@@ -73,7 +73,8 @@ class Diagnosis(NamedTuple):
         smallest: the failing case with the fewest numbers.
         furthest: the case with the output that is wrong by most.
         right: names of the outputs that are right on all cases.
-        common: what all failing cases have, and no other; "" where that is not known.
+        common: what all failing cases have, and no other, and further clues; "" where there are
+            none.
     """
 
     dialect: str
@@ -139,11 +140,10 @@ def _clues(
                 f"{case.id} has another answer when it is asked again, so something is kept from "
                 "one question to the next, or is random"
             )
-    first = first_losses_differ(right(*key), evidence)
-    if "losses" in wrong and first is not None:
+    if "losses" in wrong:
         yield (
             "the first loss of a run is wrong, before any update"
-            if first
+            if first_losses_differ(right(*key), evidence)
             else "the first loss of each run is right, so look at the updates, and at what else "
             "changes between the steps, as the reference"
         )
@@ -250,8 +250,9 @@ def _simple(key: Key, evidence: Evidence, wrong: frozenset[str]) -> list[Found]:
     """What one mistake, or another dialect, explains."""
     found = searched(simple(*key), evidence, wrong)
     for whole in (True, False):
-        in_loss = whole or first_losses_differ(right(*key), evidence) is not False
-        if in_loss and not any(one.outputs >= wrong for one in found):
+        if any(one.outputs >= wrong for one in found):
+            break
+        if whole or first_losses_differ(right(*key), evidence) is not False:
             found += fitted(key, families(*key, whole), evidence, wrong)
     return found
 

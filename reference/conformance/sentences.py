@@ -30,8 +30,7 @@ def _sentence(diagnosis: Diagnosis, part: Part) -> str:
         like = f", as {names}" if names else ""
         return f"{diagnosis.dialect} accepts what it should refuse{like}"
     if not part.hypotheses:
-        told = f"{diagnosis.dialect} is unknown, no named mistake gives its {outputs}"
-        return "; ".join([told, *_telling(diagnosis)])
+        return _unknown_of([diagnosis.dialect], diagnosis, part)
     mistakes = _mistakes(diagnosis, part)
     if len(mistakes) == len(part.hypotheses):
         of = "" if diagnosis.whole else outputs
@@ -133,12 +132,21 @@ def _unknown(parts: Sequence[Both]) -> Iterator[str]:
         alike = part.outputs, diagnosis.right, diagnosis.common
         groups.setdefault(alike, []).append((diagnosis, part))
     for (diagnosis, part), *others in groups.values():
-        if not others or part.outputs == (REFUSALS,):
+        if part.outputs == (REFUSALS,):
             yield from (_sentence(*both) for both in [(diagnosis, part), *others])
             continue
         names = [diagnosis.dialect, *(other.dialect for other, _ in others)]
-        told = f"{_which(names)} are unknown, no named mistake gives their {_listed(part.outputs)}"
-        yield "; ".join([told, *_telling(diagnosis)])
+        yield _unknown_of(names, diagnosis, part)
+
+
+def _unknown_of(dialects: Sequence[str], diagnosis: Diagnosis, part: Part) -> str:
+    """What is unknown in these dialects, of which this is the diagnosis of the first."""
+    if len(dialects) == 1:
+        who, whose = f"{dialects[0]} is", "its"
+    else:
+        who, whose = f"{_which(dialects)} are", "their"
+    told = f"{who} unknown, no named mistake gives {whose} {_listed(part.outputs)}"
+    return "; ".join([told, *_telling(diagnosis)])
 
 
 def _which(dialects: Sequence[str]) -> str:

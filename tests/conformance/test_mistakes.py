@@ -123,6 +123,11 @@ def row_named(rows, name):
     return row
 
 
+def training_case(dialect, name):
+    (case,) = (c for c in load_cases("training", dialect) if c.id.endswith(f"/{name}"))
+    return case
+
+
 def run_with(optimizer, params, x):
     """A run of Optax on the gradients that one step of plain descent gives."""
     function = DIALECTS["training", "dpo"]
@@ -181,7 +186,7 @@ def scheduled(first, then, steps):
 )
 def test_optimizers_are_those_of_optax(name, constant, optimizer):
     """In the case whose gradients are large enough for all of them."""
-    (case,) = (c for c in load_cases("training", "dpo") if c.id.endswith("/steep"))
+    case = training_case("dpo", "steep")
     right, row = DIALECTS["training", "dpo"], row_named(TRAINING, name)
     mistaken = (row if constant is None else row.known(constant)).change(right)
     made = mistaken(case.params, case.inputs)
@@ -194,11 +199,6 @@ def test_optimizers_are_those_of_optax(name, constant, optimizer):
     assert not np.allclose(made["parameters"], plain["parameters"], rtol=1e-4)
 
 
-def steep(dialect, split):
-    (case,) = (c for c in load_cases("training", dialect) if c.id.endswith(f"/{split}"))
-    return case
-
-
 @pytest.mark.parametrize(
     ("name", "each_time"),
     [
@@ -208,7 +208,7 @@ def steep(dialect, split):
 )
 def test_gradients_that_are_clipped_in_the_accumulation(name, each_time):
     """Where the loop over micro-batches clips what Optax would clip after it."""
-    case, right = steep("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
+    case, right = training_case("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
     made = row_named(TRAINING, name).known(1.0).change(right)(case.params, case.inputs)
     x, rate = case.inputs, case.params["learning_rate"]
     clip, table = optax.clip_by_global_norm(1.0), x["table"]
@@ -244,7 +244,7 @@ def sft_with(smoothing, loss, params, x):
 
 def test_label_smoothing_over_the_vocabulary():
     """Optax smooths the labels, and JAX has the gradient."""
-    case = steep("sft", "away-from-reference-1x8")
+    case = training_case("sft", "away-from-reference-1x8")
     x = case.inputs
     row = row_named(TRAINING, "with label smoothing {c} over the vocabulary").known(0.1)
     made = row.change(DIALECTS["training", "sft"])(case.params, x)
@@ -287,7 +287,7 @@ def test_an_empty_system_turn_is_named():
 )
 def test_the_last_micro_batch_is_reported(name, share):
     """The first loss is that of its last pair, before any update."""
-    case, right = steep("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
+    case, right = training_case("dpo", "steep-8x1"), DIALECTS["training", "dpo"]
     made = row_named(TRAINING, name).change(right)(case.params, case.inputs)
     last = right(case.params, case.inputs | {"batches": case.inputs["batches"][:1, -1:]})
     np.testing.assert_allclose(made["losses"][0], share * last["losses"][0], rtol=1e-12)
@@ -306,7 +306,7 @@ def test_the_last_micro_batch_is_reported(name, share):
 )
 def test_the_reference_of_other_pairs(words, rows):
     """The first loss, by hand of the log-probabilities of both tables."""
-    case, right = steep("dpo", "shuffled"), DIALECTS["training", "dpo"]
+    case, right = training_case("dpo", "shuffled"), DIALECTS["training", "dpo"]
     x, name = case.inputs, f"with the reference of the pairs {words}"
     made = row_named(TRAINING, name).change(right)(case.params, x)
 

@@ -19,7 +19,7 @@ def updated(direction: Callable) -> Callable[[Function], Function]:
     def step(one: Step) -> Updated:
         loss, gradient = one.gradient()
         one.memory.append(gradient)
-        return loss, one.table - one.rate * direction(one.memory, one.table)
+        return loss, one.moved(direction(one.memory, one.table))
 
     return step_by_step(step)
 
@@ -43,12 +43,17 @@ def clipped(gradient: np.ndarray, largest: float, epsilon: float) -> np.ndarray:
     return gradient * min(largest / (np.linalg.norm(gradient) + epsilon), 1.0)
 
 
+def clipped_once(largest: float, epsilon: float, one: Step) -> Updated:
+    loss, gradient = one.gradient()
+    return loss, one.moved(clipped(gradient, largest, epsilon))
+
+
 def clipped_in_parts(largest: float, epsilon: float, one: Step) -> Updated:
     """The mean of the clipped gradients of the micro-batches."""
     loss, _ = one.right()
     parts = [one.gradient(batches=rows[None, None])[1] for rows in one.inputs["batches"][0]]
     update = np.mean([clipped(part, largest, epsilon) for part in parts], axis=0)
-    return loss, one.table - one.rate * update
+    return loss, one.moved(update)
 
 
 def clipped_each_time(largest: float, epsilon: float, one: Step) -> Updated:
@@ -58,7 +63,7 @@ def clipped_each_time(largest: float, epsilon: float, one: Step) -> Updated:
     for rows in batches:
         _, part = one.gradient(batches=rows[None, None])
         gradient = clipped(gradient + part / len(batches), largest, epsilon)
-    return loss, one.table - one.rate * gradient
+    return loss, one.moved(gradient)
 
 
 def normed(gradients: list[np.ndarray], table: np.ndarray) -> np.ndarray:
@@ -71,7 +76,7 @@ def rates(factor_of: Callable[[int, int], float]) -> Callable[[Function], Functi
 
     def step(one: Step) -> Updated:
         loss, gradient = one.gradient()
-        return loss, one.table - one.rate * factor_of(one.number, one.steps) * gradient
+        return loss, one.moved(factor_of(one.number, one.steps) * gradient)
 
     return step_by_step(step)
 
@@ -108,14 +113,11 @@ def schedules() -> Iterator[Mistake]:
 
 # fmt: off
 OPTIMIZERS = (
-    *(Mistake(f"with gradients clipped to norm {{c}}{words}", "optimizer",
-        lambda function, c, epsilon=epsilon:
-            updated(lambda g, table: clipped(g[-1], c, epsilon))(function))
-        for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),
     *(Mistake(f"with {what} clipped to norm {{c}}{words}", "optimizer",
         lambda function, c, step=step, epsilon=epsilon:
             step_by_step(partial(step, c, epsilon))(function))
         for what, step in (
+            ("gradients", clipped_once),
             ("the gradient of each micro-batch", clipped_in_parts),
             ("the gradient so far, after each micro-batch,", clipped_each_time))
         for words, epsilon in (("", 0.0), (" as in PyTorch", 1e-6))),

@@ -46,6 +46,10 @@ class Step(NamedTuple):
         made = self.function(self.params, self.inputs | changes)
         return made["losses"][0], made["parameters"]
 
+    def moved(self, direction: np.ndarray) -> np.ndarray:
+        """The table after an update of the learning rate times this direction, downwards."""
+        return self.table - self.rate * direction
+
     def gradient(self, **changes: Any) -> tuple[float, np.ndarray]:
         """The loss and its gradient, of other inputs if any."""
         loss, table = self.right(**changes)

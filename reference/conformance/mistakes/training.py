@@ -61,7 +61,7 @@ def one_part(index: int, divided: bool, one: Step) -> Updated:
     loss, _ = one.right()
     batches = one.inputs["batches"]
     _, gradient = one.gradient(batches=batches[:, [index]])
-    return loss, one.table - one.rate * gradient / (batches.shape[1] if divided else 1)
+    return loss, one.moved(gradient / (batches.shape[1] if divided else 1))
 
 
 def reported(index: int, divided: bool, one: Step) -> Updated:
@@ -76,7 +76,7 @@ def scaled(factor: Callable, one: Step) -> Updated:
     """The loss of a step times a factor of its inputs."""
     loss, gradient = one.gradient()
     by = factor(one.inputs)
-    return by * loss, one.table - one.rate * by * gradient
+    return by * loss, one.moved(by * gradient)
 
 
 def tokens_of(inputs: Values) -> int:
@@ -93,7 +93,7 @@ def smoothed(share: float, one: Step) -> Updated:
     uniform = counts * (np.exp(logps) - 1 / logps.shape[1])
     spread = -np.sum(counts * logps) / logps.shape[1]
     update = (1 - share) * gradient + share * uniform
-    return (1 - share) * loss + share * spread, one.table - one.rate * update
+    return (1 - share) * loss + share * spread, one.moved(update)
 
 
 def positions(of: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Function], Function]:
@@ -104,8 +104,8 @@ def positions(of: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[Function
 def masks(mask_of: Callable, params: Values, inputs: Values) -> Values:
     """Another mask of both responses, as in the log-probabilities of tokens."""
     return {
-        f"{side}_mask": mask_of(params, {"input_ids": inputs[f"{side}_ids"]}, inputs[mask])
-        for side, mask in (("chosen", "chosen_mask"), ("rejected", "rejected_mask"))
+        name: mask_of(params, {"input_ids": inputs[ids]}, inputs[name])
+        for ids, name in (("chosen_ids", "chosen_mask"), ("rejected_ids", "rejected_mask"))
     }
 
 
@@ -118,7 +118,7 @@ def over_right_number(mask_of: Callable, one: Step) -> Updated:
     other = masks(mask_of, one.params, one.inputs)
     loss, gradient = one.gradient(**other)
     share = tokens_of(one.inputs | other) / tokens_of(one.inputs)
-    return share * loss, one.table - one.rate * share * gradient
+    return share * loss, one.moved(share * gradient)
 
 
 def rate(power: int) -> Callable[[Function], Function]:
